@@ -1,0 +1,5 @@
+"""Attention over one layer: a slow reference, one part at a time, and the exact merge.
+
+Read reference.py first, then partial.py (one part, with its log-sum-exp), merge.py (parts into a whole) and mass.py
+(how much attention each slot received). Nothing here knows what a cache, a method or a model is.
+"""

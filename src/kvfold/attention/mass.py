@@ -1,0 +1,60 @@
+"""How much attention each slot received: the column sums of the attention matrix, without that matrix.
+
+A slot's weight for a query is exp(score - log-sum-exp), and the log-sum-exp over the whole layer is known once the
+parts are merged; so the sums come from a second pass over the keys, block by block. H2O lives on them.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+_QUERIES, _SLOTS = (
+    256,
+    1024,
+)  # a block of weights is that large for each row and query head, small enough to stay cached
+
+
+def attention_mass(
+    queries: Float[Tensor, "B G Q D"],
+    keys: Float[Tensor, "B H S D"],
+    log_sum_exp: Float[Tensor, "B G Q"],
+    *,
+    scale: float,
+    causal: bool = False,
+    counted: Bool[Tensor, "B Q"] | None = None,
+) -> Float[Tensor, "B H S"]:
+    """Attention that each slot received from the `counted` queries, averaged over the queries of its group.
+
+    `log_sum_exp` is that of the whole layer, not of this part. With `causal` the slots are the queries' own.
+    """
+    rows, heads, stored, _ = keys.shape
+    received = torch.zeros(rows, heads, stored, dtype=torch.float32, device=keys.device)
+    scaled = queries.float() * scale
+    weights_of = log_sum_exp.float()
+    if counted is not None:
+        weights_of = weights_of.masked_fill(~counted[:, None], torch.inf)  # a weight of exp(-inf)
+    for head in range(heads):
+        own = keys[:, head].float()  # B S D
+        for first in range(0, queries.shape[2], _QUERIES):
+            some = slice(first, min(first + _QUERIES, queries.shape[2]))
+            asked, offset = _of_head(scaled, weights_of, head, heads, some)
+            for start in range(0, some.stop if causal else stored, _SLOTS):
+                span = slice(start, min(start + _SLOTS, some.stop if causal else stored))
+                weights = torch.baddbmm(offset, asked, own[:, span].mT).exp_()
+                if causal and span.stop > first + 1:
+                    weights.unflatten(1, (-1, some.stop - first)).masked_fill_(_after(some, span, keys.device), 0.0)
+                received[:, head, span] += weights.sum(dim=1)
+    return received / (queries.shape[1] // heads)
+
+
+def _of_head(queries: Tensor, log_sum_exp: Tensor, head: int, heads: int, some: slice) -> tuple[Tensor, Tensor]:
+    """The queries of one key/value head's group side by side, [B, group x Q, D], and minus their log-sum-exp."""
+    group = queries.shape[1] // heads
+    of_head = slice(head * group, (head + 1) * group)
+    return queries[:, of_head, some].flatten(1, 2), -log_sum_exp[:, of_head, some].flatten(1, 2)[..., None]
+
+
+def _after(some: slice, span: slice, device: torch.device) -> Tensor:
+    """True where a slot comes after a query, [Q, S]."""
+    rows = torch.arange(some.start, some.stop, device=device)
+    return rows[:, None] < torch.arange(span.start, span.stop, device=device)

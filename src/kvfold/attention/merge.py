@@ -1,0 +1,26 @@
+"""Many partial attentions into one, exactly: each part weighs as much as the exponentials of its scores add up to.
+
+With o_i and l_i the output and log-sum-exp of part i, the whole is sum_i exp(l_i - l) o_i with l = logsumexp_i(l_i).
+No approximation is made, so a layer may mix any layouts. Milakov and Gimelshein, Online normalizer calculation for
+softmax, https://arxiv.org/abs/1805.02867
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from kvfold.attention.partial import Partial
+
+
+def merge(parts: Sequence[Partial]) -> Partial:
+    """The attention over all parts together. A query that saw nothing anywhere gets zeros."""
+    assert parts, "there is nothing to merge"
+    if len(parts) == 1:
+        return parts[0]
+    weights = torch.stack([part.log_sum_exp for part in parts])  # parts B G Q
+    total = weights.logsumexp(dim=0)
+    shares = (weights - torch.where(total.isfinite(), total, 0.0)).exp()
+    output = shares[0, ..., None] * parts[0].output
+    for share, part in zip(shares[1:], parts[1:], strict=True):
+        output = output + share[..., None] * part.output
+    return Partial(output.to(parts[0].output.dtype), total)

@@ -1,0 +1,182 @@
+"""What the suites of dialogues with a judge share: replies that are made once, and a score with or without a judge.
+
+With a judge, the score of a dialogue is what the judge says. Without one there is no grade of quality, and none is made
+up: the score is then the agreement with the replies of the full cache, the share of a reply up to the first token that
+differs, and records say so (`scored_by`). Replies and judgements are kept in the folder of the records.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kvfold.bench.choices import as_json
+from kvfold.bench.judging.endpoint import Endpoint
+from kvfold.bench.judging.judge import Judge
+from kvfold.bench.judging.notebook import Notebook, key_of, open_notebook
+from kvfold.bench.judging.replies import Replies, replies
+from kvfold.bench.judging.rubric import VERSION
+from kvfold.bench.judging.talk import Talk
+from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.errors import DataError, SuiteError
+
+REPLIES, JUDGEMENTS = "replies.jsonl", "judgements.jsonl"
+FULL = "full"
+_NOT_RECORDED = ("judge_url", "judge_model", "judge_seconds", "judge_tries", "judge_pause", "judge_at_a_time", "folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedSuite(Suite):
+    """Dialogues that a model replies to and a judge grades. Nothing in it changes."""
+
+    data: Path | None = None
+    reply_tokens: int = 128  # the longest reply
+    words: int | None = None  # only dialogues of at most so many words
+    judge_url: str = ""
+    judge_model: str = ""
+    judge_seconds: float = 60.0  # how long the judge may be silent
+    judge_tries: int = 4
+    judge_pause: float = 1.0  # seconds before the second try, doubled before each further one
+    judge_at_a_time: int = 4
+    folder: Path | None = None  # for replies and judgements; the folder of the records, where the command line runs it
+
+    def __post_init__(self) -> None:
+        if bool(self.judge_url) != bool(self.judge_model):
+            raise SuiteError(
+                f"judge_url={self.judge_url!r} and judge_model={self.judge_model!r} were given; a judge needs both an "
+                "address and a name; give --judge-url and --judge-model, or neither"
+            )
+        if self.reply_tokens < 1 or self.judge_at_a_time < 1:
+            raise SuiteError(
+                f"reply_tokens={self.reply_tokens} and judge_at_a_time={self.judge_at_a_time} were given; nothing is "
+                "said or judged by less than one; give 1 or more"
+            )
+        if self.judge_url:
+            self._endpoint()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What shapes dialogues and scores; a judge by its name and not by where it answers."""
+        chosen = {name: value for name, value in as_json(self).items() if name not in _NOT_RECORDED}
+        judge = (
+            f"{self.judge_model}, rubric {VERSION}" if self.judge_model else "agreement with the full cache's replies"
+        )
+        return chosen | {"scored_by": judge}
+
+    def at(self, folder: Path) -> "JudgedSuite":
+        """The same suite, keeping replies and judgements in that folder unless another was chosen."""
+        return self if self.folder is not None else replace(self, folder=folder)
+
+    def samples(self, *, n: int, seed: int) -> Sequence[Talk]:
+        """Dialogues from the file, the families in turn, which of each by the seed."""
+        if self.data is None:
+            raise DataError(
+                f"{self.name} was asked for; its dialogues are not part of kvfold; "
+                f"give --data with the folder that holds {self.data_file}"
+            )
+        talks = [talk for talk in self.talks(self.data) if self.words is None or _words(talk) <= self.words]
+        if n > len(talks):
+            short = "" if self.words is None else f" of at most {self.words} words"
+            raise SuiteError(
+                f"{n} dialogues were asked for; {self.data.name} holds {len(talks)}{short}; give at most so many"
+            )
+        return _in_turn(talks, seed=seed)[:n]
+
+    def shortcut(self, samples: Sequence[Talk]) -> None:
+        """There is none that could be measured."""
+
+    def ask(self, subject: Subject, plan: str, samples: Sequence[Talk]) -> list[Outcome]:
+        """Reply, or find what was replied before, and score it."""
+        said = self._replies(subject, plan, samples)
+        scores = self._judged(samples, said) if self.judge_url else self._agreement(subject, plan, samples, said)
+        return [
+            Outcome(family=talk.task, score=self.of_dialogue(each), metrics=self.of_turns(each), **one.cost)
+            for talk, one, each in zip(samples, said, scores, strict=True)
+        ]
+
+    @abstractmethod
+    def talks(self, path: Path) -> list[Talk]:
+        """Every dialogue of a file. Raises DataError for a file of another kind."""
+
+    @abstractmethod
+    def prompt(self, talk: Talk, turn: int, replies: Sequence[str]) -> list[dict[str, str]]:
+        """What the judge is asked about one turn; `replies` are those of the turns that count, up to this one."""
+
+    @abstractmethod
+    def of_dialogue(self, scores: Sequence[float]) -> float:
+        """The score of a dialogue, from those of its turns."""
+
+    @abstractmethod
+    def of_turns(self, scores: Sequence[float]) -> dict[str, float]:
+        """What else the turns' scores say, by its key in records."""
+
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(
+            url=self.judge_url,
+            model=self.judge_model,
+            limit_seconds=self.judge_seconds,
+            tries=self.judge_tries,
+            pause_seconds=self.judge_pause,
+        )
+
+    def _notebook(self, name: str) -> Notebook | None:
+        return None if self.folder is None else open_notebook(self.folder / name)
+
+    def _replies(self, subject: Subject, plan: str, samples: Sequence[Talk]) -> list[Replies]:
+        """What was replied under a plan; what the notebook knows is not asked again."""
+        notebook = self._notebook(REPLIES)
+        asked = [subject.fingerprint, subject.dtype, subject.device, plan, self.version, self.reply_tokens]
+        keys = [key_of(*asked, asdict(talk)) for talk in samples]
+        known = [None if notebook is None else notebook.find(key) for key in keys]
+        missing = [i for i, entry in enumerate(known) if entry is None]
+        found = {i: Replies.from_json(entry) for i, entry in enumerate(known) if entry is not None}
+        if missing:
+            fresh = replies(subject, plan, [samples[i] for i in missing], reply_tokens=self.reply_tokens)
+            found |= zip(missing, fresh, strict=True)
+        if notebook is not None:
+            for i in missing:
+                where = {"suite": self.name, "model": subject.name, "plan": plan, "dialogue": samples[i].name}
+                notebook.write(keys[i], where | found[i].as_json())
+        return [found[i] for i in range(len(samples))]
+
+    def _judged(self, samples: Sequence[Talk], said: Sequence[Replies]) -> list[list[float]]:
+        judge = Judge(endpoint=self._endpoint(), notebook=self._notebook(JUDGEMENTS), at_a_time=self.judge_at_a_time)
+        prompts = [
+            [self.prompt(talk, turn, one.texts[: i + 1]) for i, turn in enumerate(talk.asked)]
+            for talk, one in zip(samples, said, strict=True)
+        ]
+        scores = iter(judge.scores([prompt for each in prompts for prompt in each]))
+        return [[next(scores) for _ in each] for each in prompts]
+
+    def _agreement(
+        self, subject: Subject, plan: str, samples: Sequence[Talk], said: Sequence[Replies]
+    ) -> list[list[float]]:
+        full = said if plan == FULL else self._replies(subject, FULL, samples)
+        return [
+            [agreement(mine, whole) for mine, whole in zip(one.tokens, other.tokens, strict=True)]
+            for one, other in zip(said, full, strict=True)
+        ]
+
+
+def agreement(reply: Sequence[int], full: Sequence[int]) -> float:
+    """The share of the longer of two replies that stands before the first token in which they differ."""
+    longest = max(len(reply), len(full))
+    same = next((i for i, (a, b) in enumerate(zip(reply, full, strict=False)) if a != b), min(len(reply), len(full)))
+    return same / longest if longest else 1.0
+
+
+def _words(talk: Talk) -> int:
+    return sum(len(turn.question.split()) + len((turn.reply or "").split()) for turn in talk.turns)
+
+
+def _in_turn(talks: Sequence[Talk], *, seed: int) -> list[Talk]:
+    """One of each family, then the next of each, in an order that the seed decides."""
+    order = sorted(range(len(talks)), key=lambda i: key_of(seed, i, talks[i].name))
+    ranks: dict[str, int] = {}
+    placed = []
+    families = list(dict.fromkeys(talk.task for talk in talks))
+    for i in order:
+        rank = ranks[talks[i].task] = ranks.get(talks[i].task, -1) + 1
+        placed.append((rank, families.index(talks[i].task), i))
+    return [talks[i] for _, _, i in sorted(placed)]

@@ -1,0 +1,90 @@
+"""Progress while a suite runs: a table that fills itself on a terminal, plain lines anywhere else.
+
+Everything here goes to the console that it is given, standard error in the command line, so that standard output
+holds results only. It knows jobs, outcomes and records; it keeps none of them.
+"""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as Grid
+
+from kvfold.bench.record import Record
+from kvfold.bench.runner import Job
+from kvfold.bench.suite import Outcome
+from kvfold.bench.tables import HEADS, Table, cells, notes
+
+COLUMNS = ("plan", "samples", "score so far", "kept", "time")
+
+
+class PlainLines:
+    """For logs and pipes: a line when a plan starts and one when it is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def begin(self, job: Job, n: int) -> None:
+        """Say what starts."""
+        self._console.print(f"{job.plan}: {n} samples", highlight=False, soft_wrap=True)
+
+    def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
+        """Say nothing: a log is read afterwards."""
+
+    def finish(self, job: Job, record: Record) -> None:
+        """Say what came out."""
+        if record.failure is not None:
+            self._console.print(f"{job.plan}: failed, {record.failure}", highlight=False, soft_wrap=True)
+            return
+        line = f"{job.plan}: score {record.score:.3f}, kept {record.stored:.3f}, {record.wall_seconds:.1f} s"
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+class LiveTable:
+    """For terminals: one row per plan, redrawn as outcomes come in. It changes while it is entered."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, refresh_per_second=4)
+        self._rows: dict[Job, tuple[str, ...]] = {}
+        self._wanted = 0
+
+    def __enter__(self) -> "LiveTable":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def begin(self, job: Job, n: int) -> None:
+        """Open a row."""
+        self._wanted = n
+        self._show(job, (job.plan, f"0/{n}", "", "", ""))
+
+    def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
+        """Fill the row with what is known so far."""
+        score, kept = fmean(o.score for o in so_far), fmean(o.stored for o in so_far)
+        self._show(job, (job.plan, f"{len(so_far)}/{self._wanted}", f"{score:.3f}", f"{kept:.3f}", ""))
+
+    def finish(self, job: Job, record: Record) -> None:
+        """Close the row."""
+        done = f"{record.n}/{record.n}"
+        words = (job.plan, done, f"{record.score:.3f}", f"{record.stored:.3f}", f"{record.wall_seconds:.1f} s")
+        self._show(job, words if record.failure is None else (job.plan, "failed", record.failure, "", ""))
+
+    def _show(self, job: Job, words: tuple[str, ...]) -> None:
+        self._rows[job] = words
+        grid = Grid(*COLUMNS)
+        for row in self._rows.values():
+            grid.add_row(*row)
+        self._live.update(grid, refresh=True)
+
+
+def drawn(shown: Table) -> Grid:
+    """A finished table for a terminal."""
+    grid = Grid(title=shown.title, title_justify="left", caption="\n".join(notes(shown)), caption_justify="left")
+    for number, head in enumerate((*HEADS, *shown.families)):
+        grid.add_column(head, justify="left" if number == 0 else "right", no_wrap=number > 0)
+    for row in shown.rows:
+        grid.add_row(*cells(row), style="bold" if row.standing == "best" else None)
+    return grid

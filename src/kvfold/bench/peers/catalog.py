@@ -1,0 +1,83 @@
+"""Which rivals there are, what of each can be asked, and where its interpreter lies.
+
+One entry per rival: adding one is an entry here and a program in `programs/`. kvpress wants another transformers
+than ours, so it lives in a virtual environment of its own that `make peers` builds. Nothing is started here.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import kvfold
+from kvfold.errors import SuiteError
+
+PROGRAMS = Path(__file__).parent / "programs"
+OTHER_PYTHON = "KVFOLD_PEERS_PYTHON"  # names the interpreter of the second environment, where it is not .venv-peers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One thing that a rival can do."""
+
+    sized: bool = True  # takes a kept fraction
+    looks_at_queries: bool = False  # the newest queries tell it what to keep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """One rival: its program, the interpreter that runs it, its methods by the names that it gives them."""
+
+    name: str
+    program: Path
+    python: Path | None  # None: the second environment's
+    methods: Mapping[str, Method]
+
+    def command(self) -> tuple[str, ...]:
+        """What starts its process. Raises SuiteError where its interpreter is missing."""
+        python = self.python or second_python()
+        if not python.exists():
+            raise SuiteError(
+                f"the rival {self.name} was asked for; its interpreter {python} is not there; "
+                f"run `make peers`, or name one by {OTHER_PYTHON}"
+            )
+        return str(python), str(self.program)
+
+    def method(self, name: str) -> Method:
+        """The method of that name. Raises SuiteError for one that it does not have."""
+        if name not in self.methods:
+            near = get_close_matches(name, self.methods, n=1, cutoff=0.5) or list(self.methods)
+            raise SuiteError(
+                f"{self.name}:{name} was asked for; {self.name} has no such method here; near it: {', '.join(near)}"
+            )
+        return self.methods[name]
+
+
+def second_python() -> Path:
+    """The interpreter of the second environment, there or not."""
+    named = os.environ.get(OTHER_PYTHON)
+    return Path(named) if named else Path(kvfold.__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
+
+
+KVPRESS = Peer(
+    name="kvpress",
+    program=PROGRAMS / "kvpress_presses.py",
+    python=None,
+    methods={
+        "SnapKV": Method(looks_at_queries=True),
+        "KVzip": Method(),
+        "ExpectedAttention": Method(looks_at_queries=True),
+        "StreamingLLM": Method(),
+        "ObservedAttention": Method(looks_at_queries=True),
+        "ThinK": Method(looks_at_queries=True),
+    },
+)
+TRANSFORMERS = Peer(
+    name="transformers",
+    program=PROGRAMS / "stock_caches.py",
+    python=Path(sys.executable),
+    methods={"DynamicCache": Method(sized=False), "QuantizedCache": Method(sized=False)},
+)
+PEERS: Mapping[str, Peer] = {peer.name: peer for peer in (KVPRESS, TRANSFORMERS)}

@@ -1,0 +1,38 @@
+"""transformers' own caches beside ours: the dynamic one that keeps everything, and the quantised ones.
+
+Run by our own interpreter, as a process of its own like every rival; imports nothing of kvfold. A cache is found by
+its class name and built with the settings that it is given. It claims nothing about its size: transformers' caches
+report none.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import transformers
+from serving import Rival, Row, serve  # pyright: ignore[reportMissingImports]
+
+
+class Caches(Rival):
+    """Stock caches on one model. It changes: rows come and go."""
+
+    packages = ()
+
+    def fold(self, ids: Sequence[int], method: str, settings: dict[str, Any]) -> Row:
+        """Prefill; what folds, folds by itself."""
+        cache, _ = self.scene(method, settings)
+        with torch.no_grad():
+            self.model.model(input_ids=self._batch(ids), past_key_values=cache)
+        return Row(cache=cache, seen=len(ids))
+
+    def scene(self, method: str, settings: dict[str, Any]) -> tuple[Any, AbstractContextManager]:
+        """An empty cache; nothing to enter."""
+        return getattr(transformers, method)(config=self.model.config, **settings), nullcontext()
+
+    def prepare(self, row: Row) -> None:
+        """Nothing: all that belongs to a row lies in its cache."""
+
+
+if __name__ == "__main__":
+    serve(Caches())

@@ -1,0 +1,94 @@
+"""All rivals of one run: which of them has a process, for which model, and rows opened on them.
+
+One process serves all methods of a rival. A process that failed is replaced when it is next needed, so that one
+method's crash does not cost the others. Copies for other workers start their own processes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvfold.bench.peers.catalog import PEERS, Peer
+from kvfold.bench.peers.plans import RivalPlan, parse
+from kvfold.bench.peers.process import LIMIT_SECONDS, PeerError, Process
+from kvfold.bench.peers.rows import PeerRows
+from kvfold.bench.suite import Subject
+
+WEIGHT_TOLERANCE = 1e-6  # of the sum over all weights, which two builds of torch may add in another order
+
+
+class Rivals:
+    """Rivals on one model. It changes: processes start when something is asked of them."""
+
+    def __init__(
+        self,
+        *,
+        subject: Subject,
+        threads: int,
+        peers: Mapping[str, Peer] = PEERS,
+        limit_seconds: float = LIMIT_SECONDS,
+    ) -> None:
+        weights = [weight.detach() for weight in subject.model.parameters()]
+        self._sum = [sum(w.numel() for w in weights), sum(float(w.double().abs().sum()) for w in weights)]
+        self._opening = {
+            "checkpoint": subject.model.name_or_path,
+            "dtype": subject.dtype,
+            "device": subject.device,
+            "threads": threads,
+        }
+        self._peers, self._limit = dict(peers), limit_seconds
+        self._processes: dict[str, Process] = {}
+        self._versions: dict[str, dict[str, str]] = {}
+
+    def parse(self, text: str) -> RivalPlan:
+        """A rival's plan from its text."""
+        return parse(text, peers=self._peers)
+
+    def rows(self, text: str, *, count: int) -> PeerRows:
+        """Rows under a rival's plan. Raises PeerError where it does not start or loads other weights."""
+        plan = self.parse(text)
+        return PeerRows(self.process(plan.peer), plan, rows=count)
+
+    def scene(self, text: str, do: str, **request: Any) -> dict[str, Any]:
+        """One of the scenes that need no rows, carried out by a rival."""
+        plan = self.parse(text)
+        return self.process(plan.peer).ask(do, method=plan.method, settings=dict(plan.settings), **request)
+
+    def versions(self, text: str) -> dict[str, str]:
+        """The versions that a rival's numbers stand on; none before it has started."""
+        return self._versions.get(self.parse(text).peer, {})
+
+    def process(self, peer: str) -> Process:
+        """A rival's process with the model loaded."""
+        process = self._processes.get(peer)
+        if process is None or not process.alive:
+            process = Process(self._peers[peer].command(), limit_seconds=self._limit)
+            self._versions[peer] = self._opened(process)
+            self._processes[peer] = process
+        return process
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in self._processes.values():
+            process.close()
+        self._processes.clear()
+
+    def _opened(self, process: Process) -> dict[str, str]:
+        reply = process.ask("open", **self._opening)
+        try:
+            (count, total), versions = reply["weights"], dict(reply["versions"])
+            same = count == self._sum[0] and abs(total - self._sum[1]) <= WEIGHT_TOLERANCE * self._sum[1]
+        except (KeyError, TypeError, ValueError):
+            raise process.rubbish("open", reply) from None
+        if not same:
+            process.close()
+            raise PeerError("WeightsError", f"it loaded other weights than ours ({count} numbers, sum {total:.6g})")
+        return versions
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_processes": {}}  # a process cannot be sent to another worker
+
+    def __enter__(self) -> "Rivals":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()

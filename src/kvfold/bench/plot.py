@@ -1,0 +1,64 @@
+"""Score over kept bytes, drawn as SVG text that stands on its own.
+
+One curve per method, one point per size, with its interval; the ceiling, the floor and the best shortcut are lines
+across. The same records give the same bytes. It draws to a string and writes no file.
+"""
+
+import io
+
+from kvfold.bench.tables import Row, Table, is_full, is_none
+
+COLOURS = ("#0b6e99", "#c2571a", "#3a7d44", "#8a3ffc", "#b8860b", "#a11d33", "#4a5568")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def curves(table: Table) -> dict[str, list[Row]]:
+    """The rows of each method, smallest first; the ceiling and the floor are no curves."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(table.rows, key=lambda row: row.record.stored):
+        if not is_full(row.record) and not is_none(row.record) and row.record.failure is None:
+            name = row.label.replace(f"keep={row.record.keep}", "").replace("()", "").replace("(, ", "(")
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def _levels(axes, table: Table) -> None:
+    one = table.rows[0].record
+    axes.axhline(one.full, color="#222222", lw=1, label=f"full cache {one.full:.2f}")
+    axes.axhline(one.none, color="#888888", lw=1, ls="--", label=f"no history {one.none:.2f}")
+    if one.shortcut is not None:
+        axes.axhline(one.shortcut, color="#888888", lw=1, ls=":", label=f"best shortcut {one.shortcut:.2f}")
+
+
+def _curve(axes, name: str, rows: list[Row], number: int) -> None:
+    colour = COLOURS[number % len(COLOURS)]
+    kept = [row.record.stored for row in rows]
+    scores = [row.record.score for row in rows]
+    below = [max(0.0, row.record.score - row.record.interval[0]) for row in rows]
+    above = [max(0.0, row.record.interval[1] - row.record.score) for row in rows]
+    marker = MARKERS[number % len(MARKERS)]
+    axes.errorbar(kept, scores, yerr=(below, above), label=name, color=colour, marker=marker, ms=5, lw=1.5, capsize=3)
+
+
+def score_over_bytes(table: Table) -> str:
+    """The SVG element of one table, without the XML head."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # A fixed salt and no date: the same records must give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "kvfold", "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        _levels(axes, table)
+        for number, (name, rows) in enumerate(curves(table).items()):
+            _curve(axes, name, rows, number)
+        most = max((row.record.stored for row in table.rows if row.record.failure is None), default=1.0)
+        axes.set(xlabel="kept bytes, as a fraction of the full cache", ylabel="score", ylim=(-0.03, 1.03))
+        axes.set_xlim(0, max(1.0, most) + 0.03)
+        axes.set_title(table.title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+        sheet = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(sheet, metadata={"Date": None, "Creator": None})
+    return sheet.getvalue()[sheet.getvalue().index("<svg") :]

@@ -1,0 +1,126 @@
+"""One result: what one plan scored on one suite with one model, and everything needed to judge that number.
+
+A record is one line of JSON: the fields below, in this order, then a key for each metric of the suite, and their
+intervals together. It carries the outcome of every sample, so that two records on the same samples can be compared in
+pairs later. This file knows the shape of a record and nothing of how it came about, of files (`journal.py`) or of
+tables (`tables.py`).
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kvfold.errors import FileError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What was run, what it scored, what it held, how long it took. Fractions are of the full cache."""
+
+    suite: str
+    suite_version: int
+    settings: Mapping[str, Any]  # what shapes the suite's samples: turns, families, split
+    model: str
+    fingerprint: str
+    dtype: str
+    device: str
+    threads: int
+    plan: str  # its text
+    keep: float | None  # nominal; None where the plan has none
+    query_aware: bool  # did the method see the question before it folded
+    seed: int
+    n: int
+    score: float
+    interval: tuple[float, float]  # 95 %, bootstrap over samples
+    by_family: Mapping[str, float]
+    full: float  # the ceiling, on the same samples
+    none: float  # the floor, on the same samples
+    shortcut: float | None  # the best answer without memory of bindings, on the same samples
+    shortcut_by_family: Mapping[str, float] | None
+    retained: float | None  # score / full, at most 1; None where full is 0
+    stored: float
+    resident: float
+    attended: float
+    stored_bytes: int
+    resident_bytes: int
+    full_bytes: int
+    outcomes: tuple[float, ...]  # one score per sample, in the order of the samples
+    ttft_seconds: float
+    tpot_seconds: float
+    wall_seconds: float
+    git: str | None
+    versions: Mapping[str, str]
+    claimed: float | None = None  # the kept fraction that a rival reports itself, beside what it really stores
+    failure: str | None = None  # how it failed: kind and one line; what would have been measured is then null
+    remarks: tuple[str, ...] = ()  # what a reader must know before believing the score
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # keys of their own in the line
+    metric_intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # like `interval`
+
+    @property
+    def samples(self) -> str:
+        """Names the samples: records with the same name were asked the same questions of the same model."""
+        return samples_name(**{name: getattr(self, name) for name in ASKED})
+
+    @property
+    def work(self) -> str:
+        """Names the work: a record with this name need not be made again."""
+        return work_name(self.samples, self.plan)
+
+    def line(self) -> str:
+        """The record as one line of JSON, without a line break."""
+        assert not set(self.metrics) & set(KEYS), "a metric has a key of its own"
+        values = {name: getattr(self, name) for name in KEYS} | dict(self.metrics)
+        values |= {"metric_intervals": dict(self.metric_intervals)} if self.metric_intervals else {}
+        values |= {name: None for name in MEASURED if self.failure is not None}
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+
+ASKED = ("suite", "suite_version", "settings", "fingerprint", "dtype", "seed", "n")
+KEYS = tuple(field.name for field in dataclasses.fields(Record) if field.name not in ("metrics", "metric_intervals"))
+
+_NOTHING: dict[str, Any] = {"interval": (math.nan, math.nan), "by_family": {}, "outcomes": ()}
+_FRACTIONS = ("score", "stored", "resident", "attended", "ttft_seconds", "tpot_seconds")
+_SIZES = ("stored_bytes", "resident_bytes", "full_bytes")
+# What a failed run has not measured, as it stands in memory; in the file it is null.
+MEASURED = _NOTHING | dict.fromkeys(_FRACTIONS, math.nan) | dict.fromkeys(_SIZES, 0)
+
+
+def samples_name(**asked: Any) -> str:
+    """The `samples` of records that do not exist yet; the keywords are those of ASKED."""
+    assert set(asked) == set(ASKED)
+    return json.dumps([asked[name] for name in ASKED], sort_keys=True)
+
+
+def work_name(samples: str, plan: str) -> str:
+    """The `work` of a record that does not exist yet."""
+    return json.dumps([samples, plan])
+
+
+def from_line(line: str, *, where: str) -> Record:
+    """Read one line back. `where` is how an error calls the line."""
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise FileError(
+            f"{where} was read as a record; it is not JSON ({error.msg}); remove the line or give another folder"
+        ) from None
+    given = values if isinstance(values, dict) else {}
+    intervals = given.pop("metric_intervals", {})
+    metrics = {name: value for name, value in given.items() if name not in KEYS and type(value) in (int, float)}
+    if set(given) - set(metrics) != set(KEYS):
+        odd = ", ".join(sorted((set(given) - set(metrics)) ^ set(KEYS))[:4])
+        raise FileError(
+            f"{where} was read as a record; its keys differ in {odd}; it was written by another version of kvfold, "
+            "run the benchmark again into a new folder"
+        )
+    if values["failure"] is not None:
+        values |= MEASURED
+    for name in ("interval", "outcomes", "remarks"):
+        values[name] = tuple(values[name])
+    return Record(
+        **{name: values[name] for name in KEYS},
+        metrics=metrics,
+        metric_intervals={name: tuple(bounds) for name, bounds in intervals.items()},
+    )

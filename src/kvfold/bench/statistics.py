@@ -1,0 +1,68 @@
+"""How sure a score is: bootstrap intervals over samples, paired differences, and when two scores are a tie.
+
+Everything is a percentile bootstrap with a fixed seed, so the same outcomes give the same interval. It knows numbers
+only. It does not correct for many comparisons, and an interval of equal outcomes has no width, however few they are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DRAWS = 2_000
+LEVEL = 0.95
+SEED = 20_240_229
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How much more the first scored than the second, sample by sample, and where that lies."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def tie(self) -> bool:
+        """No difference that these samples could tell from none."""
+        return self.low <= 0.0 <= self.high
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """The means of DRAWS resamples; which samples are drawn depends on their number only, so pairs stay pairs."""
+    return values[_picks(len(values))].mean(axis=1)
+
+
+def _picks(count: int) -> np.ndarray:
+    return np.random.default_rng(SEED).integers(count, size=(DRAWS, count))
+
+
+def _bounds(means: np.ndarray) -> tuple[float, float]:
+    edge = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(means, [edge, 100 - edge])
+    return float(low), float(high)
+
+
+def interval(outcomes: Sequence[float]) -> tuple[float, float]:
+    """Where the score lies: the 95 % interval of the mean over samples."""
+    return _bounds(_means(np.asarray(outcomes, dtype=float)))
+
+
+def intervals(
+    outcomes: Sequence[Any], measure: Callable[[Sequence[Any]], Mapping[str, float]]
+) -> dict[str, tuple[float, float]]:
+    """Where each number lies that is measured of all outcomes together, be it a mean or not."""
+    if not measure(outcomes):
+        return {}
+    drawn = [measure([outcomes[pick] for pick in picks]) for picks in _picks(len(outcomes)).tolist()]
+    names = dict.fromkeys(name for one in drawn for name in one)
+    return {name: _bounds(np.asarray([one[name] for one in drawn if name in one])) for name in names}
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare two plans on the same samples in the same order."""
+    assert len(first) == len(second), "only outcomes of the same samples can be paired"
+    gaps = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    low, high = _bounds(_means(gaps))
+    return Difference(mean=float(gaps.mean()), low=low, high=high)

@@ -1,0 +1,113 @@
+"""dialogue: does a folded history still hold what was said, in real dialogues about real errands?
+
+Dialogues are read turn by turn and folded after each. Where a reply repeats a value that was last said some turns ago,
+the words before it are given and the value must be what the model would say greedily, token for token; that share is
+the score. Beside it: how likely the values were, and how far the replies' expectations are from the full cache's.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from typing import Literal
+
+from kvfold.bench.asking import slides
+from kvfold.bench.beside import Beside, Compared, joined
+from kvfold.bench.suite import Outcome, Subject, Suite, held
+from kvfold.bench.transcript import Form, Transcript, transcript
+from kvfold.data.values import History, histories
+from kvfold.errors import DataError, SuiteError
+
+PACE_TOKENS = 8  # said greedily once at the end, only to see how long that takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogueSuite(Suite):
+    """Values that replies repeat. Nothing in it changes."""
+
+    joined: int = 1  # dialogues that follow one another in one history
+    turns: int | None = None  # of a history, from its start; none: all
+    distance: int = 2  # turns since a value was last said, at least; at 1 it may stand among the newest tokens
+    form: Form = "template"
+    score: Literal["exact", "likelihood"] = "exact"  # likelihood: of a value's tokens, for models too small to say them
+    data: Path | None = None
+
+    name = "dialogue"
+    version = 1
+    rows = 16
+    scopes = ("history", "turn")
+    data_file = "sgd.dev.jsonl.xz"
+
+    def __post_init__(self) -> None:
+        for name in ("joined", "turns", "distance"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SuiteError(f"--set {name}={value} was given; it counts from 1; give 1 or more")
+
+    def samples(self, *, n: int, seed: int) -> Sequence[History]:
+        """Histories with some value that is last said early enough."""
+        if self.data is None:
+            raise DataError(
+                "the suite dialogue was asked for; it reads real dialogues and was given none; "
+                "give --data with a file of task dialogues, or the folder that holds sgd.dev.jsonl.xz"
+            )
+        return histories(self.data, n=n, seed=seed, joined=self.joined, turns=self.turns, distance=self.distance)
+
+    def shortcut(self, samples: Sequence[History]) -> None:
+        """None: what can be guessed without the history is what the floor scores."""
+
+    def ask(self, subject: Subject, plan: str, samples: Sequence[History]) -> list[Outcome]:
+        """Read every history through both caches, all together where the model allows it."""
+        groups = [[sample] for sample in samples] if slides(subject) else [samples]
+        return [outcome for group in groups for outcome in self._together(subject, plan, group)]
+
+    def _together(self, subject: Subject, plan: str, samples: Sequence[History]) -> Iterator[Outcome]:
+        scripts = [transcript(subject.tokenizer, sample.messages, form=self.form) for sample in samples]
+        pair = Beside(subject, plan, rows=len(samples))
+        # Nothing is folded before the first turn ends, so nothing is compared in it.
+        pair.feed([script.tokens[: script.turns[0].stop] for script in scripts])
+        pair.fold()
+        compared = [joined(pieces) for pieces in zip(*_later_turns(pair, scripts), strict=True)]
+        cost = held(pair.spent(), rows=len(samples))
+        _, pace = pair.greedy([_question(script) for script in scripts], most=PACE_TOKENS)
+        cost |= {"ttft_seconds": pace.first_seconds, "tpot_seconds": pace.token_seconds or 0.0}
+        for sample, script, one in zip(samples, scripts, compared, strict=True):
+            measured = _measured(sample, script, one)
+            score = measured["exact"] if self.score == "exact" else exp(measured["value_log_likelihood"])
+            yield Outcome(family=sample.family, score=score, metrics=measured, **cost)
+
+
+def _later_turns(pair: Beside, scripts: Sequence[Transcript]) -> Iterator[list[Compared]]:
+    """What each turn after the first gave, a value per row; the very last token is only ever a true next one."""
+    for step in range(1, max(len(script.turns) for script in scripts)):
+        turns = [script.turns[step] if step < len(script.turns) else range(0) for script in scripts]
+        chunks, following = [], []
+        for turn, script in zip(turns, scripts, strict=True):
+            truth = script.tokens[turn.start + 1 : turn.stop + 1]
+            chunks.append(script.tokens[turn.start : turn.start + len(truth)])
+            following.append(truth)
+        yield pair.read(chunks, following)
+        pair.fold()
+
+
+def _question(script: Transcript) -> tuple[int, ...]:
+    """What leads to the last reply."""
+    return script.tokens[script.turns[-1].start : script.replies[-1].start]
+
+
+def _measured(sample: History, script: Transcript, one: Compared) -> dict[str, float]:
+    """How well the values of a history were foretold, and how far its replies are from the full cache's."""
+    before = script.turns[0].stop + 1  # what was expected of token i stands at i - before
+    spans = [script.stretch(value.message, value.start, value.end) for value in sample.values]
+    hits = [bool(one.right[span.start - before : span.stop - before].all()) for span in spans]
+    asked = [token - before for span in spans for token in span]
+    replies = [token - before for reply in script.replies[1:] for token in reply]
+    return {
+        "exact": sum(hits) / len(hits),
+        "value_log_likelihood": float(one.likelihood[asked].double().mean()),
+        "kl": float(one.divergence[replies].double().mean()),
+        "top1": float(one.agrees[replies].double().mean()),
+    }
+
+
+SUITE = DialogueSuite()

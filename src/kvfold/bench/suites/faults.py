@@ -1,0 +1,91 @@
+"""faults: what goes wrong without an error, when a cache is used as chats and batches use it?
+
+Two families. `second_turn`: `generate` is called twice with one cache and the whole text; right is to read the last
+token of the reply and the new ones, nothing else. `padding`: a short row beside a longer one; right is to expect what
+it expects alone. It scores conduct, not memory, so dropping everything can be right too and there is no headroom
+between floor and ceiling. Rivals take part by --peers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvfold.bench.scenes import padded, second_turn
+from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.data import FAMILIES, dialogue
+from kvfold.errors import SuiteError
+
+KINDS = ("second_turn", "padding")
+TURNS = 24  # of the dialogue that a text is taken from
+ROUNDING = 32  # times the dtype's step, relative to the largest logit: what pads may change by rounding alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """One sample: which scene, and the text it is played with."""
+
+    kind: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultsSuite(Suite):
+    """Second turns and pads."""
+
+    tokens: int = 160  # of the first turn, and of the row that is padded
+    new: int = 12  # of the second turn
+    pads: int = 160
+
+    name = "faults"
+    version = 1
+    rows = 8
+
+    def samples(self, *, n: int, seed: int) -> Sequence[Text]:
+        """The two scenes in turn, each with the words of a held-out dialogue."""
+        return [Text(kind=KINDS[i % 2], words=_words(i, seed)) for i in range(n)]
+
+    def shortcut(self, samples: Sequence[Text]) -> None:
+        """None: nothing is remembered here."""
+
+    def ask(self, subject: Subject, plan: str, samples: Sequence[Text]) -> list[Outcome]:
+        """Play one scene each."""
+        return [self._play(subject, plan, sample) for sample in samples]
+
+    def _play(self, subject: Subject, plan: str, sample: Text) -> Outcome:
+        ids = subject.tokenizer(sample.words, add_special_tokens=False)["input_ids"]
+        if len(ids) < self.tokens + self.new:
+            raise SuiteError(
+                f"{self.tokens + self.new} tokens were asked for; a text has {len(ids)} here; give smaller settings"
+            )
+        first, second = ids[: self.tokens], ids[self.tokens : self.tokens + self.new]
+        if sample.kind == "second_turn":
+            scene = second_turn(subject, plan, first, second)
+            expected = len(second) + 1  # the reply's last token has not been read yet
+            right, metrics = scene.seen["fed"] == expected, {"fed": scene.seen["fed"], "fed_expected": expected}
+        else:
+            scene = padded(subject, plan, first, pads=self.pads)
+            step = torch.finfo(getattr(torch, subject.dtype)).eps
+            right, metrics = scene.seen["difference"] <= ROUNDING * step, scene.seen
+        return Outcome(
+            family=sample.kind,
+            score=float(right),
+            metrics=_floats(metrics),
+            ttft_seconds=0.0,
+            tpot_seconds=0.0,
+            **scene.sizes,
+        )
+
+
+def _words(number: int, seed: int) -> str:
+    family = FAMILIES[number // 2 % len(FAMILIES)]
+    told = dialogue(family, split="heldout", turns=TURNS, seed=seed * 1_000_003 + number)
+    return " ".join(message.content for message in told.messages)
+
+
+def _floats(values: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+SUITE = FaultsSuite()

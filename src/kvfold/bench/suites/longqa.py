@@ -1,0 +1,188 @@
+"""longqa: questions on real documents, several on one folded document, the question unseen or seen when it folds.
+
+Unseen: a document is read and folded once, and every question is asked of the same fold. Seen: the question is folded
+with the document, so each question has a fold of its own. The score is token F1 of the reply, or the likelihood of the
+reference answer, which says more about small models; records hold both. Version 1 is frozen.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from math import exp
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from kvfold.bench.asking import ask_rows, folded
+from kvfold.bench.prompts import Prompt, expected, prompt, reply, shortened
+from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.data.dialogue import plain
+from kvfold.data.files import prose, read_rows
+from kvfold.errors import DataError, SuiteError
+
+REPLY_TOKENS = 64
+HEAD = "Read the text and answer the question about it."
+ARTICLES = {"a", "an", "the"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question on one document, and the answer that people gave."""
+
+    document: int
+    text: str
+    question: str
+    answer: str
+    family: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongQaSuite(Suite):
+    """Questions on real documents. Nothing in it changes."""
+
+    tokens: int = 4096  # of a document; what is longer is cut there
+    question: Literal["seen", "unseen"] = "unseen"
+    questions: int = 4  # asked of one document
+    score: Literal["f1", "likelihood"] = "f1"
+    data: Path | None = None
+
+    name = "longqa"
+    version = 1
+    data_file = "fairytaleqa.val.jsonl.xz"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.questions < 1:
+            raise SuiteError(
+                f"{self.questions} questions on {self.tokens} tokens were set; there is nothing to ask; set 1 or more"
+            )
+
+    @property
+    def rows(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The questions of one document go together."""
+        return self.questions
+
+    @property
+    def query_aware(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the question is folded with the document."""
+        return self.question == "seen"
+
+    def samples(self, *, n: int, seed: int) -> Sequence[Question]:
+        """Documents in an order that follows from the seed, some questions of each; then again, never one twice."""
+        if self.data is None:
+            raise DataError(
+                "suite longqa was asked for; it asks about real documents and brings none; "
+                "give --data with rows of text or messages and qa"
+            )
+        rng = random.Random(f"longqa:{seed}")
+        piles = [rng.sample(pile, len(pile)) for pile in _questions(self.data)]
+        rng.shuffle(piles)
+        rounds = max(map(len, piles)) // self.questions + 1
+        steps = [slice(turn * self.questions, (turn + 1) * self.questions) for turn in range(rounds)]
+        found = [question for step in steps for pile in piles for question in pile[step]]
+        if n > len(found):
+            raise SuiteError(f"{n} samples were asked for; {self.data.name} has {len(found)} questions; ask for fewer")
+        return found[:n]
+
+    def shortcut(self, samples: Sequence[Question]) -> None:
+        """None: the floor is what can be said without the document."""
+
+    def ask(self, subject: Subject, plan: str, samples: Sequence[Question]) -> list[Outcome]:
+        """Read and fold each document once, or once with each question; then reply, and score the reference."""
+        outcomes: list[Outcome] = []
+        for _, group in groupby(samples, key=lambda sample: sample.document):
+            questions = list(group)
+            text = shortened(subject.tokenizer, questions[0].text, self.tokens)
+            prompts = [self._prompt(subject.tokenizer, text, question) for question in questions]
+            rows = None if self.query_aware else folded(subject, plan, [prompts[0].context])
+            for question, one in zip(questions, prompts, strict=True):
+                assert rows is None or one.context == prompts[0].context, "one fold serves one text"
+                asked = folded(subject, plan, [one.context]) if rows is None else rows
+                outcomes.append(self._outcome(subject, asked, one, question, cut=text != question.text))
+        return outcomes
+
+    def _outcome(self, subject: Subject, rows: Any, asked: Prompt, question: Question, *, cut: bool) -> Outcome:
+        (answer,) = ask_rows(subject, rows, [asked])
+        said = reply(subject.tokenizer, answer.tokens)
+        likely = _likelihood(subject, rows, asked, question)
+        f1 = token_f1(said, question.answer)
+        metrics = {
+            "f1": f1,
+            "exact": float(_words(said) == _words(question.answer)),
+            "log_likelihood": likely,
+            "cut": float(cut),  # whether the document was longer than what was read
+        }
+        score = f1 if self.score == "f1" else exp(likely)
+        return Outcome(family=question.family, score=score, metrics=metrics, **answer.cost)
+
+    def _prompt(self, tokenizer: Any, text: str, question: Question) -> Prompt:
+        last = f"Question: {question.question}"
+        return prompt(
+            tokenizer,
+            f"{HEAD}\n\n{text}\n\n{last}",
+            question=last,
+            seen=self.query_aware,
+            reply_tokens=REPLY_TOKENS,
+            begun=_begun(tokenizer),
+        )
+
+
+def _likelihood(subject: Subject, rows: Any, asked: Prompt, question: Question) -> float:
+    """How likely the reference answer is in the reply's place, nats a token. The rows are afterwards as they were."""
+    reference = expected(subject.tokenizer, question.answer, begun=_begun(subject.tokenizer))
+    logits = rows.trial([[*asked.question, *reference]])[0]
+    log_shares = logits[len(asked.question) - 1 : -1].float().log_softmax(dim=-1)
+    return float(log_shares[torch.arange(len(reference)), list(reference)].mean())
+
+
+def token_f1(said: str, answer: str) -> float:
+    """How much of the words two texts share, order, case, punctuation and articles apart."""
+    first, second = Counter(_words(said)), Counter(_words(answer))
+    shared = (first & second).total()
+    return 2 * shared / (first.total() + second.total()) if shared else float(first == second)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in plain(text).split() if word not in ARTICLES]
+
+
+def _begun(tokenizer: Any) -> str:
+    """A model that was not made for chat is told that an answer comes now."""
+    return "" if tokenizer.chat_template else "Answer:"
+
+
+@cache
+def _questions(path: Path) -> list[list[Question]]:
+    """The questions of each document of a file that has some."""
+    rows = read_rows(path, fields=("qa",))
+    found = []
+    for number, row in enumerate(rows):
+        odd = [pair for pair in row["qa"] if not {"question", "answer"} <= pair.keys()]
+        if odd or not ("text" in row or "messages" in row):
+            raise DataError(
+                f"{path} was given; its row {number + 1} holds no text or messages, or a question without answer; "
+                "give rows of text and qa, a list of question and answer"
+            )
+        text = prose(row).strip()
+        found.append(
+            [
+                Question(
+                    document=number,
+                    text=text,
+                    question=" ".join(pair["question"].split()),
+                    answer=" ".join(pair["answer"].split()),
+                    family=pair.get("kind", "question"),
+                )
+                for pair in row["qa"]
+                if pair["answer"].strip()
+            ]
+        )
+    if not any(found):
+        raise DataError(f"{path} was given; none of its rows asks a question; give rows whose qa has some")
+    return [questions for questions in found if questions]
+
+
+SUITE = LongQaSuite()

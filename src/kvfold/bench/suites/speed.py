@@ -1,0 +1,217 @@
+"""speed: time per token, per prefill and per fold, as ratios to our own `full` and to the stock cache.
+
+Made on models of real shapes with random weights (`--model smollm2-135m`, a config.json, or any model). The plan, our
+`full` and the stock cache take turns within one run, so a machine that is slow for a while is slow for all three;
+the score is the ratio full/plan, one per turn. What memory bandwidth predicts stands beside each measured time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any, ClassVar
+
+import torch
+
+from kvfold.bench.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory
+from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.errors import SuiteError
+
+STAGES = ("decode", "prefill")
+_WARM_UP = 2  # turns that are not counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of each of the three, in seconds."""
+
+    plan: float
+    full: float
+    stock: float
+    attention: float  # of the plan's turn: attending, appending and folding in all layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed(Suite):
+    """`n` interleaved turns at one context length; `stage` is what a turn does."""
+
+    name: ClassVar[str] = "speed"
+    version: ClassVar[int] = 1
+    rows: ClassVar[int] = 1_000_000  # all turns in one chunk: they share the caches
+
+    tokens: int = 16384
+    stage: str = "decode"  # one token after `tokens`, or a prompt of `tokens` with its fold
+
+    def samples(self, *, n: int, seed: int) -> Sequence[int]:
+        """Numbers of turns."""
+        if self.stage not in STAGES:
+            raise SuiteError(
+                f"stage {self.stage!r} was asked for; speed knows {' and '.join(STAGES)}; give one of them"
+            )
+        return range(seed, seed + n)
+
+    def shortcut(self, samples: Sequence[int]) -> None:
+        """There is none."""
+
+    def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
+        """Every turn of a plan, beside full and stock."""
+        bench = _Decode if self.stage == "decode" else _Prefill
+        with torch.no_grad():
+            made = bench(subject, plan, self.tokens, seed=samples[0])
+            reset_peak_memory()
+            turns = [made.turn(number) for number in range(_WARM_UP + len(samples))][_WARM_UP:]
+        ledger = made.ledger
+        shared = {
+            "peak_memory_bytes": peak_memory_bytes(),
+            "moved_bytes": made.moved_bytes,
+            "predicted_seconds": made.moved_bytes / read_bandwidth(),
+        }
+        return [
+            Outcome(
+                family=f"{self.stage} at {self.tokens}",
+                score=turn.full / turn.plan,
+                stored=ledger.stored,
+                resident=ledger.resident,
+                attended=ledger.attended,
+                stored_bytes=ledger.stored_bytes,
+                resident_bytes=ledger.resident_bytes,
+                full_bytes=ledger.full_bytes,
+                ttft_seconds=turn.plan if self.stage == "prefill" else 0.0,
+                tpot_seconds=turn.plan if self.stage == "decode" else 0.0,
+                metrics=_metrics(turn) | shared,
+            )
+            for turn in turns
+        ]
+
+    def metrics(self, outcomes: Sequence[Outcome]) -> Mapping[str, float]:
+        """Medians over the turns, which a noisy machine moves less than means."""
+        names = outcomes[0].metrics
+        return {name: _median([outcome.metrics[name] for outcome in outcomes]) for name in names}
+
+
+def _metrics(turn: Turn) -> dict[str, float]:
+    return {
+        "speedup_over_full": turn.full / turn.plan,
+        "speedup_over_stock": turn.stock / turn.plan,
+        "seconds": turn.plan,
+        "full_seconds": turn.full,
+        "stock_seconds": turn.stock,
+        "attention_seconds": turn.attention,
+        "other_seconds": turn.plan - turn.attention,
+    }
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+class _Decode:
+    """Three caches of the same length, one token at a time."""
+
+    def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
+        from kvfold.hf.cache_bridge import cache
+        from kvfold.hf.shapes import fill, fill_stock
+
+        self.model = subject.model
+        self.plan, self.full = (cache(self.model, text, prompt_tokens=0) for text in (plan, "full"))
+        for own in (self.plan, self.full):
+            fill(own, self.model, tokens, seed=seed)
+        self.stock = fill_stock(self.model, tokens, seed=seed)
+        self.ledger = self.plan.ledger()
+        self.moved_bytes = self.ledger.stored_bytes + _weight_bytes(self.model)
+
+    def turn(self, number: int) -> Turn:
+        """One token through each; who goes first changes from turn to turn."""
+        spent = _Stopwatch(self.plan)
+        work: dict[str, Callable[[], None]] = {
+            "plan": partial(_step, self.model, self.plan, number),
+            "full": partial(_step, self.model, self.full, number),
+            "stock": partial(_step, self.model, self.stock, number),
+        }
+        times = _in_turn(self.model, work, number)
+        return Turn(attention=spent.seconds(), **times)
+
+
+class _Prefill:
+    """A prompt through a fresh cache of each kind, with the plan's fold at its end."""
+
+    def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
+        from kvfold.hf.cache_bridge import cache
+
+        self.model, self.text, self.tokens = subject.model, plan, tokens
+        self.new = partial(cache, self.model)
+        first = self.new(plan)
+        _feed(self.model, first, tokens, seed)
+        self.ledger = first.ledger()
+        self.moved_bytes = self.ledger.full_bytes + _weight_bytes(self.model)
+
+    def turn(self, number: int) -> Turn:
+        """The prompt through each; who goes first changes from turn to turn."""
+        own = self.new(self.text)
+        spent = _Stopwatch(own)
+        work: dict[str, Callable[[], None]] = {
+            "plan": partial(_feed, self.model, own, self.tokens, number),
+            "full": partial(_feed, self.model, self.new("full"), self.tokens, number),
+            "stock": partial(_feed, self.model, None, self.tokens, number),
+        }
+        times = _in_turn(self.model, work, number)
+        return Turn(attention=spent.seconds(), **times)
+
+
+class _Stopwatch:
+    """Adds up what one cache spends in its own attention, appends and folds."""
+
+    def __init__(self, cache: Any) -> None:
+        self._spent = 0.0
+        memory = cache.memory
+        attend = type(memory).attend
+
+        def timed(*args: Any, **settings: Any) -> Any:
+            start = perf_counter()
+            output = attend(memory, *args, **settings)
+            self._spent += perf_counter() - start
+            return output
+
+        memory.attend = timed
+
+    def seconds(self) -> float:
+        """Everything so far."""
+        return self._spent
+
+
+def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> dict[str, float]:
+    """Each piece of work once, timed; the stock cache runs under the stock attention."""
+    names = list(work)
+    order = names[number % 3 :] + names[: number % 3]
+    times = {}
+    for name in order:
+        model.set_attn_implementation("sdpa" if name == "stock" else "kvfold")
+        _synchronise(model)
+        start = perf_counter()
+        work[name]()
+        _synchronise(model)
+        times[name] = perf_counter() - start
+    return times
+
+
+def _step(model: Any, cache: Any, number: int) -> None:
+    token = torch.tensor([[number % model.config.vocab_size]], device=model.device)
+    model(token, past_key_values=cache)
+
+
+def _feed(model: Any, cache: Any, tokens: int, seed: int) -> None:
+    from kvfold.hf.shapes import feed, stock_cache
+
+    feed(stock_cache(model) if cache is None else cache, model, tokens, seed=seed)
+
+
+def _weight_bytes(model: Any) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def _synchronise(model: Any) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+SUITE = Speed()

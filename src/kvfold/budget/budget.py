@@ -1,0 +1,62 @@
+"""Budget: what a cache may spend on the tokens that it keeps, as a fraction, as tokens or in bytes.
+
+A fraction and a number of bytes are turned into slots with everything that a slot costs counted (its position, its
+observed mass), so that the ledger meets the budget. It knows sizes only, no tensors and no methods.
+"""
+
+from dataclasses import dataclass
+
+from kvfold.errors import BudgetError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Exactly one of the three. A fraction is of the bytes of the full cache, and grows with the text.
+
+    >>> Budget(fraction=0.5).slots(seen=100, pinned=4, slot_bytes=128, token_bytes=128, shares=2)
+    50
+    """
+
+    fraction: float | None = None
+    tokens: int | None = None
+    size_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.fraction, self.tokens, self.size_bytes) if value is not None]
+        if len(given) != 1:
+            raise BudgetError(
+                f"a budget of {len(given)} kinds was asked for; it is one of keep (a fraction), tokens or bytes; "
+                "give exactly one"
+            )
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise BudgetError(f"keep={self.fraction} was asked for; it is a fraction; give more than 0 and at most 1")
+        if self.fraction is None and given[0] < 1:
+            raise BudgetError(f"a budget of {given[0]} was asked for; nothing fits in it; give at least 1")
+
+    def slots(self, *, seen: int, pinned: int, slot_bytes: int, token_bytes: int, shares: int) -> int:
+        """Slots per head that one row of one layer may hold after `seen` tokens, sinks included.
+
+        `token_bytes` is what a token costs in the full cache of one layer, `slot_bytes` what it costs here, both over
+        all heads; `shares` are the rows times layers that a budget in bytes is split over. A fraction always allows
+        the sinks.
+        """
+        if self.fraction is not None:
+            return max(int(self.fraction * seen * token_bytes + 1e-6) // slot_bytes, min(pinned, seen))
+        if self.tokens is not None:
+            return self._holding(self.tokens, pinned, "tokens", pinned + 1)
+        assert self.size_bytes is not None
+        share = self.size_bytes // shares
+        return self._holding(share // slot_bytes, pinned, "bytes", (pinned + 1) * slot_bytes * shares)
+
+    def check(self, *, pinned: int) -> None:
+        """Refuse a budget in tokens that could never hold the sinks and one token more."""
+        if self.tokens is not None:
+            self._holding(self.tokens, pinned, "tokens", pinned + 1)
+
+    def _holding(self, slots: int, pinned: int, unit: str, least: int) -> int:
+        if slots <= pinned:
+            raise BudgetError(
+                f"{slots} slots cannot hold {pinned} pinned tokens and a recent one; "
+                f"give {unit}={least} or more, or pin less"
+            )
+        return slots

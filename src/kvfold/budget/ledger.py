@@ -1,0 +1,67 @@
+"""Ledger: what a cache holds at one moment, in integers that can be checked against the tensors.
+
+Bytes are those of distinct storages, slack included. Fractions come from the integers: stored (bytes anywhere),
+resident (bytes on the model's device) and attended (slots read per step) are three different things. No tensors here.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartLine:
+    """One kind of part, over all layers: `sinks`, `folded`, `tail`, `window`."""
+
+    name: str
+    device: str
+    slots: int  # entries of one layer, row and head
+    stored_bytes: int
+    slack_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """What was spent. Printing it shows a table; every field is an integer but the plan and the three fractions."""
+
+    plan: str
+    fed: int  # columns given to the model, pads included
+    seen: int  # real tokens, over all rows
+    layers: int  # layers that fold
+    kv_heads: int
+    slots: int  # entries held, over rows, layers and heads
+    stored_bytes: int  # over the layers that fold, slack included
+    resident_bytes: int  # of those, on the model's device
+    slack_bytes: int  # of those, room for tokens to come
+    full_bytes: int  # what every real token would take in these layers, in the dtype the cache is handed
+    other_bytes: int  # layers that never fold: sliding windows
+    attended_slots: int  # slots that one new token of each row reads, over layers and heads
+    parts: tuple[PartLine, ...]
+    claimed: float | None = None  # the kept fraction that somebody else's cache reports of itself; ours reports this
+
+    @property
+    def stored(self) -> float:
+        """Kept fraction of the full cache's bytes, wherever they lie."""
+        return self.stored_bytes / self.full_bytes if self.full_bytes else 1.0
+
+    @property
+    def resident(self) -> float:
+        """Fraction of the full cache's bytes that lies on the model's device."""
+        return self.resident_bytes / self.full_bytes if self.full_bytes else 1.0
+
+    @property
+    def attended(self) -> float:
+        """Fraction of all tokens that a step reads."""
+        every = self.seen * self.layers * self.kv_heads
+        return self.attended_slots / every if every else 1.0
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.plan}: fed {self.fed}, seen {self.seen}, slots {self.slots}\n"
+            f"stored {self.stored:.3f} ({self.stored_bytes} of {self.full_bytes} bytes), "
+            f"resident {self.resident:.3f}, attended {self.attended:.3f}, "
+            f"slack {self.slack_bytes} bytes, layers that never fold {self.other_bytes} bytes"
+        )
+        lines = [
+            f"  {part.name:<8} {part.device:<6} {part.slots:>10} slots {part.stored_bytes:>12} bytes"
+            for part in self.parts
+        ]
+        return "\n".join([head, *lines])

@@ -1,0 +1,72 @@
+"""Folding by a pass: a segment's raw tokens leave, and the new slots that a pass made of them join the folded part.
+
+First the sinks are set apart, so that the tail is the segment and nothing else; then a pass reads it; then its keys
+and values take its place. It knows layer states and tensors; who made the new slots it does not know.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from kvfold.cache.dense import DensePart
+from kvfold.cache.fold import Rules, State, allowed_slots
+from kvfold.cache.kv import KV, Codec
+from kvfold.cache.part import positions_of_rows
+from kvfold.cache.request import Pass, Segment
+
+Made = tuple[Tensor, Tensor]  # keys and values [B, H, K, D] of a pass's rows in one layer
+
+
+def pin(state: State, rules: Rules) -> State:
+    """The state with the first real tokens of the tail among its sinks, until each row has all its pinned tokens."""
+    tail = state.tail
+    assert tail is not None
+    missing = torch.tensor([rules.pinned - held for held in state.pinned_of_rows], device=tail.keys.device)
+    taken = tail.valid & (tail.valid.cumsum(dim=1) <= missing[:, None])
+    if not bool(taken.any()):
+        return state
+    length = tail.length
+    part = _part(tail.keys[:, :, :length], tail.values[:, :, :length], tail.positions[:, :length], taken, rules.raw)
+    sinks = part if state.sinks is None else state.sinks.extend(part)
+    return replace(state, sinks=sinks, tail=tail.without(taken))
+
+
+def segment_of(state: State, rules: Rules, columns: int) -> Segment:
+    """What the oldest columns of a pinned state's tail hold, and how many slots its budget has for them."""
+    tail = state.tail
+    assert tail is not None
+    real, rest = tail.valid[:, :columns], tail.valid[:, columns:].sum(dim=1).tolist()
+    slots = []
+    for row, count in enumerate(real.sum(dim=1).tolist()):
+        seen = state.seen[row] - int(rest[row])
+        allowed = allowed_slots(state, rules, seen=seen, pinned=state.pinned_of_rows[row])
+        held = max(state.folded_of_rows[row], default=0)
+        slots.append(int(count) if allowed is None else min(max(allowed - held, 0), int(count)))
+    return Segment(real=real, positions=tail.positions[:, :columns], slots=tuple(slots))
+
+
+def absorb(state: State, rules: Rules, *, columns: int, request: Pass, made: Made | None) -> State:
+    """The state with a pass's slots in place of the oldest columns of the tail; None made no slot for any row."""
+    tail = state.tail
+    assert tail is not None
+    folded = state.folded
+    if made is not None:
+        keys, values = made
+        part = _part(keys, values, request.positions, request.real, rules.codec)
+        folded = part if folded is None else folded.extend(part)
+    return replace(state, folded=folded, tail=tail.after(columns), window=None)
+
+
+def _part(keys: Tensor, values: Tensor, positions: Tensor, taken: Bool[Tensor, "B S"], codec: Codec) -> DensePart:
+    """The taken columns of every row, for every head."""
+    rows, heads = keys.shape[:2]
+    among = taken[:, None].expand(-1, heads, -1)
+    flat = KV(
+        keys[among][None, None], values[among][None, None], positions_of_rows(positions, heads)[among][None, None]
+    )
+    whole = DensePart.of(flat, codec)
+    counts = tuple((int(count),) * heads for count in taken.sum(dim=1).tolist())
+    assert len(counts) == rows
+    return whole.made_of(dict(whole.tensors()), counts)

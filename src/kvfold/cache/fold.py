@@ -1,0 +1,329 @@
+"""Folding one layer: the oldest columns of its tail leave, and what the method keeps of them joins the folded part.
+
+Rows that hold equally many slots are folded together in one call of the method. The sinks, the first real tokens of
+a row, are set apart first and no method ever sees them. With scope "history" a method chooses among everything held,
+again and again; with "turn" among the new tokens only, once, unless the budget was lowered below what is held.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kvfold.cache.dense import DensePart
+from kvfold.cache.kv import KV, Chooser, Codec, Observed
+from kvfold.cache.part import positions_of_rows
+from kvfold.cache.tail import Tail
+from kvfold.cache.window import QueryWindow
+from kvfold.errors import CacheError
+
+POSITION_BYTES = 4
+MASS_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a layer folds by: the plan's members, and what is pinned."""
+
+    chooser: Chooser
+    codec: Codec
+    raw: Codec  # how sinks are stored: as they came
+    pinned: int  # first real tokens of each row that stay raw
+    layers: int  # layers that fold: a budget in bytes is split over them
+
+    @property
+    def folds(self) -> bool:
+        """Whether a fold changes anything: keeping everything as it is leaves it in the tail."""
+        return self.chooser.budget is not None or not self.codec.lossless
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What a layer holds at one moment."""
+
+    sinks: DensePart | None = None
+    folded: DensePart | None = None
+    tail: Tail | None = None
+    window: QueryWindow | None = None
+    seen: tuple[int, ...] = ()  # real tokens of each row so far, the tail's included
+    start: int = 0  # columns fed before the first one here
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor held, as `part.name`."""
+        parts = (("sinks", self.sinks), ("folded", self.folded), ("tail", self.tail), ("window", self.window))
+        for name, part in parts:
+            if part is not None:
+                yield from ((f"{name}.{own}", tensor) for own, tensor in part.tensors())
+
+    def rows(self, indices: Sequence[int]) -> "State":
+        """The state with these rows, in this order, repeats allowed."""
+        return replace(
+            self,
+            sinks=None if self.sinks is None else self.sinks.rows(indices),
+            folded=None if self.folded is None else self.folded.rows(indices),
+            tail=None if self.tail is None else self.tail.rows(indices),
+            window=None if self.window is None else self.window.rows(indices),
+            seen=tuple(self.seen[row] for row in indices),
+        )
+
+    @property
+    def pinned_of_rows(self) -> list[int]:
+        """Sinks held by each row."""
+        return [0] * len(self.seen) if self.sinks is None else self.sinks.slots_of_rows
+
+    @property
+    def folded_of_rows(self) -> list[tuple[int, ...]]:
+        """Folded slots of each row's heads; an empty tuple where nothing was folded yet."""
+        return [()] * len(self.seen) if self.folded is None else list(self.folded.counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Rows that fold alike, and the columns of the tail that they fold."""
+
+    rows: tuple[int, ...]
+    segment: KV  # sinks already taken off
+    mass: Float[Tensor, "B H S"] | None
+    sinks: KV
+    held: tuple[int, ...]  # folded slots of each head
+    allowed: int | None  # folded slots a head may hold afterwards; None: all of them
+
+
+def fold(state: State, rules: Rules, *, columns: int | None, scale: float) -> State:
+    """The state after its tail's oldest `columns` (all by default) were folded."""
+    tail = state.tail
+    assert tail is not None
+    columns = tail.length if columns is None else columns
+    if not (rules.folds or tail.padded):
+        return state if tail.slack_bytes == 0 else replace(state, tail=tail.after(0))
+    if columns == 0 and not _can_judge(state, rules):
+        return state
+    groups = list(_groups(state, rules, columns))
+    order = [row for group in groups for row in group.rows]
+    back = [order.index(row) for row in range(len(order))]
+    sinks = _stacked([DensePart.of(group.sinks, rules.raw) for group in groups], back)
+    fresh, kept = [], _everything(state.folded)
+    for group in groups:
+        old, new = _choose(group, state, rules, scale)
+        fresh.append(_part_of(group, new, rules.codec))
+        _mark(kept, old, group, state)
+    folded = _stacked(fresh, back)
+    if state.folded is not None:
+        survivors = state.folded if kept.all() else state.folded.keep(kept)
+        folded = survivors.extend(folded) if folded.slots else survivors
+    pinned = sinks if state.sinks is None else state.sinks.extend(sinks) if sinks.slots else state.sinks
+    rest = tail.after(columns)
+    return replace(state, sinks=pinned, folded=folded, tail=rest, window=_rest_of_window(state, rest))
+
+
+def _rest_of_window(state: State, rest: Tail) -> QueryWindow | None:
+    """The queries of the tokens that are still raw: the others have had their say."""
+    if state.window is None or rest.length == 0:
+        return None
+    raw = rest.valid.sum(dim=1).tolist()
+    first = [seen - int(count) for seen, count in zip(state.seen, raw, strict=True)]
+    return state.window.since(torch.tensor(first, device=state.window.positions.device))
+
+
+def _can_judge(state: State, rules: Rules) -> bool:
+    """Whether an eviction without new tokens makes sense: something is folded, and the method has what it judges by."""
+    return state.folded is not None and (not rules.chooser.needs.queries or state.window is not None)
+
+
+def _groups(state: State, rules: Rules, columns: int) -> Iterator[_Group]:
+    tail = state.tail
+    assert tail is not None
+    valid = tail.valid[:, :columns]
+    real = [columns] * len(state.seen) if not tail.padded else [int(count) for count in valid.sum(dim=1)]
+    rest = tail.valid[:, columns:].sum(dim=1).tolist()
+    alike: dict[tuple, list[int]] = {}
+    for row, count in enumerate(real):
+        taken = min(rules.pinned - state.pinned_of_rows[row], count)
+        seen = state.seen[row] - int(rest[row])
+        key = (count, taken, seen, state.pinned_of_rows[row], state.folded_of_rows[row])
+        alike.setdefault(key, []).append(row)
+    for (count, taken, seen, pinned, held), rows in alike.items():
+        whole, mass = _columns(tail, rows, columns, count)
+        yield _Group(
+            rows=tuple(rows),
+            sinks=_cut(whole, slice(0, taken)),
+            segment=_cut(whole, slice(taken, None)),
+            mass=None if mass is None else mass[:, :, taken:],
+            held=held,
+            allowed=allowed_slots(state, rules, seen=seen, pinned=pinned + taken),
+        )
+
+
+def allowed_slots(state: State, rules: Rules, *, seen: int, pinned: int) -> int | None:
+    """Folded slots a head of one row may hold after `seen` tokens, its sinks taken off; None keeps everything."""
+    tail = state.tail
+    assert tail is not None
+    budget = rules.chooser.budget
+    if budget is None:
+        return None
+    heads = tail.keys.shape[1]
+    token_bytes = heads * sum(tensor.shape[-1] * tensor.element_size() for tensor in (tail.keys, tail.values))
+    slot_bytes = token_bytes + heads * (POSITION_BYTES + (MASS_BYTES if rules.chooser.needs.mass else 0))
+    slots = budget.slots(
+        seen=seen,
+        pinned=rules.pinned,
+        slot_bytes=slot_bytes,
+        token_bytes=token_bytes,
+        shares=rules.layers * len(state.seen),
+    )
+    return max(slots - pinned, 0)
+
+
+def _columns(tail: Tail, rows: list[int], columns: int, count: int) -> tuple[KV, Tensor | None]:
+    """The real tokens of some rows among the first columns: `count` for each of them."""
+    heads = tail.keys.shape[1]
+    if len(rows) == tail.keys.shape[0] and count == columns:
+        head = slice(0, columns)
+        positions = positions_of_rows(tail.positions[:, head], heads)
+        mass = None if tail.mass is None else tail.mass[:, :, head]
+        return KV(tail.keys[:, :, head], tail.values[:, :, head], positions), mass
+    chosen = torch.tensor(rows, device=tail.keys.device)
+    order = tail.valid[chosen, :columns].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    wide = order[:, None, :, None].expand(-1, heads, -1, -1)
+    keys = tail.keys[chosen].gather(2, wide.expand(-1, -1, -1, tail.keys.shape[-1]))
+    values = tail.values[chosen].gather(2, wide.expand(-1, -1, -1, tail.values.shape[-1]))
+    positions = positions_of_rows(tail.positions[chosen].gather(1, order), heads)
+    mass = None if tail.mass is None else tail.mass[chosen].gather(2, wide[..., 0])
+    return KV(keys, values, positions), mass
+
+
+def _cut(kv: KV, span: slice) -> KV:
+    return KV(kv.keys[:, :, span], kv.values[:, :, span], kv.positions[:, :, span])
+
+
+def _choose(group: _Group, state: State, rules: Rules, scale: float) -> tuple[Tensor | None, Tensor]:
+    """Which folded slots stay (None: all; else one flat mask a row) and which of the segment's, [B, H, S]."""
+    new, held = len(group.segment), max(group.held, default=0)
+    everything = group.segment.positions.new_ones(group.segment.positions.shape, dtype=torch.bool)
+    if group.allowed is None or held + new <= group.allowed:
+        return None, everything
+    if rules.chooser.scope == "turn" and held <= group.allowed:
+        return None, _chosen(group.segment, group, rules, group.allowed - held, group.mass, slice(None), state, scale)
+    heads = len(group.held)
+    if len(set(group.held)) <= 1:
+        spans = [slice(0, group.segment.keys.shape[1])]
+    else:
+        spans = [slice(head, head + 1) for head in range(heads)]
+    old, kept = [], []
+    for span in spans:
+        past, past_mass = _past(group, span, state)
+        among = _joined(past, _of_heads(group.segment, span))
+        mass = _joined_mass(past_mass, group.mass, span)
+        chosen = _chosen(among, group, rules, group.allowed, mass, span, state, scale)
+        before = 0 if past is None else len(past)
+        old.append(chosen[:, :, :before].flatten(1))
+        kept.append(chosen[:, :, before:])
+    return torch.cat(old, dim=1), torch.cat(kept, dim=1)
+
+
+def _chosen(kv: KV, group: _Group, rules: Rules, slots: int, mass: Tensor | None, heads: slice, state: State,
+            scale: float) -> Bool[Tensor, "B H S"]:  # fmt: skip
+    """What the method keeps, held to its budget."""
+    if slots >= len(kv):
+        return torch.ones(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)
+    if slots == 0:
+        return torch.zeros(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)
+    kept = rules.chooser.choose(kv, slots, _observed(group, rules, mass, heads, state, scale))
+    if kept.shape != kv.positions.shape or int(kept.sum(dim=2).max()) > slots:
+        raise CacheError(
+            f"{type(rules.chooser).__name__} was asked to keep {slots} of {len(kv)} slots; it answered with a mask of "
+            f"{tuple(kept.shape)} and up to {int(kept.sum(dim=-1).max())} slots; mend its `choose`"
+        )
+    return kept
+
+
+def _observed(group: _Group, rules: Rules, mass: Tensor | None, heads: slice, state: State, scale: float) -> Observed:
+    device = group.segment.keys.device
+    seen = torch.tensor([state.seen[row] for row in group.rows], device=device)
+    if state.window is None:
+        return Observed(scale=scale, seen=seen, mass=mass)
+    window = state.window.rows(group.rows)
+    queries, weights = window.queries, window.log_sum_exp
+    if heads != slice(None):
+        per_head = queries.shape[1] // group.segment.keys.shape[1]
+        of_heads = slice(heads.start * per_head, heads.stop * per_head)
+        queries, weights = queries[:, of_heads], weights[:, of_heads]
+    return Observed(scale=scale, seen=seen, mass=mass, queries=queries, query_positions=window.positions,
+                    log_sum_exp=weights)  # fmt: skip
+
+
+def _past(group: _Group, heads: slice, state: State) -> tuple[KV | None, Tensor | None]:
+    """The folded slots of a group's rows and of some heads, decoded."""
+    if state.folded is None:
+        return None, None
+    part = state.folded if list(group.rows) == list(range(len(state.seen))) else state.folded.rows(group.rows)
+    pieces, masses = [], []
+    for block in part.blocks:
+        first = max(heads.start, block.heads.start)
+        if first < min(heads.stop, block.heads.stop):
+            inside = slice(first - block.heads.start, min(heads.stop, block.heads.stop) - block.heads.start)
+            pieces.append(_of_heads(part.read(block), inside))
+            mass = part.mass_of(block)
+            masses.append(None if mass is None else mass[:, inside])
+    whole = KV(*(torch.cat([getattr(piece, name) for piece in pieces]) for name in ("keys", "values", "positions")))
+    return whole, None if masses[0] is None else torch.cat(masses)
+
+
+def _of_heads(kv: KV, heads: slice) -> KV:
+    return KV(kv.keys[:, heads], kv.values[:, heads], kv.positions[:, heads])
+
+
+def _joined(past: KV | None, new: KV) -> KV:
+    if past is None:
+        return new
+    return KV(
+        torch.cat([past.keys, new.keys], dim=2),
+        torch.cat([past.values, new.values], dim=2),
+        torch.cat([past.positions, new.positions], dim=2),
+    )
+
+
+def _joined_mass(past: Tensor | None, new: Tensor | None, heads: slice) -> Tensor | None:
+    if new is None:
+        return None
+    return new[:, heads] if past is None else torch.cat([past, new[:, heads]], dim=2)
+
+
+def _part_of(group: _Group, kept: Bool[Tensor, "B H S"], codec: Codec) -> DensePart:
+    """What stays of a segment, encoded."""
+    counts = tuple(tuple(int(count) for count in row) for row in kept.sum(dim=2).tolist())
+    return DensePart(
+        codec=codec,
+        dtype=group.segment.keys.dtype,
+        counts=counts,
+        payload=codec.encode(group.segment.keys[kept], group.segment.values[kept]),
+        positions=group.segment.positions[kept].to(torch.int32),
+        mass=None if group.mass is None else group.mass[kept],
+    )
+
+
+def _everything(folded: DensePart | None) -> Bool[Tensor, " slots"]:
+    if folded is None:
+        return torch.ones(0, dtype=torch.bool)
+    return torch.ones(folded.positions.shape[0], dtype=torch.bool, device=folded.positions.device)
+
+
+def _mark(kept: Tensor, old: Tensor | None, group: _Group, state: State) -> None:
+    """Write a group's choice among the folded slots into the flat mask of all rows."""
+    if old is None or state.folded is None:
+        return
+    starts = torch.tensor([0, *(sum(row) for row in state.folded.counts)]).cumsum(0).tolist()
+    for own, row in enumerate(group.rows):
+        kept[starts[row] : starts[row + 1]] = old[own]
+
+
+def _stacked(parts: list[DensePart], order: list[int]) -> DensePart:
+    """Groups of rows as one part, with the rows back in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    every = [dict(part.tensors()) for part in parts]
+    tensors = {name: torch.cat([own[name] for own in every]) for name in every[0]}
+    whole = parts[0].made_of(tensors, tuple(row for part in parts for row in part.counts))
+    return whole if order == sorted(order) else whole.rows(order)

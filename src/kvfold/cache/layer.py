@@ -1,0 +1,193 @@
+"""Layer: what one attention layer remembers, and the three things it does: attend, append, fold.
+
+A layer is its sinks (the first real tokens, raw), its folded part and its raw tail. New tokens attend over all of
+them, merged exactly, and join the tail; at a boundary the tail's tokens are folded by fold.py. The state is a value,
+so a forward is undone by putting the old one back. It knows no model, and methods only by what they need.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kvfold.attention.mass import attention_mass
+from kvfold.attention.merge import merge
+from kvfold.attention.partial import Partial, partial
+from kvfold.cache.fold import Rules, State, fold
+from kvfold.cache.part import Part
+from kvfold.cache.tail import PAD, Tail
+from kvfold.cache.window import remember
+from kvfold.errors import CacheError
+
+_PADDED_PIECE = 512  # new columns at a time when rows are padded: masks are written out, so they must stay small
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class New:
+    """New tokens of one forward, as one layer gets them."""
+
+    queries: Float[Tensor, "B G Q D"]
+    keys: Float[Tensor, "B H Q D"]
+    values: Float[Tensor, "B H Q E"]
+    positions: Int[Tensor, "#B Q"]
+    valid: Bool[Tensor, "B Q"] | None  # None: no pads
+
+    def piece(self, start: int, stop: int) -> "New":
+        """Some of the columns."""
+        some = slice(start, stop)
+        return New(
+            queries=self.queries[:, :, some],
+            keys=self.keys[:, :, some],
+            values=self.values[:, :, some],
+            positions=self.positions[:, some],
+            valid=None if self.valid is None else self.valid[:, some],
+        )
+
+
+class Layer:
+    """One layer's memory. It changes: `state` is replaced by every append and fold, never edited."""
+
+    def __init__(self, rules: Rules, *, start: int = 0) -> None:
+        self.rules = rules
+        self.state = State(start=start)
+        self.scale: float | None = None
+
+    def attend(self, new: New, *, scale: float, boundaries: Sequence[int] = ()) -> Float[Tensor, "B G Q D"]:
+        """Output for new tokens, which join the tail. `boundaries` are counts of new columns after which to fold."""
+        self.scale = scale
+        count = new.queries.shape[2]
+        outputs, begun = [], 0
+        for stop in _stops(count, boundaries, padded=new.valid is not None):
+            outputs.append(self._attend_piece(new.piece(begun, stop) if (begun, stop) != (0, count) else new, scale))
+            if stop in boundaries:
+                self.fold()
+            begun = stop
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+    def fold(self, columns: int | None = None) -> None:
+        """Fold the oldest columns of the tail (all of it by default), and evict what the budget no longer allows."""
+        if self.state.tail is None or self.scale is None:
+            return
+        with torch.no_grad(), torch.inference_mode(False):
+            self.state = fold(self.state, self.rules, columns=columns, scale=self.scale)
+
+    def invalidate(self, valid: Bool[Tensor, "B length"]) -> None:
+        """Turn columns of the tail into pads where a later mask says that they are none of the row's tokens."""
+        tail = self.state.tail
+        if tail is None:
+            return
+        gone = tail.valid & ~valid
+        if gone.any():
+            lost = gone.sum(dim=1).tolist()
+            seen = tuple(seen - int(count) for seen, count in zip(self.state.seen, lost, strict=True))
+            window = self.state.window
+            with torch.inference_mode(False):
+                if window is not None:
+                    window = window.without(tail.positions[:, : tail.length].masked_fill(~gone, PAD))
+                self.state = replace(self.state, tail=tail.without(gone), window=window, seen=seen)
+
+    def crop(self, columns: int) -> None:
+        """Forget the newest columns; they must still be in the raw tail and unobserved."""
+        tail = self.state.tail
+        if columns == 0:
+            return
+        if tail is None or columns > tail.length:
+            held = 0 if tail is None else tail.length
+            raise CacheError(
+                f"asked to remove {columns} tokens, but only the newest {held} are still raw; fold later or crop less"
+            )
+        if self.rules.chooser.needs.mass:
+            raise CacheError(
+                "asked to remove tokens whose attention was already added up; use a plan that keeps no such sums"
+            )
+        removed = tail.valid[:, tail.length - columns :].sum(dim=1).tolist()
+        seen = tuple(seen - int(count) for seen, count in zip(self.state.seen, removed, strict=True))
+        window = self.state.window
+        if window is not None:
+            with torch.inference_mode(False):
+                window = window.before(torch.tensor(seen, device=window.positions.device))
+        self.state = replace(self.state, tail=tail.cropped(tail.length - columns), window=window, seen=seen)
+
+    def own_tail(self) -> None:
+        """Copy the tail into buffers of its own, so that what others see in the old ones is not written over."""
+        if self.state.tail is not None:
+            with torch.inference_mode(False):
+                self.state = replace(self.state, tail=self.state.tail.after(0))
+
+    def take_rows(self, indices: Sequence[int]) -> None:
+        """Keep these rows, in this order, repeats allowed."""
+        with torch.inference_mode(False):
+            self.state = self.state.rows(indices)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor held, as `part.name`."""
+        return self.state.tensors()
+
+    def _attend_piece(self, new: New, scale: float) -> Tensor:
+        tail = self.state.tail
+        if tail is None:
+            counts_mass = self.rules.chooser.needs.mass
+            tail = Tail.empty(new.keys, new.values, start=self.state.start, counts_mass=counts_mass)
+        before, count = tail.length, new.queries.shape[2]
+        positions = new.positions.expand(new.queries.shape[0], -1)
+        tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid)
+        answers = [part.attend(new.queries, scale=scale) for part in self._parts()]
+        if count == 1:
+            answers.append(_over_tail(new.queries, tail, slice(0, before + 1), scale))
+        else:
+            if before:
+                answers.append(_over_tail(new.queries, tail, slice(0, before), scale))
+            answers.append(_over_tail(new.queries, tail, slice(before, before + count), scale, causal=True))
+        whole = merge(answers)
+        seen = self.state.seen or (0,) * new.queries.shape[0]
+        added = [count] * len(seen) if new.valid is None else new.valid.sum(dim=1).tolist()
+        seen = tuple(old + int(more) for old, more in zip(seen, added, strict=True))
+        self.state = replace(self.state, tail=tail, seen=seen)
+        self._observe(new, whole, before, scale)
+        return whole.output
+
+    def _parts(self) -> list[Part]:
+        return [part for part in (self.state.sinks, self.state.folded) if part is not None and part.slots]
+
+    def _observe(self, new: New, whole: Partial, before: int, scale: float) -> None:
+        """Keep what the method needs of these queries: a window of them, or the attention that they gave."""
+        needs = self.rules.chooser.needs
+        if not needs.queries and not needs.mass:
+            return
+        tail, folded, window = self.state.tail, self.state.folded, self.state.window
+        assert tail is not None
+        with torch.no_grad(), torch.inference_mode(False):
+            queries, weights = new.queries.detach(), whole.log_sum_exp.detach()
+            if needs.queries:
+                window = remember(
+                    window, queries, weights, positions=new.positions, valid=new.valid, width=needs.queries
+                )
+            if needs.mass:
+                if folded is not None and folded.slots:
+                    folded = folded.with_mass(queries, weights, scale=scale, counted=new.valid)
+                tail = replace(tail, mass=_tail_mass(tail, new, weights, before, scale))
+        self.state = replace(self.state, tail=tail, folded=folded, window=window)
+
+
+def _stops(count: int, boundaries: Sequence[int], *, padded: bool) -> list[int]:
+    """Where the pieces of `count` new columns end: at boundaries, and often enough when masks are written out."""
+    steps = range(_PADDED_PIECE, count, _PADDED_PIECE) if padded else ()
+    return sorted({*boundaries, *steps, count})
+
+
+def _over_tail(queries: Tensor, tail: Tail, span: slice, scale: float, *, causal: bool = False) -> Partial:
+    mask = tail.valid[:, None, None, span] if tail.padded else None
+    return partial(queries, tail.keys[:, :, span], tail.values[:, :, span], scale=scale, causal=causal, mask=mask)
+
+
+def _tail_mass(tail: Tail, new: New, log_sum_exp: Tensor, before: int, scale: float) -> Tensor:
+    """The tail's sums after these queries: earlier columns were seen by all of them, new ones causally."""
+    assert tail.mass is not None
+    mass = tail.mass.clone()
+    queries, counted = new.queries.detach(), new.valid
+    old, own = tail.keys[:, :, :before], tail.keys[:, :, before : tail.length]
+    mass[:, :, :before] += attention_mass(queries, old, log_sum_exp, scale=scale, counted=counted)
+    mass[:, :, before:] += attention_mass(queries, own, log_sum_exp, scale=scale, causal=True, counted=counted)
+    return mass.masked_fill(~tail.valid[:, None], 0.0) if tail.padded else mass

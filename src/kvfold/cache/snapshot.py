@@ -1,0 +1,141 @@
+"""Snapshot: all that a memory holds as named tensors and plain values, and a memory made from them again.
+
+Exact: codes, scales, positions, observed sums and windows come back bit by bit; only the slack of raw tails, which
+holds nothing, is left out. It writes no files and knows no model: hf/snapshot.py adds the layers that never fold.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kvfold.cache.cache import Boundaries, Mark, Memory
+from kvfold.cache.dense import DensePart
+from kvfold.cache.fold import State
+from kvfold.cache.kv import Codec
+from kvfold.cache.tail import Tail
+from kvfold.cache.window import QueryWindow
+from kvfold.errors import CacheError, FileError
+
+Plain: TypeAlias = dict[str, Any]  # what JSON can say, keys in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One moment of a memory. The tensors are the memory's own: read them, do not write to them."""
+
+    tensors: Mapping[str, Tensor]  # "layer.part.name"
+    plain: Plain
+
+
+def take(memory: Memory) -> Snapshot:
+    """What a memory holds now. A forward that never ended is undone first, and an interrupted fold is ended."""
+    mark = memory.mark()
+    tensors: dict[str, Tensor] = {}
+    layers: Plain = {}
+    for index, state in mark.states.items():
+        tight = state if state.tail is None else _tight(state.tail)
+        parts = {"sinks": state.sinks, "folded": state.folded, "tail": tight, "window": state.window}
+        for name, part in parts.items():
+            if part is not None:
+                tensors |= {f"{index}.{name}.{own}": tensor for own, tensor in part.tensors()}
+        layers[str(index)] = _plain(state, memory.layers[index].scale)
+    boundaries = {"prompt": mark.boundaries.prompt, "stride": mark.boundaries.stride}
+    return Snapshot(tensors=tensors, plain={"fed": mark.fed, "boundaries": boundaries, "layers": layers})
+
+
+def put_back(memory: Memory, snapshot: Snapshot) -> None:
+    """Make a memory of the same plan and layers hold what the snapshot says.
+
+    Raises CacheError for another set of layers and FileError for a snapshot that contradicts itself.
+    """
+    plain = snapshot.plain
+    theirs = sorted(int(index) for index in plain["layers"])
+    if theirs != sorted(memory.layers):
+        raise CacheError(
+            f"a memory of layers {theirs} was to be put into a model that folds {sorted(memory.layers)}; "
+            "what one model remembers means nothing to another; load it with the model that it was saved with"
+        )
+    states = {}
+    for index, layer in memory.layers.items():
+        own = {name: tensor for name, tensor in snapshot.tensors.items() if name.startswith(f"{index}.")}
+        states[index] = _state(plain["layers"][str(index)], _by_part(own), memory)
+        layer.scale = plain["layers"][str(index)]["scale"]
+    boundaries = Boundaries(**plain["boundaries"])
+    memory.restore(Mark(states=states, fed=plain["fed"], boundaries=boundaries, folding=None))
+
+
+def _tight(tail: Tail) -> Tail:
+    """The tail without its slack."""
+    return tail if tail.keys.shape[2] == tail.length else tail.after(0)
+
+
+def _plain(state: State, scale: float | None) -> Plain:
+    tail = state.tail
+    return {
+        "seen": list(state.seen),
+        "start": state.start,
+        "scale": scale,
+        "sinks": None if state.sinks is None else _part(state.sinks),
+        "folded": None if state.folded is None else _part(state.folded),
+        "tail": None if tail is None else {"length": tail.length, "start": tail.start, "padded": tail.padded},
+        "window": state.window is not None,
+    }
+
+
+def _part(part: DensePart) -> Plain:
+    return {"counts": [list(row) for row in part.counts], "dtype": str(part.dtype).removeprefix("torch.")}
+
+
+def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """ "3.sinks.keys" -> sinks -> keys."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        _, part, own = name.split(".", 2)
+        parts.setdefault(part, {})[own] = tensor
+    return parts
+
+
+def _state(plain: Plain, parts: Mapping[str, dict[str, Tensor]], memory: Memory) -> State:
+    rules = memory.rules
+    try:
+        return State(
+            sinks=_dense(plain["sinks"], parts.get("sinks", {}), rules.raw),
+            folded=_dense(plain["folded"], parts.get("folded", {}), rules.codec),
+            tail=None if plain["tail"] is None else _tail(plain["tail"], parts["tail"]),
+            window=QueryWindow(**parts["window"]) if plain["window"] else None,
+            seen=tuple(plain["seen"]),
+            start=plain["start"],
+        )
+    except (KeyError, TypeError) as error:
+        _contradiction(f"{error} is missing or strange")
+
+
+def _dense(plain: Plain | None, tensors: dict[str, Tensor], codec: Codec) -> DensePart | None:
+    if plain is None:
+        return None
+    counts = tuple(tuple(row) for row in plain["counts"])
+    slots = sum(sum(row) for row in counts)
+    wrong = [name for name, tensor in tensors.items() if tensor.shape[0] != slots]
+    if wrong:
+        _contradiction(f"{slots} slots are promised, and {wrong[0]} holds {tensors[wrong[0]].shape[0]}")
+    return DensePart(
+        codec=codec,
+        dtype=getattr(torch, plain["dtype"]),
+        counts=counts,
+        payload={name: tensor for name, tensor in tensors.items() if name not in ("positions", "mass")},
+        positions=tensors["positions"],
+        mass=tensors.get("mass"),
+    )
+
+
+def _tail(plain: Plain, tensors: dict[str, Tensor]) -> Tail:
+    if tensors["keys"].shape[2] != plain["length"]:
+        _contradiction(f"a tail of {plain['length']} columns is promised, and {tensors['keys'].shape[2]} are there")
+    return Tail(**tensors, **plain)
+
+
+def _contradiction(what: str) -> NoReturn:
+    raise FileError(f"a saved cache was to be read; it contradicts itself ({what}); get a sound copy of the file")

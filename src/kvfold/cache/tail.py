@@ -1,0 +1,117 @@
+"""Tail: the newest tokens of a layer, raw, in buffers that grow by an eighth.
+
+Appending a token copies one token. A tail is a length over shared buffers: an older tail of the same buffers stays
+valid while newer tokens are written behind it, which is how a forward is rolled back. Rows share columns; a column
+is a pad for some rows (position -1). It does not know what happens to tokens once they leave it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+PAD = -1  # the position of a column that holds no token of this row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """`length` columns of raw keys and values, the first of which was row `start` of those fed to the model."""
+
+    keys: Float[Tensor, "B H capacity D"]
+    values: Float[Tensor, "B H capacity E"]
+    positions: Int[Tensor, "B capacity"]  # int32, PAD where the column is no token of the row
+    length: int
+    start: int
+    padded: bool  # whether any column is a pad for some row
+    mass: Float[Tensor, "B H length"] | None = None  # attention received, where the method asked for it
+
+    @classmethod
+    def empty(cls, keys: Tensor, values: Tensor, *, start: int, counts_mass: bool) -> "Tail":
+        """A tail of no columns, shaped and typed like these keys and values."""
+        rows, heads = keys.shape[:2]
+        with torch.inference_mode(False):
+            return cls(
+                keys=keys.new_empty(rows, heads, 0, keys.shape[-1]),
+                values=values.new_empty(rows, heads, 0, values.shape[-1]),
+                positions=torch.empty(rows, 0, dtype=torch.int32, device=keys.device),
+                length=0,
+                start=start,
+                padded=False,
+                mass=torch.zeros(rows, heads, 0, device=keys.device) if counts_mass else None,
+            )
+
+    @property
+    def valid(self) -> Bool[Tensor, "B length"]:
+        """True where a column is a token of the row."""
+        return self.positions[:, : self.length] != PAD
+
+    def append(self, keys: Float[Tensor, "B H Q D"], values: Float[Tensor, "B H Q E"], *,
+               positions: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"] | None) -> "Tail":  # fmt: skip
+        """The tail with these tokens written behind it; a new set of buffers only when they do not fit."""
+        stop = self.length + keys.shape[2]
+        grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // 8)
+        grown.keys[:, :, self.length : stop] = keys
+        grown.values[:, :, self.length : stop] = values
+        grown.positions[:, self.length : stop] = positions if valid is None else positions.masked_fill(~valid, PAD)
+        mass = self.mass
+        if mass is not None:
+            mass = torch.cat([mass, mass.new_zeros(*mass.shape[:2], keys.shape[2])], dim=2)
+        return replace(grown, length=stop, padded=self.padded or valid is not None, mass=mass)
+
+    def without(self, invalid: Bool[Tensor, "B length"]) -> "Tail":
+        """The tail with some of its columns turned into pads for some rows."""
+        positions = self.positions.clone()
+        positions[:, : self.length].masked_fill_(invalid, PAD)
+        return replace(self, positions=positions, padded=True)
+
+    def cropped(self, length: int) -> "Tail":
+        """The first `length` columns, over the same buffers."""
+        mass = None if self.mass is None else self.mass[:, :, :length]
+        return replace(self, length=length, mass=mass)
+
+    def after(self, columns: int) -> "Tail":
+        """What is left when the first `columns` leave, in buffers that fit exactly."""
+        rest = slice(columns, self.length)
+        return Tail(
+            keys=self.keys[:, :, rest].clone(),
+            values=self.values[:, :, rest].clone(),
+            positions=self.positions[:, rest].clone(),
+            length=self.length - columns,
+            start=self.start + columns,
+            padded=self.padded and bool((self.positions[:, rest] == PAD).any()),
+            mass=None if self.mass is None else self.mass[:, :, columns:].clone(),
+        )
+
+    def rows(self, indices: Sequence[int]) -> "Tail":
+        """The tail with these rows, in this order, repeats allowed, in buffers of their own."""
+        chosen = torch.tensor(list(indices), device=self.keys.device)
+        cut = {name: tensor[chosen] for name, tensor in self.tensors()}
+        return replace(self, **cut)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor held, slack included, by name."""
+        yield from (("keys", self.keys), ("values", self.values), ("positions", self.positions))
+        if self.mass is not None:
+            yield "mass", self.mass
+
+    @property
+    def slack_bytes(self) -> int:
+        """Bytes of the buffers behind the last column."""
+        columns = self.keys.shape[2]
+        if columns == 0:
+            return 0
+        held = sum(tensor.untyped_storage().nbytes() for tensor in (self.keys, self.values, self.positions))
+        return held // columns * (columns - self.length)
+
+    def _with_room(self, capacity: int) -> "Tail":
+        rows, heads = self.keys.shape[:2]
+        with torch.inference_mode(False):
+            keys = self.keys.new_empty(rows, heads, capacity, self.keys.shape[-1])
+            values = self.values.new_empty(rows, heads, capacity, self.values.shape[-1])
+            positions = self.positions.new_full((rows, capacity), PAD)
+        keys[:, :, : self.length] = self.keys[:, :, : self.length]
+        values[:, :, : self.length] = self.values[:, :, : self.length]
+        positions[:, : self.length] = self.positions[:, : self.length]
+        return replace(self, keys=keys, values=values, positions=positions)

@@ -1,0 +1,205 @@
+"""Rows: many scripted conversations side by side on one cache, for benchmarks.
+
+Rows share columns: a chunk is as wide as its longest row, and the columns that a shorter row does not fill are pads
+for it, nowhere counted and never kept. Every row's positions and mask are its own, so a row reads what it would read
+alone. It folds only when told. It knows token ids; texts, templates and scores are the caller's.
+"""
+
+import copy
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kvfold.budget.ledger import Ledger
+from kvfold.errors import CacheError, DataError, ModelError
+from kvfold.hf.cache_bridge import SINKS, FoldedCache
+from kvfold.hf.cache_bridge import cache as folded_cache
+from kvfold.hf.generation import Model, stock_cache
+from kvfold.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long an answer took, over all rows together."""
+
+    first_seconds: float  # from the question to the first token
+    rest_seconds: float  # all further tokens
+    steps: int  # forwards after the first
+
+    @property
+    def token_seconds(self) -> float | None:
+        """Mean time of a further token; None where there was none."""
+        return self.rest_seconds / self.steps if self.steps else None
+
+
+class Rows:
+    """Conversations side by side. It changes with every feed and fold.
+
+    >>> rows = Rows(model, "snapkv(keep=0.2)", rows=2)
+    >>> rows.feed([first_turn, other_first_turn])
+    >>> rows.fold()
+    >>> rows.answer([question, other_question], max_new_tokens=16, stop={end})
+    """
+
+    def __init__(self, model: Model, plan: Plan | str | None, *, rows: int, pinned: int = SINKS, pad: int = 0) -> None:
+        """A cache for `rows` conversations, folded by `plan`; None is the stock dynamic cache, which never folds.
+
+        `pad` is the token that stands in columns which a row does not fill. Raises PlanError, BudgetError, ModelError.
+        """
+        self.model = model
+        self.pad = pad
+        # No prompt: nothing folds by itself, neither in the middle of a turn nor in an answer.
+        folded = None if plan is None else folded_cache(model, plan, pinned=pinned, prompt_tokens=0)
+        self.folded: FoldedCache | None = folded
+        self.cache = stock_cache(model) if self.folded is None else self.folded
+        self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=model.device)
+        self.fed_tokens = [0] * rows  # real tokens given to the model, row by row; answers are not counted
+        self.pace: Pace | None = None  # of the newest answer
+        self._limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+    def feed(self, chunks: Sequence[Sequence[int]]) -> None:
+        """Read one chunk of tokens a row; a row may have none."""
+        self._refuse_too_long([len(chunk) for chunk in chunks])
+        if any(len(chunk) for chunk in chunks):
+            self._read(*self._columns(chunks, left=False))
+            self._count(chunks)
+
+    def read(self, chunks: Sequence[Sequence[int]]) -> list[Float[Tensor, "_ vocabulary"]]:
+        """Read one chunk a row, and say what each row expects after each of its tokens.
+
+        A row may have none, not all of them. The caller bounds the memory by the width of the chunks.
+        """
+        if not any(len(chunk) for chunk in chunks):
+            raise DataError("chunks without a token were given; nothing follows from nothing; give one to some row")
+        self._refuse_too_long([len(chunk) for chunk in chunks])
+        expected = self._forward(*self._columns(chunks, left=False), newest=0)
+        self._count(chunks)
+        return [expected[row, : len(chunk)] for row, chunk in enumerate(chunks)]
+
+    def logits(self, chunks: Sequence[Sequence[int]]) -> Float[Tensor, "B vocabulary"]:
+        """Read one chunk a row, none of them empty, and say what each row expects next."""
+        self._refuse_empty(chunks)
+        self._refuse_too_long([len(chunk) for chunk in chunks])
+        expected = self._read(*self._columns(chunks, left=True))
+        self._count(chunks)
+        return expected
+
+    def fold(self) -> None:
+        """Fold all that is still raw, row by row what is real."""
+        if self.folded is not None:
+            self.folded.fold(self.mask if not bool(self.mask.all()) else None)
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: Collection[int] = ()
+    ) -> list[list[int]]:
+        """The greedy continuation of each row after its prompt, stop token left out.
+
+        Neither prompt nor answer is remembered: the rows are afterwards as they were, so one history can be asked many
+        questions. What the rows should remember is fed.
+        """
+        self._refuse_empty(prompts)
+        self._refuse_too_long([len(prompt) + max_new_tokens - 1 for prompt in prompts])
+        mask, stock = self.mask, self.cache
+        before = None if self.folded is None else self.folded.mark()
+        if self.folded is None:  # the stock cache has no way back, so a copy of it answers
+            self.cache = copy.deepcopy(stock)
+        try:
+            return self._continue(prompts, max_new_tokens, frozenset(stop))
+        finally:
+            self.mask, self.cache = mask, stock
+            if self.folded is not None and before is not None:
+                self.folded.restore(before)
+
+    def ledger(self) -> Ledger | None:
+        """What the rows hold together; None for the stock cache."""
+        return None if self.folded is None else self.folded.ledger()
+
+    def _continue(self, prompts: Sequence[Sequence[int]], limit: int, stop: frozenset[int]) -> list[list[int]]:
+        begun = time.perf_counter()
+        newest = self._read(*self._columns(prompts, left=True)).argmax(dim=-1)
+        first, steps = time.perf_counter(), 0
+        answers: list[list[int]] = [[] for _ in prompts]
+        going = [True] * len(prompts)
+        while True:
+            for row, token in enumerate(newest.tolist()):
+                going[row] = going[row] and token not in stop
+                if going[row]:
+                    answers[row].append(token)
+            if not any(going) or max(len(answer) for answer in answers) >= limit:
+                break
+            valid = torch.tensor(going, device=self.mask.device)[:, None]
+            newest = self._read(newest[:, None].masked_fill(~valid, self.pad), valid).argmax(dim=-1)
+            steps += 1
+        self.pace = Pace(first_seconds=first - begun, rest_seconds=time.perf_counter() - first, steps=steps)
+        return answers
+
+    def _read(self, columns: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"]) -> Float[Tensor, "B vocabulary"]:
+        """Logits at the last column, after a forward over all of them."""
+        return self._forward(columns, valid, newest=1)[:, -1]
+
+    def _forward(
+        self, columns: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"], *, newest: int
+    ) -> Float[Tensor, "B newest vocabulary"]:
+        """Logits at the newest columns, 0 for all, after a forward over them."""
+        mask = torch.cat([self.mask, valid], dim=1)
+        positions = (mask.cumsum(dim=1)[:, -columns.shape[1] :] - 1).clamp(min=0)
+        with torch.no_grad():
+            out = self.model(
+                columns,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=newest,
+            )
+        self.mask = mask
+        return out.logits
+
+    def _columns(
+        self, chunks: Sequence[Sequence[int]], *, left: bool
+    ) -> tuple[Int[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
+        """One rectangle of ids, padded on one side, and what of it is real."""
+        widest = max(len(chunk) for chunk in chunks)
+        self._refuse_ragged_windows(chunks, widest)
+        ids = torch.full((len(chunks), widest), self.pad)
+        valid = torch.zeros(len(chunks), widest, dtype=torch.bool)
+        for row, chunk in enumerate(chunks):
+            where = slice(widest - len(chunk), widest) if left else slice(0, len(chunk))
+            ids[row, where] = torch.tensor(list(chunk), dtype=torch.long)
+            valid[row, where] = True
+        return ids.to(self.mask.device), valid.to(self.mask.device)
+
+    def _count(self, chunks: Sequence[Sequence[int]]) -> None:
+        self.fed_tokens = [fed + len(chunk) for fed, chunk in zip(self.fed_tokens, chunks, strict=True)]
+
+    def _refuse_empty(self, chunks: Sequence[Sequence[int]]) -> None:
+        empty = [row for row, chunk in enumerate(chunks) if not len(chunk)]
+        if empty:
+            raise DataError(f"row {empty[0]} was given an empty prompt; nothing follows from nothing; give it a token")
+
+    def _refuse_too_long(self, more: Sequence[int]) -> None:
+        if len(more) != len(self.fed_tokens):
+            raise DataError(
+                f"{len(more)} chunks were given; there are {len(self.fed_tokens)} rows; give one chunk for each row"
+            )
+        longest = max(fed + count for fed, count in zip(self.fed_tokens, more, strict=True))
+        if self._limit is not None and longest > self._limit:
+            raise ModelError(
+                f"a row of {longest} tokens was asked for; the model has {self._limit} positions; "
+                "shorten the conversation or the answer: folding saves memory, not positions"
+            )
+
+    def _refuse_ragged_windows(self, chunks: Sequence[Sequence[int]], widest: int) -> None:
+        """Sliding layers count columns, so pads between a row's tokens would make its window shorter."""
+        ragged = any(len(chunk) != widest for chunk in chunks)
+        layers: list[Any] = list(self.cache.layers)
+        if ragged and any(layer.is_sliding for layer in layers):
+            raise CacheError(
+                "rows of different length were given to a model with sliding layers; pads would shorten their windows; "
+                "run such rows one by one, or give chunks of equal length"
+            )

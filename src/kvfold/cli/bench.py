@@ -1,0 +1,131 @@
+"""`kvfold bench SUITE`: one suite, one model, any plans; a record per plan, kept in a folder.
+
+A run that was stopped goes on where it stopped when the same command is given again. Progress goes to standard
+error; standard output has the final table, or with `--json` one record per line and nothing else.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvfold.cli.printing import progress, show_lines, show_tables
+
+if TYPE_CHECKING:
+    from kvfold.bench.record import Record
+
+PLANS = "full; none; streaming_llm; h2o; snapkv"
+KEEPS = "0.5,0.2"
+
+
+def carry_out(
+    suite: str,
+    *,
+    model: str,
+    plans: str,
+    keep: str | None,
+    n: int,
+    seed: int,
+    out: Path,
+    dtype: str,
+    device: str,
+    settings: Sequence[str] = (),
+    data: Path | None = None,
+    threads: int | None = None,
+    executor: str = "here",
+    workers: int = 2,
+    peers: str = "",
+) -> "Sequence[Record]":
+    """Run what the words of a command line mean, and return the records."""
+    from contextlib import nullcontext
+    from dataclasses import replace
+
+    import torch
+
+    from kvfold.bench import jobs, runner
+    from kvfold.bench.choices import choose
+    from kvfold.bench.executor import open_executor
+    from kvfold.bench.peers.rivals import Rivals
+    from kvfold.bench.subject import open_subject
+    from kvfold.bench.suite import find
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = choose(find(suite), given=settings, data=data).at(out)
+    keeps = jobs.parse_keeps(keep)
+    rivals = jobs.parse_rivals(peers, keeps=keeps)
+    wanted = [*jobs.parse_jobs(plans, keeps=keeps, scopes=chosen.scopes), *rivals]
+    count = torch.get_num_threads()
+    with open_executor(executor, workers=workers) as where:  # its workers start while the model is opened here
+        subject = open_subject(model, dtype=dtype, device=device)
+        with Rivals(subject=subject, threads=count) if rivals else nullcontext() as called, progress() as watcher:
+            asked = replace(subject, rivals=called)
+            setting = runner.Setting(suite=chosen, subject=asked, n=n, seed=seed, threads=count)
+            return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher)
+
+
+def bench(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite, such as chat.")],
+    model: Annotated[
+        str, typer.Option(help="A shipped model, a folder, a name on the Hub, or a shape (speed).")
+    ] = "tiny",
+    plans: Annotated[str, typer.Option(help="Plans, parted by semicolons; `full` and `none` always run too.")] = PLANS,
+    keep: Annotated[
+        str | None, typer.Option(help="Sizes, parted by commas, in place of each plan's own; empty for its own.")
+    ] = KEEPS,
+    peers: Annotated[
+        str, typer.Option(help="Rivals to run beside, such as `kvpress:SnapKV; transformers:DynamicCache`.")
+    ] = "",
+    n: Annotated[int, typer.Option(help="How many samples.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="The seed that the samples follow from.", min=0)] = 0,
+    out: Annotated[
+        Path, typer.Option(help="The folder for the records; finished ones in it are not run again.")
+    ] = Path("kvfold-runs"),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the suite; again for more.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Real text for suites that ask about it: a file, or the folder that holds it.")
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="Where a judge speaks OpenAI's chat completions; its key is in KVFOLD_JUDGE_KEY.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, or cuda where there is one.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="Processor threads; torch's own choice when left out.", min=1)
+    ] = None,
+    executor: Annotated[str, typer.Option(help="Where the work is done: here, processes or ray.")] = "here",
+    workers: Annotated[int, typer.Option(help="How many workers, each with its own threads.", min=1)] = 2,
+    json: Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")] = False,
+) -> None:
+    """Ask a model the questions of a suite under several plans, beside the full cache and no history at all."""
+    records = carry_out(
+        suite,
+        model=model,
+        plans=plans,
+        keep=keep,
+        n=n,
+        seed=seed,
+        out=out,
+        dtype=dtype,
+        device=device,
+        settings=[*(settings or ()), *_judge(judge_url, judge_model)],
+        data=data,
+        threads=threads,
+        executor=executor,
+        workers=workers,
+        peers=peers,
+    )
+    if json:
+        show_lines(records)
+    else:
+        show_tables(records)
+        typer.echo(f"records: {out / 'records.jsonl'}; `kvfold report {out}` makes a page of them")
+
+
+def _judge(url: str | None, model: str | None) -> list[str]:
+    """The options of a judge as settings of the suite."""
+    return [f"judge_{name}={value}" for name, value in (("url", url), ("model", model)) if value is not None]

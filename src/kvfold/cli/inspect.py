@@ -1,0 +1,91 @@
+"""`kvfold inspect FILE`: what a saved chat or the folder of a model holds, without loading either.
+
+Reads headers and configurations only, so it answers at once. It judges nothing: whether a chat goes with a model is
+said when it is loaded.
+"""
+
+import json as words
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvfold.errors import FileError
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A chat that was saved, or the folder of a model.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, a chat's messages included.")] = False,
+) -> None:
+    """Say what a saved chat, or the folder of a model, holds."""
+    held = _model(file) if file.is_dir() else _chat(file)
+    if json:
+        typer.echo(words.dumps(held, ensure_ascii=False))
+        return
+    shown = {name.replace("_", " "): value for name, value in held.items() if name != "messages"}
+    width = max(len(name) for name in shown)
+    for name, value in shown.items():
+        typer.echo(f"{name:<{width}}  {_written(value)}")
+
+
+def _chat(path: Path) -> dict[str, Any]:
+    from kvfold.chat.file import read_header
+
+    header = read_header(path)
+    counters = header["counters"]
+    full = counters["full_bytes"]
+    return {
+        "kind": "chat",
+        "file_bytes": path.stat().st_size,
+        "format_version": header["format_version"],
+        "kvfold": header["kvfold"],
+        "model": header["model"],
+        "fingerprint": header["fingerprint"],
+        "dtype": header["dtype"],
+        "plan": header["plan"],
+        "pinned": header["pinned"],
+        "raw_turns": header["raw_turns"],
+        "stride": header["stride"],
+        "turns": len(header["turns"]),
+        **counters,
+        "stored": round(counters["stored_bytes"] / full, 4) if full else None,
+        "messages": header["messages"],
+    }
+
+
+def _model(folder: Path) -> dict[str, Any]:
+    try:
+        config = words.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(
+            f"{folder} was to be inspected; it has no config.json that can be read; give a saved chat or the folder of "
+            "a model"
+        ) from error
+    text = config.get("text_config", config)
+    layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
+    kv_heads = text.get("num_key_value_heads") or heads
+    size = text.get("head_dim") or (text["hidden_size"] // heads if heads and "hidden_size" in text else None)
+    known = None not in (layers, kv_heads, size)
+    return {
+        "kind": "model",
+        "model_type": config.get("model_type"),
+        "layers": layers,
+        "hidden_size": text.get("hidden_size"),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_size": size,
+        "vocabulary": text.get("vocab_size"),
+        "positions": text.get("max_position_embeddings"),
+        "dtype": config.get("dtype") or config.get("torch_dtype"),
+        "cached_numbers_per_token": layers * 2 * kv_heads * size if known else None,
+        "weights_bytes": sum(
+            path.stat().st_size for ending in ("*.safetensors", "*.bin") for path in folder.glob(ending)
+        ),
+        "tokenizer": any(folder.glob("tokenizer*")),
+    }
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,43 @@
+"""`kvfold report DIR...`: the records of one or many runs as one page, as Markdown, or as lines of JSON.
+
+It merges: of the same work in two folders, the one named later counts. Nothing is run and no model is loaded.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvfold.cli.printing import show_lines, show_tables
+
+FOLDER = Path("kvfold-report")
+
+
+def report(
+    places: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that `kvfold bench` wrote.")],
+    out: Annotated[Path, typer.Option(help="The folder that report.html is written into.")] = FOLDER,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables and write nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the merged records and write nothing.")] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="Renew the tables between the marks of this Markdown file and nothing else.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write the curves of the first table to this SVG file and nothing else.")
+    ] = None,
+) -> None:
+    """Make one page of the records of one or many runs: tables that sort, score over kept bytes, what ran where."""
+    from kvfold.bench import journal, plot, tables
+    from kvfold.bench import report as pages
+
+    records = journal.gather(places)
+    if json:
+        show_lines(records)
+    elif markdown:
+        typer.echo(pages.markdown(records), nl=False)
+    elif into is not None:
+        typer.echo(pages.write_into(records, into))
+    elif picture is not None:
+        typer.echo(pages.write_whole(picture, plot.score_over_bytes(tables.tables(records)[0])))
+    else:
+        show_tables(records)
+        typer.echo(f"written: {pages.write(records, out)}")

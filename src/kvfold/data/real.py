@@ -1,0 +1,45 @@
+"""Real text from files: JSON Lines in xz, one set a file, as plain documents.
+
+Reads the sets by the fields they hold (messages, text, question and answer). Knows which sets may go into weights that
+are shipped (`SHIPPED`); files are never copied into the package.
+"""
+
+import json
+import lzma
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kvfold.errors import DataError
+
+# Set name -> licence: what the shipped model was trained on. A share-alike dialogue set is left out on purpose.
+SHIPPED = {
+    "star": "MIT",
+    "fairytaleqa.train": "Apache-2.0",
+    "qmsum.train": "MIT",
+    "gsm8k.train": "MIT",
+    "novels": "public domain, markup CC BY",
+}
+
+
+def documents(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tuple[str, str]]:
+    """Every document of the named sets as (set, text), in file order."""
+    if not folder.is_dir():
+        raise DataError(f"real text was asked from {folder}; that is no folder; give one that holds *.jsonl.xz files")
+    for name in sets:
+        path = folder / f"{name}.jsonl.xz"
+        if not path.is_file():
+            raise DataError(f"the set {name} was asked; {folder} has no {path.name}; name another folder with --data")
+        with lzma.open(path, "rt", encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                yield name, _text(json.loads(line))
+
+
+def _text(row: dict) -> str:
+    """The text of one row, whatever its set."""
+    if "messages" in row:
+        return "\n".join(message["content"].strip() for message in row["messages"])
+    if "text" in row:
+        return row["text"]
+    if "question" in row and "answer" in row:
+        return f"{row['question']}\n{row['answer']}"
+    raise DataError(f"a row has the fields {', '.join(row)}; text is read from messages, text or question; convert it")

@@ -1,0 +1,30 @@
+"""dense: a slot is stored as the model handed it.
+
+Source: the model itself, https://arxiv.org/abs/1706.03762
+Ours differs: nothing; it is the identity that other codecs are held against.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kvfold.cache.kv import Payload
+from kvfold.encode.base import Encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dense(Encode):
+    """Keys and values themselves."""
+
+    lossless: ClassVar[bool] = True
+
+    def encode(self, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> Payload:
+        """The tensors as they are."""
+        return {"keys": keys, "values": values}
+
+    def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The tensors as they were."""
+        return payload["keys"], payload["values"]

@@ -1,0 +1,105 @@
+"""Adapter: what a learned method adds to a model it does not change: embeddings of its own rows, and low-rank updates.
+
+The updates act through forward hooks on the model's linear layers, and only inside `active()`, on the rows that its
+gate names; which adapter is active belongs to the calling thread's context, never to the module. So a model without
+an active adapter is bit for bit the base, and two chats in two threads do not meet.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    adapter: "Adapter"
+    gate: Tensor | None
+
+
+_ACTIVE: ContextVar[_Active | None] = ContextVar("active adapter", default=None)
+_HOOKED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+class Adapter(nn.Module):
+    """A table of row embeddings and, for each named linear layer, an update `up @ down` of low rank.
+
+    Conditional low-rank updates: Kim et al., Compressed Context Memory, https://arxiv.org/abs/2312.03414
+    """
+
+    def __init__(
+        self, *, rows: int, width: int, layers: Sequence[tuple[str, int, int]], rank: int, scale: float
+    ) -> None:
+        """`layers` are (name, inputs, outputs) of the linear layers; updates start at zero, rows as small noise."""
+        super().__init__()
+        self.names = tuple(name for name, _, _ in layers)
+        self.rank, self.scale = rank, scale
+        self.table = nn.Parameter(0.02 * torch.randn(rows, width))
+        self.down = nn.ParameterList(torch.randn(rank, inputs) * inputs**-0.5 for _, inputs, _ in layers)
+        self.up = nn.ParameterList(torch.zeros(outputs, rank) for _, _, outputs in layers)
+        self._index: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def for_model(cls, model: Any, *, rows: int, rank: int, scale: float = 2.0) -> "Adapter":
+        """A fresh adapter over every linear layer of a model's decoder layers, its rows near the mean embedding."""
+        decoder = model.get_decoder()
+        layers = [
+            (name, module.in_features, module.out_features)
+            for name, module in decoder.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        embeddings = model.get_input_embeddings().weight.detach().float()
+        adapter = cls(rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale)
+        with torch.no_grad():
+            noise = torch.randn(rows, embeddings.shape[1]) * embeddings.std()
+            adapter.table.copy_(embeddings.mean(dim=0).cpu() + noise)
+        return adapter.attach(model)
+
+    def attach(self, model: Any) -> "Adapter":
+        """Let this adapter act on a model's layers. It does nothing until it is active."""
+        modules = dict(model.get_decoder().named_modules())
+        for index, name in enumerate(self.names):
+            module = modules[name]
+            self._index[module] = index
+            if module not in _HOOKED:
+                module.register_forward_hook(_correct)
+                _HOOKED.add(module)
+        return self
+
+    def embed(self, rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K width"]:
+        """Embeddings of some of its rows; a row of -1 is filled with the first."""
+        return self.table[rows.clamp(min=0)]
+
+    @contextlib.contextmanager
+    def active(self, gate: Tensor | None = None) -> Iterator[None]:
+        """Inside, the model's linear layers are updated: at every row, or where `gate` [B, Q] is 1."""
+        token = _ACTIVE.set(_Active(self, gate))
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def update(self, module: nn.Module, inputs: Tensor) -> Tensor | None:
+        """What this adapter adds to a layer's output; None where it has no update."""
+        index = self._index.get(module)
+        if index is None:
+            return None
+        down, up = self.down[index].to(inputs.dtype), self.up[index].to(inputs.dtype)
+        return (inputs @ down.T) @ up.T * self.scale
+
+
+def _correct(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """The hook: nothing, unless this thread runs an adapter."""
+    active = _ACTIVE.get()
+    if active is None:
+        return None
+    added = active.adapter.update(module, inputs[0])
+    if added is None:
+        return None
+    return output + (added if active.gate is None else added * active.gate[..., None].to(added.dtype))

@@ -1,0 +1,207 @@
+"""Generation through transformers' public `generate`, one token at a time, and what a chat asks of its settings.
+
+`stream` runs `generate` in a worker thread and hands its tokens over as they come; closing the iterator stops the
+worker before its next token. Nothing is left on the model: two streams of one model in two threads are right. It
+knows no messages and no folding.
+"""
+
+import copy
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from kvfold.errors import ModelError
+
+Model = PreTrainedModel
+Tokenizer = PreTrainedTokenizerBase
+Settings = GenerationConfig
+
+NEW_TOKENS = 256  # of a reply, where the settings do not say
+
+_END = object()  # the worker's last word
+
+
+def stock_cache(model: Model) -> Cache:
+    """The model's own dynamic cache, which never folds: the reference beside every plan."""
+    return DynamicCache(config=model.config)
+
+
+def settings_for(model: Model, given: Settings | None, *, stop: Iterable[int]) -> Settings:
+    """Settings of a chat's replies: those given (else the model's), with a limit and the tokens that end a reply.
+
+    Raises ModelError for several replies at once: a chat streams one.
+    """
+    settings = GenerationConfig.from_dict((given or model.generation_config).to_dict())
+    several = [name for name in ("num_beams", "num_return_sequences") if (getattr(settings, name) or 1) > 1]
+    if several:
+        raise ModelError(
+            f"{several[0]}={getattr(settings, several[0])} was asked for in a chat; it streams one reply as it comes; "
+            f"give {several[0]}=1"
+        )
+    settings.max_new_tokens = settings.max_new_tokens or NEW_TOKENS
+    settings.max_length = None
+    settings.use_cache = True
+    settings.return_dict_in_generate = False
+    ends = {*_listed(settings.eos_token_id), *_listed(model.generation_config.eos_token_id), *stop}
+    settings.eos_token_id = sorted(ends) or None
+    if settings.pad_token_id is None:
+        settings.pad_token_id = min(ends, default=0)  # never seen: a chat has one row
+    return settings
+
+
+def reply_settings(*, max_new_tokens: int, temperature: float, seed: int) -> Settings:
+    """Settings by the few numbers that a command line knows: the likeliest tokens at temperature 0, else sampled."""
+    if temperature == 0:
+        return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
+    torch.manual_seed(seed)
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature)
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON can say them."""
+    return json.loads(settings.to_json_string())
+
+
+def settings_from(plain: dict[str, Any]) -> Settings:
+    """Settings that `plain_settings` wrote."""
+    return GenerationConfig.from_dict(plain)
+
+
+def stream(
+    model: Model,
+    tokenizer: Tokenizer,
+    cache: Cache,
+    ids: Sequence[int],
+    *,
+    settings: Settings,
+    ends: Callable[[list[int]], bool],
+) -> Iterator[int]:
+    """New tokens after `ids`, of which the cache already holds the first, as `generate` chooses them.
+
+    It stops by the settings, or when `ends` says so of the new tokens. Closing the iterator stops the worker, and
+    waits for it; an error of the worker's is raised here.
+    """
+    worker = _Worker(len(ids), ends)
+    prompt = torch.tensor([list(ids)], device=model.device)
+    thread = threading.Thread(
+        target=worker.run, args=(model, tokenizer, cache, prompt, settings), name="kvfold-reply", daemon=True
+    )
+    thread.start()
+    try:
+        yield from worker.tokens()
+    finally:
+        worker.cancel()
+        _wait_for(thread)
+
+
+def feed(model: Model, cache: Cache, ids: Sequence[int]) -> None:
+    """Let the cache read tokens from which nothing is generated."""
+    if ids:
+        with torch.no_grad():
+            columns = torch.tensor([list(ids)], device=model.device)
+            model(input_ids=columns, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+class _Worker(BaseStreamer):
+    """One `generate` call in a thread of its own, and the queue its tokens come through."""
+
+    def __init__(self, prompt_tokens: int, ends: Callable[[list[int]], bool]) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._prompt_tokens = prompt_tokens
+        self._ends = ends
+        self._prompt_came = False
+
+    def run(self, model: Model, tokenizer: Tokenizer, cache: Cache, prompt: Tensor, settings: Settings) -> None:
+        """The thread's life."""
+        try:
+            settings, strings = _without_strings(settings)
+            criteria = StoppingCriteriaList([_Until(self._over)])
+            if strings:
+                criteria.append(StopStringCriteria(tokenizer, strings))
+            generate: Any = model.generate
+            generate(
+                prompt,
+                generation_config=settings,
+                past_key_values=cache,
+                streamer=self,
+                stopping_criteria=criteria,
+            )
+        except BaseException as error:  # whatever it is, the one who reads the stream shall get it
+            self._queue.put(error)
+        self._queue.put(_END)
+
+    def tokens(self) -> Iterator[int]:
+        """What comes, until the worker is done."""
+        while (item := self._queue.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield from item
+
+    def cancel(self) -> None:
+        """Stop before the next token."""
+        self._stop.set()
+
+    def put(self, value: Tensor) -> None:
+        """Called by `generate`: first with the prompt, then with each new token."""
+        if self._prompt_came:
+            self._queue.put(value.flatten().tolist())
+        self._prompt_came = True
+
+    def end(self) -> None:
+        """Called by `generate` when it is done; `run` says so itself, after errors too."""
+
+    def _over(self, ids: Tensor) -> bool:
+        return self._stop.is_set() or self._ends(ids[0, self._prompt_tokens :].tolist())
+
+
+class _Until(StoppingCriteria):
+    """Stops all rows when a function of the ids says so."""
+
+    def __init__(self, over: Callable[[Tensor], bool]) -> None:
+        self._over = over
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((input_ids.shape[0],), self._over(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _without_strings(settings: Settings) -> tuple[Settings, list[str]]:
+    """Settings without stop strings, and those: `generate` would hand their tokenizer on to every layer."""
+    strings = settings.stop_strings
+    if not strings:
+        return settings, []
+    rest = copy.deepcopy(settings)
+    rest.stop_strings = None
+    return rest, [strings] if isinstance(strings, str) else list(strings)
+
+
+def _listed(token: int | list[int] | None) -> list[int]:
+    return [] if token is None else [token] if isinstance(token, int) else list(token)
+
+
+def _wait_for(thread: threading.Thread) -> None:
+    """Join, even through Ctrl-C: the cache may not be touched while the worker still writes to it."""
+    interrupted = False
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,186 @@
+"""Models and tokenizers by name: the shipped `tiny`, a folder, or a name on the Hub; and what tells models apart.
+
+Also builds fresh stock Llamas for training. transformers is imported inside the functions, so that importing kvfold is
+quick. The attention implementation is left as transformers chooses it; whoever folds the cache changes it.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kvfold.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SHIPPED = Path(__file__).parent.parent / "models"
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # either of them forbids the network
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+_SAMPLES = 64  # weights of each tensor that enter the fingerprint
+
+# What a cached key depends on besides the weights: the shape of the model and its rotations.
+_ESSENTIALS = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("intermediate_size", "vocab_size", "rope_parameters", "sliding_window", "layer_types"),
+)
+
+
+def load(
+    name_or_path: str, *, dtype: "torch.dtype | None" = None, device: "str | torch.device | None" = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model (in evaluation mode) and its tokenizer.
+
+    `dtype` is that of the weights' file unless given. With HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set, only what is
+    on this disk is looked at. Example: `model, tokenizer = kvfold.load("tiny")`. Raises ModelError, in one line, for
+    what is not there, not complete, without a tokenizer, or holds NaN.
+    """
+    source = _source(name_or_path)
+    offline = any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE)
+    model = _model(name_or_path, source, offline=offline, dtype=dtype)
+    tokenizer = _tokenizer(name_or_path, source, offline=offline)
+    _refuse_nan(model, name_or_path)
+    return (model if device is None else _moved(model, device)).eval(), tokenizer
+
+
+def new_llama(**settings: Any) -> "PreTrainedModel":
+    """A stock Llama with fresh weights, in float32; `settings` are those of transformers' LlamaConfig."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**settings))
+
+
+def fingerprint(model: "PreTrainedModel") -> str:
+    """Sixteen hexadecimal digits of a model: its shape, its rotations and samples of every weight.
+
+    Samples are compared in bfloat16, so a model loaded in float32 and in bfloat16 is the same one; what it is called
+    and where it lies does not count.
+    """
+    import torch
+
+    config = model.config.get_text_config(decoder=True)
+    essentials = {name: getattr(config, name, None) for name in _ESSENTIALS}
+    digest = hashlib.sha256(json.dumps(essentials, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().flatten()
+        some = flat[torch.arange(0, flat.numel(), max(flat.numel() // _SAMPLES, 1), device=flat.device)]
+        digest.update(name.encode())
+        digest.update(some.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _source(name: str) -> str:
+    """What transformers shall read: a complete folder, or a name for the Hub."""
+    shipped, folder = SHIPPED / name, Path(name).expanduser()
+    if name.strip() and not folder.is_absolute() and shipped.is_dir():
+        folder = shipped
+    if name.strip() and folder.is_dir():
+        _refuse_incomplete(folder, name)
+        return str(folder)
+    if folder.is_file():
+        _refuse(name, "it is a file", "give the folder that holds it")
+    parts = name.split("/")
+    if not name.strip() or len(parts) > 2 or name.startswith((".", "~", "/")) or " " in name:
+        _refuse(name, "there is no such folder", f"give {_choices()}")
+    return name
+
+
+def _refuse_incomplete(folder: Path, name: str) -> None:
+    files = {path.name for path in folder.iterdir()}
+    missing = [] if "config.json" in files else ["config.json"]
+    if not any(file.endswith(_WEIGHTS) for file in files):
+        missing.append("model.safetensors")
+    if missing:
+        _refuse(name, f"its folder has no {' and no '.join(missing)}", f"complete it, or give {_choices()}")
+
+
+def _model(name: str, source: str, *, offline: bool, dtype: Any) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _bars_only_on_a_terminal():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype or "auto", local_files_only=offline, output_loading_info=True
+            )
+    except Exception as error:  # a broken file ends in many kinds of errors; for the user all mean the same
+        _refuse_unreadable(name, source, error, offline=offline)
+    model, report = loaded
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking:  # transformers would go on with random numbers in their place
+        _refuse(name, f"its files lack {len(lacking)} weights, {lacking[0]} the first", "get a complete copy")
+    return model
+
+
+def _tokenizer(name: str, source: str, *, offline: bool) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+    except Exception as error:
+        why = _first_line(error)
+        _refuse(name, f"it has no tokenizer that can be read ({why})", "put its tokenizer.json beside the weights")
+    if not len(tokenizer):
+        _refuse(name, "its tokenizer is empty", "put its tokenizer.json beside the weights")
+    return tokenizer
+
+
+@contextmanager
+def _bars_only_on_a_terminal() -> Iterator[None]:
+    """Transformers draws a bar while it reads weights; in a log or a pipe it would be noise."""
+    from transformers.utils import logging
+
+    wanted = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if wanted:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if wanted:
+            logging.enable_progress_bar()
+
+
+def _moved(model: Any, device: "str | torch.device") -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"the device {str(device)!r} was asked for; this machine cannot use it ({_first_line(error)}); give 'cpu'"
+        ) from error
+
+
+def _refuse_nan(model: "PreTrainedModel", name: str) -> None:
+    for key, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            _refuse(name, f"its weight {key} holds NaN or infinity", "get a sound copy")
+
+
+def _refuse_unreadable(name: str, source: str, error: Exception, *, offline: bool) -> NoReturn:
+    why = _first_line(error)
+    if Path(source).is_dir():
+        raise ModelError(
+            f"the model {name!r} was asked for; its folder cannot be read ({why}); get a sound copy"
+        ) from error
+    where = "not on this disk, and the network is switched off by HF_HUB_OFFLINE" if offline else "not on the Hub"
+    raise ModelError(
+        f"the model {name!r} was asked for; it is not shipped, no folder here and {where} ({why}); give {_choices()}"
+    ) from error
+
+
+def _refuse(name: str, truth: str, remedy: str) -> NoReturn:
+    raise ModelError(f"the model {name!r} was asked for; {truth}; {remedy}")
+
+
+def _choices() -> str:
+    shipped = sorted(path.name for path in SHIPPED.iterdir() if (path / "config.json").is_file())
+    return f"{', '.join(shipped)}, a folder with config.json, or a name on the Hub".removeprefix(", ")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,47 @@
+"""A snapshot of a whole cache: its memory, and the sliding layers that transformers keeps beside it.
+
+cache/snapshot.py does the memory; here the stock layers are read and filled. Which model it is for is the caller's
+to check (hf/load.py has the fingerprint). No files.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from kvfold.cache import snapshot
+from kvfold.cache.snapshot import Snapshot
+from kvfold.errors import CacheError
+from kvfold.hf.cache_bridge import FoldedCache
+
+_STOCK = "stock"
+
+
+def take(cache: FoldedCache) -> Snapshot:
+    """What a cache holds now: folded layers and stock ones."""
+    mark = cache.mark()  # takes back a forward that never ended
+    memory = snapshot.take(cache.memory)
+    tensors: dict[str, Tensor] = dict(memory.tensors)
+    stock: dict[str, Any] = {}
+    for index, state in mark[1].items():
+        if state.keys is not None and state.values is not None:
+            tensors[f"{_STOCK}.{index}.keys"], tensors[f"{_STOCK}.{index}.values"] = state.keys, state.values
+            stock[str(index)] = state.cumulative_length
+    return Snapshot(tensors=tensors, plain={**memory.plain, _STOCK: stock})
+
+
+def put_back(cache: FoldedCache, taken: Snapshot) -> None:
+    """Make a fresh cache of the same model and plan hold what the snapshot says."""
+    sliding = {str(index) for index in range(len(cache.layers)) if index not in cache.memory.layers}
+    stock = taken.plain[_STOCK]
+    if not stock.keys() <= sliding:
+        raise CacheError(
+            f"a cache with sliding layers {', '.join(stock)} was to be read; this model's are "
+            f"{', '.join(sorted(sliding)) or 'none'}; load it with the model that it was saved with"
+        )
+    own = {name: tensor for name, tensor in taken.tensors.items() if not name.startswith(_STOCK)}
+    snapshot.put_back(cache.memory, Snapshot(tensors=own, plain=taken.plain))
+    for index, length in stock.items():
+        layer: Any = cache.layers[int(index)]
+        keys, values = (taken.tensors[f"{_STOCK}.{index}.{name}"] for name in ("keys", "values"))
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values, layer.cumulative_length = keys, values, length

@@ -1,0 +1,74 @@
+"""The cache layers that stay transformers' own: which a model has, how they are put back, what they hold.
+
+Sliding-window layers keep the stock layer: they are small already. Their updates make new tensors, so the old ones
+can be put back after an interrupt. Nothing here knows what a folding layer does.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from kvfold.errors import ModelError
+
+
+def layers_for(model: PreTrainedModel) -> list[Any]:
+    """The layers that transformers would cache this model with; refused unless each is full or sliding attention."""
+    config = model.config.get_text_config(decoder=True)
+    name = model.config.name_or_path or type(model).__name__
+    if getattr(config, "kv_lora_rank", None) is not None:
+        raise ModelError(
+            f"{name} was to be folded; its layers cache latents, not keys and values; use a model with plain attention"
+        )
+    layers = DynamicCache(config=config).layers
+    strange = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    if strange:
+        raise ModelError(
+            f"{name} was to be folded; it has layers of kind {', '.join(sorted(strange))}; "
+            "use a model of full and sliding attention layers only"
+        )
+    if not any(folds(layer) for layer in layers):
+        raise ModelError(
+            f"{name} was to be folded; all its {len(layers)} layers slide over a window, so nothing would be; "
+            "use its stock cache, or a configuration without a sliding window"
+        )
+    return layers
+
+
+def folds(layer: object) -> bool:
+    """Whether kvfold takes this layer over: full attention."""
+    return type(layer) is DynamicLayer
+
+
+@dataclass(frozen=True, slots=True)
+class StockState:
+    """A sliding layer at one moment."""
+
+    keys: Tensor | None
+    values: Tensor | None
+    is_initialized: bool
+    cumulative_length: int
+
+    @classmethod
+    def of(cls, layer: DynamicSlidingWindowLayer) -> "StockState":
+        """What a layer holds now."""
+        return cls(layer.keys, layer.values, layer.is_initialized, layer.cumulative_length)
+
+    def put_back(self, layer: Any) -> None:
+        """Let a layer hold this again."""
+        layer.keys, layer.values = self.keys, self.values
+        layer.is_initialized, layer.cumulative_length = self.is_initialized, self.cumulative_length
+
+
+def release_long_storage(layer: Any) -> None:
+    """Copy a sliding window out of the prompt's storage, which the view would keep alive."""
+    if layer.keys.untyped_storage().nbytes() > 2 * layer.keys.numel() * layer.keys.element_size():
+        layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+
+
+def bytes_of(layer: object) -> int:
+    """Bytes of the distinct storages of one layer."""
+    held = [thing.untyped_storage() for thing in vars(layer).values() if isinstance(thing, Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())

@@ -1,0 +1,219 @@
+"""Training the base models: `tiny`, which ships with the package, and `small`.
+
+Puts together tokenizer, samples, curriculum and loop; writes checkpoints, a record of the run and the finished model.
+Knows nothing of the command line.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from kvfold.data import real
+from kvfold.data import tokenizer as tokenizers
+from kvfold.errors import DataError
+from kvfold.hf.load import new_llama
+from kvfold.learn.batches import Batch, Samples, make_batch
+from kvfold.learn.card import export, held_out, write_card
+from kvfold.learn.curriculum import base_curriculum
+from kvfold.learn.loop import LoopSettings, Trainer
+from kvfold.learn.losses import TokenLoss
+from kvfold.learn.score import Answerer
+from kvfold.learn.vocabulary import make_tokenizer
+from kvfold.learn.warmstart import look_back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """The shape of a base model."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int = 2048
+    rope_theta: float = 1e6
+    max_position_embeddings: int = 8192
+
+
+PRESETS = {
+    "tiny": Preset(
+        hidden_size=192,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=32,
+        intermediate_size=512,
+    ),
+    "small": Preset(
+        hidden_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        intermediate_size=1408,
+        vocab_size=4096,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseSettings:
+    """One run of base training."""
+
+    preset: str
+    out: Path
+    data: Path | None = None  # folder of real text; without it only generated text is learnt
+    seed: int = 0
+    resume: bool = False
+    batch_tokens: int = 1024
+    gaps: int = 2000  # longest jump in positions
+    save_every_seconds: float = 180.0
+    loop: LoopSettings = field(default_factory=LoopSettings)
+
+
+class BaseRun:
+    """A run: everything it needs, made once; `train` does the work."""
+
+    def __init__(self, settings: BaseSettings) -> None:
+        if settings.preset not in PRESETS:
+            raise DataError(f"preset {settings.preset!r} was asked; there are {', '.join(PRESETS)}; choose one of them")
+        self.settings = settings
+        self.rank = _join_processes()
+        self.rng = random.Random(f"{settings.seed}:{self.rank}" if self.rank else settings.seed)
+        torch.manual_seed(settings.seed)
+        natural = [text for _, text in real.documents(settings.data)] if settings.data else []
+        self.tokenizer = self._tokenizer()
+        self.samples = Samples(self.tokenizer, natural)
+        self.curriculum = base_curriculum()
+        if not natural:
+            self.curriculum.ladders.pop("natural")
+        self.model = fresh_model(settings.preset, self.tokenizer, seed=settings.seed)
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.trainer = Trainer(self.model, settings.loop)
+        if settings.resume:
+            self.curriculum.restore(self.trainer.resume(self._checkpoint, rng=self.rng))
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.settings.out / "checkpoint.pt"
+
+    def _tokenizer(self) -> Tokenizer:
+        """The tokenizer in the output folder; it is trained first where there is none."""
+        if (self.settings.out / "tokenizer.json").is_file():
+            return tokenizers.load(self.settings.out)
+        shape = PRESETS[self.settings.preset]
+        return make_tokenizer(
+            self.settings.out,
+            data=self.settings.data,
+            vocabulary=shape.vocab_size,
+            positions=shape.max_position_embeddings,
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches as the curriculum asks for them, without end."""
+        while True:
+            ladder, rung = self.curriculum.draw(self.rng)
+            gaps = self.settings.gaps if self.curriculum.ladders["copies"].rung > 1 else 0
+            size = ladder.rungs[rung]
+            yield make_batch(
+                self.samples,
+                ladder.name,
+                rung=rung,
+                size=size,
+                tokens=self.settings.batch_tokens,
+                rng=self.rng,
+                gaps=gaps,
+            )
+
+    def train(self, tell: Callable[[dict], None]) -> None:
+        """Train to the end; `tell` gets a record every 25 steps, and the same line goes to record.jsonl."""
+        batches, saved = self.batches(), time.monotonic()
+        while self.trainer.progress.share(self.settings.loop) < 1:
+            self.trainer.step(batches, self._learned)
+            if self.trainer.progress.step % 25 == 0:
+                tell(self._write(self.record()))
+            if self.rank == 0 and time.monotonic() - saved > self.settings.save_every_seconds:
+                self.save()
+                saved = time.monotonic()
+        if self.rank == 0:
+            self.save()
+        tell(self._write(self.record()))
+
+    def finish(self) -> None:
+        """Write the finished model, made of the averaged weights, and its card with held-out scores."""
+        if self.rank:
+            return
+        self.trainer.swap_averaged()
+        export(self.model, self.settings.out)
+        scores = held_out(Answerer(self.model, self.tokenizer))
+        self.trainer.swap_averaged()
+        write_card(self.settings.out, preset=self.settings.preset, settings=self.settings, scores=scores)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.trainer.save(self._checkpoint, rng=self.rng, more=self.curriculum.state())
+
+    def record(self) -> dict:
+        """Where the run stands, as one JSON line."""
+        progress = self.trainer.progress
+        return {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 1),
+            "share": round(progress.share(self.settings.loop), 4),
+            "rate": round(self.trainer.rate(), 4),
+            "loss": {name: round(loss, 4) for name, loss in sorted(progress.losses.items())},
+            "ladders": {
+                one.name: [one.rungs[one.rung], round(one.right, 3), one.batches] for one in self.curriculum.open()
+            },
+        }
+
+    def _learned(self, batch: Batch, loss: TokenLoss) -> None:
+        if loss.scored:
+            self.curriculum.ladders[batch.source].learn(batch.rung, loss.right / loss.scored)
+
+    def _write(self, record: dict) -> dict:
+        if self.rank:
+            return record
+        with (self.settings.out / "record.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        return record
+
+
+def fresh_model(preset: str, tokenizer: Tokenizer, *, seed: int = 0) -> torch.nn.Module:
+    """A stock Llama of a preset; what writes into the residual stream starts at zero, but for `look_back`."""
+    shape = asdict(PRESETS[preset])
+    rope_theta = shape.pop("rope_theta")
+    model = new_llama(
+        **shape,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.token_to_id(tokenizers.BOS),
+        eos_token_id=tokenizer.token_to_id(tokenizers.END),
+        pad_token_id=tokenizer.token_to_id(tokenizers.PAD),
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(parameter)
+    look_back(model, seed=seed)
+    return model
+
+
+def _join_processes() -> int:
+    """This process's rank, after joining the others where a launcher (accelerate, torchrun) has started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise DataError("several processes were asked; accelerate is not installed; install kvfold[train]") from error
+    return PartialState().process_index

@@ -1,0 +1,14 @@
+"""device: everything that is kept lies on the model's device.
+
+Source: the model itself, https://arxiv.org/abs/1706.03762
+Ours differs: nothing; it is where a cache lies unless told otherwise.
+"""
+
+from dataclasses import dataclass
+
+from kvfold.place.base import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device(Place):
+    """On the model's device, all of it attended."""

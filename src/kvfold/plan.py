@@ -1,0 +1,219 @@
+"""Plan: one member per axis (what stays, how it is stored, where it lies), and the text that builds it.
+
+    snapkv(keep=0.125) + int8(group=32)
+
+The text is read with `ast`: calls with literal keywords, nothing is evaluated. A member is the class of the file of
+that name in select/, encode/ or place/; an axis that is not named is lossless. A plan prints as the text that
+builds it.
+"""
+
+import ast
+import difflib
+import importlib
+import pkgutil
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+
+from kvfold import encode, place, select
+from kvfold.budget.budget import Budget
+from kvfold.cache.fold import Rules
+from kvfold.encode.base import Encode
+from kvfold.encode.dense import Dense
+from kvfold.errors import BudgetError, KvfoldError, PlanError
+from kvfold.place.base import Place
+from kvfold.place.device import Device
+from kvfold.select.base import Select
+from kvfold.select.full import Full
+
+Member: TypeAlias = Select | Encode | Place
+
+_FULL, _DENSE, _DEVICE = Full(), Dense(), Device()
+_AXES = {"select": (select, Select), "encode": (encode, Encode), "place": (place, Place)}
+
+
+_QUESTIONS = {"select": "what stays", "encode": "how a slot is stored", "place": "where it lies"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What stays, how it is stored, where it lies."""
+
+    select: Select = _FULL
+    encode: Encode = _DENSE
+    place: Place = _DEVICE
+
+    @classmethod
+    def parse(cls, text: str) -> "Plan":
+        """The plan that a text names, `snapkv(keep=0.5) + int8`.
+
+        Raises PlanError for an unknown name or setting, for two members of one axis, and for a text that is no plan.
+        """
+        chosen: dict[str, Member] = {}
+        for name, settings in _calls(text):
+            axis, kind = _find(name)
+            if axis in chosen:
+                raise PlanError(
+                    f"{text!r} asks for {_name_of(type(chosen[axis]))} and {name}; both say {_QUESTIONS[axis]}; "
+                    "give one of them"
+                )
+            chosen[axis] = _build(name, kind, settings)
+        return cls(**chosen)  # pyright: ignore[reportArgumentType]
+
+    def __str__(self) -> str:
+        default = Plan()
+        texts = [_text_of(member) for axis in _AXES if (member := getattr(self, axis)) != getattr(default, axis)]
+        return " + ".join(texts) or "full"
+
+    def rules(self, *, pinned: int, layers: int) -> Rules:
+        """What the layers of a model fold by. Raises BudgetError for a budget that cannot hold the pinned tokens."""
+        budget = self.select.budget
+        if budget is not None:
+            budget.check(pinned=pinned)
+        return Rules(chooser=self.select, codec=self.encode, raw=_DENSE, pinned=pinned, layers=layers)
+
+    @property
+    def keep(self) -> float | None:
+        """The nominal kept fraction of the select member, where it has one."""
+        return self.select.keep
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the select member spends a budget, which `with_budget` may change."""
+        return isinstance(self.select.budget, Budget)
+
+    def with_budget(
+        self, *, keep: float | None = None, tokens: int | None = None, max_bytes: int | None = None
+    ) -> "Plan":
+        """The same plan with another budget. Raises BudgetError where it has none."""
+        if not self.has_budget:
+            raise BudgetError(
+                f"another budget was asked for; the plan {self} has none to change; give a plan that drops tokens"
+            )
+        return replace(self, select=replace(self.select, keep=keep, tokens=tokens, max_bytes=max_bytes))
+
+    def with_scope(self, scope: str) -> "Plan":
+        """The same plan with its select member in another scope, "history" or "turn"."""
+        return replace(self, select=replace(self.select, scope=scope))
+
+
+def members(axis: str) -> dict[str, type[Member]]:
+    """Every member of an axis by its name in plans: the files of its folder."""
+    return dict(_members(axis))
+
+
+@cache
+def _members(axis: str) -> tuple[tuple[str, type[Member]], ...]:
+    package, base = _AXES[axis]
+    found = []
+    for module in pkgutil.iter_modules(package.__path__):
+        content = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
+        own = [
+            kind
+            for kind in content.values()
+            if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+            and kind.__module__ == f"{package.__name__}.{module.name}"
+        ]  # fmt: skip
+        found += [(module.name, kind) for kind in own[:1]]
+    return tuple(found)
+
+
+def _find(name: str) -> tuple[str, type[Member]]:
+    known = {own: (axis, kind) for axis in _AXES for own, kind in _members(axis)}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+    raise PlanError(f"a plan names {name!r}; there is no such member; near it are {', '.join(near)}")
+
+
+def _name_of(kind: type[Member]) -> str:
+    return kind.__module__.rpartition(".")[2]
+
+
+def _settings_of(kind: type[Member]) -> list[str]:
+    return [field.name for field in fields(kind) if field.init]
+
+
+def _build(name: str, kind: type[Member], settings: dict[str, Any]) -> Member:
+    known = _settings_of(kind)
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise PlanError(
+            f"{name} was given {', '.join(unknown)}; it has no such setting; it knows {', '.join(known) or 'none'}"
+        )
+    hints = get_type_hints(kind)
+    for key, value in settings.items():
+        if not _fits(value, hints[key]):
+            raise PlanError(f"{name} was given {key}={value!r}; it cannot be that; give {_said(hints[key])}")
+    try:
+        return kind(**settings)
+    except KvfoldError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a literal may stand where a setting has this annotation; True and False are no numbers."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, one) for one in get_args(hint))
+    allowed = (int, float) if hint is float else (hint,)
+    return isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+
+
+def _said(hint: Any) -> str:
+    """An annotation in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(one) for one in get_args(hint))
+    if get_origin(hint) is UnionType:
+        return " or ".join(_said(one) for one in get_args(hint))
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}
+    return words.get(hint, str(hint))
+
+
+def _text_of(member: Member) -> str:
+    given = [
+        f"{field.name}={getattr(member, field.name)!r}"
+        for field in fields(member)
+        if field.init and (field.default is MISSING or getattr(member, field.name) != field.default)
+    ]
+    return _name_of(type(member)) + (f"({', '.join(given)})" if given else "")
+
+
+def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """The members that a text names, with their settings."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise PlanError(
+            f"{text[:200]!r} was given as a plan; it cannot be read; write it like 'snapkv(keep=0.5) + int8'"
+        ) from error
+    terms: list[ast.expr] = []
+    while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
+        terms.append(tree.right)
+        tree = tree.left
+    return [_call(term, text) for term in (tree, *reversed(terms))]
+
+
+def _call(term: ast.expr, text: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(term, ast.Name):
+        return term.id, {}
+    if isinstance(term, ast.Constant) and term.value is None:
+        return "none", {}
+    try:
+        if isinstance(term, ast.Call) and isinstance(term.func, ast.Name) and not term.args and _named(term.keywords):
+            return term.func.id, {str(word.arg): ast.literal_eval(word.value) for word in term.keywords}
+    except ValueError as error:
+        raise PlanError(
+            f"{ast.unparse(term)!r} in {text!r} has a value that is no literal; give a number or a quoted text"
+        ) from error
+    raise PlanError(
+        f"{ast.unparse(term)!r} in {text!r} is no member; write a name with keywords, like 'snapkv(keep=0.5)'"
+    )
+
+
+def _named(keywords: list[ast.keyword]) -> bool:
+    """Whether each keyword has a name of its own."""
+    names = [word.arg for word in keywords]
+    return None not in names and len(set(names)) == len(names)

@@ -1,0 +1,83 @@
+"""What a method of the select axis is: settings, a budget, what it needs to have observed, and a choice.
+
+The layer takes the sinks off before a method is asked, decodes what was encoded, and asks for rows of equal length
+together; so a method sees plain tensors [B, H, S, D] and says which slots stay. Helpers for common choices are below.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kvfold.budget.budget import Budget
+from kvfold.cache.kv import KV, Needs, Observed
+from kvfold.cache.request import Pass, Segment
+from kvfold.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select(ABC):
+    """A method that evicts: it drops whole slots, again and again. Give one of keep, tokens and max_bytes."""
+
+    keep: float | None = None  # fraction of the full cache's bytes, sinks and everything else included
+    tokens: int | None = None  # slots of every row and head
+    max_bytes: int | None = None  # over all rows and layers
+    scope: Literal["history", "turn"] = "history"  # choose among everything held, or each new segment once
+
+    query_aware: ClassVar[bool]  # whether it looks at the newest queries, which may be the question itself
+    paper: ClassVar[str | None]
+    by_pass: ClassVar[bool] = False  # whether it makes new slots by running rows of its own through the model
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("history", "turn"):
+            raise PlanError(f"scope={self.scope!r} was asked for; a method knows two; give 'history' or 'turn'")
+        if (self.keep, self.tokens, self.max_bytes) == (None, None, None):
+            raise PlanError(
+                "no budget was given; a method must know how much to keep; give keep=, tokens= or max_bytes="
+            )
+        _ = self.budget  # refuses two kinds, and numbers that no budget can be
+
+    def refuse_budget(self, why: str) -> None:
+        """For members without a budget: an error when one was given."""
+        if (self.keep, self.tokens, self.max_bytes) != (None, None, None):
+            raise PlanError(f"a budget was given; {why}; leave keep=, tokens= and max_bytes= away")
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing, unless a method says otherwise."""
+        return Needs()
+
+    @property
+    def budget(self) -> Budget | None:
+        """What may be kept; None keeps everything."""
+        return Budget(fraction=self.keep, tokens=self.tokens, size_bytes=self.max_bytes)
+
+    @property
+    def adapter_source(self) -> str | None:
+        """For learned methods: a folder or Hub name of the adapter, or "shipped"; None for methods without one."""
+        return None
+
+    def request(self, segment: Segment) -> Pass:
+        """For methods that make new slots: the rows to run for a segment."""
+        raise AssertionError("only a method that folds by passes is asked for one")
+
+    @abstractmethod
+    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
+        """True for the slots that stay: at most `slots` of each row and head, 0 < slots < len(kv)."""
+
+
+def newest(kv: KV, count: int) -> Bool[Tensor, "B H S"]:
+    """The newest `count` slots of each row and head."""
+    kept = torch.zeros(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)
+    kept[:, :, len(kv) - count :] = True
+    return kept
+
+
+def best(scores: Float[Tensor, "B H S"], count: int, *, among: Bool[Tensor, "B H S"]) -> Bool[Tensor, "B H S"]:
+    """The `count` slots with the highest scores of each row and head; the older one where scores are equal."""
+    ranked = scores.masked_fill(~among, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    kept = torch.zeros_like(among)
+    return kept.scatter_(2, ranked[:, :, :count], True) & among

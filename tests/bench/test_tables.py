@@ -1,0 +1,72 @@
+import made
+import pytest
+
+from kvfold.bench import tables
+
+
+def test_rows_stand_ceiling_first_floor_second_then_by_size():
+    (shown,) = tables.tables(made.run())
+    assert [row.label for row in shown.rows] == [
+        "full",
+        "none",
+        "snapkv(keep=0.5)",
+        "streaming_llm(keep=0.5)",
+        "snapkv(keep=0.2)",
+    ]
+
+
+def test_of_two_scopes_the_better_is_shown_and_named():
+    (shown,) = tables.tables(made.run())
+    plans = [row.record.plan for row in shown.rows]
+    assert 'snapkv(keep=0.5, scope="turn")' in plans
+    assert 'snapkv(keep=0.2, scope="history")' in plans
+    assert len(plans) == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['h2o(keep=0.5, scope="turn")', "h2o(scope='turn', keep=0.5)", 'h2o(keep=0.5, scope = "history")'],
+)
+def test_a_plan_without_its_scope_is_still_a_plan(text):
+    assert tables.without_scope(text) == "h2o(keep=0.5)"
+
+
+def test_a_difference_inside_the_interval_is_printed_as_a_tie():
+    (shown,) = tables.tables(made.run())
+    words = {row.label: tables.cells(row) for row in shown.rows}
+    assert words["full"][7] == ""
+    assert words["snapkv(keep=0.5)"][7] == "tie"
+    assert words["streaming_llm(keep=0.5)"][7].startswith("-0.400 (")
+
+
+def test_the_best_of_a_size_is_marked_and_so_is_a_tie_with_it():
+    (shown,) = tables.tables([*made.run(), made.record("h2o(keep=0.5)", 0.5, (1.0,) * 17 + (0.0,) * 3)])
+    standing = {row.label: row.standing for row in shown.rows}
+    assert standing["snapkv(keep=0.5)"] == "best"
+    assert standing["h2o(keep=0.5)"] == "tie"
+    assert standing["streaming_llm(keep=0.5)"] == ""
+    assert standing["full"] == ""
+
+
+def test_records_on_other_samples_get_a_table_of_their_own():
+    assert len(tables.tables([*made.run(), made.record(seed=3)])) == 2
+
+
+def test_a_floor_that_equals_the_ceiling_is_said():
+    (shown,) = tables.tables([made.record(full=0.4, none=0.4, remarks=("no headroom: 0.400 is not below 0.400",))])
+    assert shown.warnings[0].startswith("no headroom")
+    assert "warning: no headroom" in tables.markdown(shown)
+
+
+def test_savings_that_are_not_there_are_said():
+    (shown,) = tables.tables([made.record(keep=0.2, stored=1.0)])
+    assert shown.warnings == ("snapkv(keep=0.5) promises to keep 0.20 and stores 1.000",)
+
+
+def test_markdown_has_a_line_for_each_row_and_the_shortcut_below():
+    (shown,) = tables.tables(made.run())
+    text = tables.markdown(shown)
+    body = [line for line in text.splitlines() if line.startswith("| `")]
+    assert len(body) == 5
+    assert all(line.count("|") == len(tables.HEADS) + len(shown.families) + 1 for line in body)
+    assert "best shortcut without memory of bindings, same samples: 0.300" in text

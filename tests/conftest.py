@@ -1,0 +1,35 @@
+"""What every test stands on: shapes and types checked at run time, fixed seeds, few threads.
+
+The import hook must be in place before the first kvfold module is read, so it is installed here at the top. It
+knows nothing of what is tested; fakes live in `tests/fakes.py`.
+"""
+
+import random
+import sys
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("kvfold", "checker.check")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked gpu are skipped where torch sees none; torch is imported only when such a test was collected."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA here"))
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Every test starts from the same random state; torch and numpy only if something has imported them."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)

@@ -1,0 +1,49 @@
+"""Documents: they fit, hold their needles, and only the whole answer is right."""
+
+import pytest
+
+from kvfold.data import NEEDLES, needle
+from kvfold.errors import DataError
+
+
+def words(text):
+    return len(text.split())
+
+
+@pytest.mark.parametrize("kind", NEEDLES)
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_document_fits_and_its_reply_is_right(kind, split):
+    for seed in range(30):
+        document = needle(kind, split=split, tokens=600, count=words, seed=seed)
+        assert 500 <= words(document.prompt) <= 600
+        assert all(answer in document.prompt for answer in document.answers)
+        assert document.correct(document.reply)
+        assert not document.correct("I do not know.")
+        assert not any(document.correct(f"{document.reply} {rival}") for rival in document.rivals)
+
+
+def test_more_than_one_key_makes_rivals():
+    assert not needle("single", split="train", tokens=300, count=words, seed=0).rivals
+    assert len(needle("multikey", split="train", tokens=300, count=words, seed=0).rivals) >= 3
+
+
+def test_a_variable_chain_is_told_from_its_start():
+    document = needle("variable", split="heldout", tokens=400, count=words, seed=2)
+    first, second, third = document.answers
+    places = [document.prompt.index(f"VAR {name} = ") for name in (first, second, third)]
+    assert places == sorted(places)
+    assert f"VAR {second} = VAR {first}" in document.prompt
+
+
+def test_filler_may_be_given():
+    document = needle(
+        "single", split="train", tokens=120, count=words, seed=0, filler=["A given sentence stands here."]
+    )
+    assert "A given sentence stands here. A given sentence" in document.prompt
+
+
+def test_too_few_tokens_say_how_many_are_needed():
+    with pytest.raises(DataError, match="give that many"):
+        needle("multivalue", split="train", tokens=20, count=words, seed=0)
+    with pytest.raises(DataError, match="multikey"):
+        needle("haystack", split="train", tokens=20, count=words, seed=0)

@@ -1,0 +1,81 @@
+"""Every codec: what comes back, how far it may be off, and what it takes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvfold.encode.dense import Dense
+from kvfold.encode.int4 import Int4
+from kvfold.encode.int8 import Int8
+from kvfold.plan import members
+
+CODECS = members("encode")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CODECS)
+def test_each_slot_stands_alone(name, dtype):
+    """Slots may be dropped, reordered and reshaped after they were written."""
+    codec, keys, values = CODECS[name](), torch.randn(12, 16).to(dtype), torch.randn(12, 16).to(dtype)
+    payload = codec.encode(keys, values)
+    assert all(tensor.shape[0] == 12 for tensor in payload.values())
+    whole = codec.decode(payload, dtype)
+    order = torch.tensor([7, 2, 2, 11])
+    some = codec.decode({key: tensor[order] for key, tensor in payload.items()}, dtype)
+    square = codec.decode({key: tensor.view(2, 3, 2, *tensor.shape[1:]) for key, tensor in payload.items()}, dtype)
+    for one, part, wide in zip(whole, some, square, strict=True):
+        assert one.dtype == dtype
+        assert torch.equal(one[order], part)
+        assert torch.equal(one.view(2, 3, 2, 16), wide)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_no_slots_at_all_are_written_and_read(name):
+    codec = CODECS[name]()
+    keys, values = codec.decode(codec.encode(torch.empty(0, 16), torch.empty(0, 16)), torch.float32)
+    assert keys.shape == values.shape == (0, 16)
+
+
+@pytest.mark.parametrize(("codec", "levels"), [(Int8(group=8), 254), (Int4(group=8), 15)])
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.sampled_from([1e-4, 1.0, 300.0]), shift=st.sampled_from([0.0, 5.0]))
+def test_rounding_is_at_most_half_a_step_of_its_group(codec, levels, seed, size, shift):
+    numbers = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) + shift) * size
+    found = codec.decode(codec.encode(numbers, numbers), torch.float32)[0]
+    grouped = numbers.unflatten(-1, (2, 8))
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    span = high - low if levels == 15 else 2 * grouped.abs().amax(-1)
+    float16 = grouped.abs().amax(-1) * 2**-10 + 127 * 6e-8  # what scales and lows in float16 may add
+    bound = (span / levels / 2 * 1.01 + float16)[..., None]
+    assert ((found.unflatten(-1, (2, 8)) - grouped).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_zeros_stay_zeros(name):
+    codec = CODECS[name]()
+    found = codec.decode(codec.encode(torch.zeros(3, 16), torch.zeros(3, 16)), torch.float32)
+    assert all((tensor.abs() < 1e-6).all() for tensor in found)
+
+
+def test_bytes_of_a_slot_can_be_checked_by_hand():
+    keys = torch.randn(10, 64)
+    size = {name: sum(t.nbytes for t in codec.encode(keys, keys).values()) // 10 for name, codec in _BY_HAND.items()}
+    assert size == {"dense": 512, "int8": 2 * (64 + 2 * 2), "int4": 2 * (32 + 2 * 4)}
+
+
+_BY_HAND = {"dense": Dense(), "int8": Int8(), "int4": Int4()}
+
+
+@pytest.mark.parametrize("codec", [Int8(group=32), Int4(group=32)])
+def test_a_group_that_does_not_divide_the_head_is_the_whole_head(codec):
+    keys = torch.randn(4, 24)
+    payload = codec.encode(keys, keys)
+    assert [t.shape[-1] for name, t in payload.items() if "scales" in name or "steps" in name] == [1, 1]
+    assert (codec.decode(payload, torch.float32)[0] - keys).abs().max() < 0.3
+
+
+def test_keys_and_values_may_differ_in_size():
+    for codec in _BY_HAND.values():
+        keys, values = codec.decode(codec.encode(torch.randn(5, 16), torch.randn(5, 8)), torch.float32)
+        assert (keys.shape, values.shape) == ((5, 16), (5, 8))

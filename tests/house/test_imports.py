@@ -1,0 +1,94 @@
+"""Who may import whom: the table of ranks, held over every import statement of the package.
+
+An import inside a function counts too: laziness changes when a module is read, not who knows whom. Imports that only
+a type checker sees count as well. The table may change; it changes here, with its reason in the commit.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import source
+
+RANKS = (
+    ("errors", "shapes"),
+    ("segments", "budget", "data", "attention"),
+    ("cache",),
+    ("select", "encode", "place"),
+    ("plan",),
+    ("hf",),
+    ("chat",),
+    ("learn", "bench", "serve"),
+    ("cli",),
+)
+RANK = {folder: rank for rank, folders in enumerate(RANKS) for folder in folders}
+EVERYWHERE = ("__init__", "__main__")  # the public face and the door of the command line name what they offer
+NO_TORCH = ("errors", "shapes", "segments", "data", "cli", "__init__", "__main__")
+FOREIGN = ("bench", "peers", "programs")  # run by rivals' interpreters, by path; no part of kvfold when it runs
+HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "matplotlib", "jinja2", "accelerate", "rich"}
+MAY = {"data": {"tokenizers"}}  # it makes the shipped tokenizer; tokenizers is small and brings no torch
+
+FILES = [pytest.param(path, id=source.name(path)) for path in source.files()]
+
+
+def own(module: str) -> str | None:
+    """The folder that an import of kvfold names; None for other people's modules and for kvfold itself."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "kvfold" and len(parts) > 1 else None
+
+
+def is_foreign(path) -> bool:
+    return path.relative_to(source.SOURCE).parts[: len(FOREIGN)] == FOREIGN
+
+
+def test_every_folder_has_a_rank():
+    folders = {source.folder(path) for path in source.files()} - {*EVERYWHERE, "models"}
+    assert folders <= RANK.keys()
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_file_imports_only_lower_ranks_and_its_own_folder(path):
+    here = source.folder(path)
+    if here in EVERYWHERE or here == "models":
+        return
+    for found in source.imports(path):
+        there = own(found.module)
+        if there is None or there == here or there == "__version__":
+            continue
+        assert there in RANK, f"line {found.line} imports {found.module}, which has no rank"
+        assert RANK[there] < RANK[here], f"line {found.line}: {here} may not know {there}"
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_only_the_bridge_imports_transformers(path):
+    if source.folder(path) == "hf" or is_foreign(path):
+        return
+    found = [i for i in source.imports(path) if i.module.split(".")[0] == "transformers"]
+    assert not found, f"line {found[0].line} imports transformers; only hf/ may"
+
+
+@pytest.mark.parametrize("path", [path for path in source.files() if is_foreign(path)])
+def test_a_program_for_another_interpreter_imports_nothing_of_ours(path):
+    assert not [i.module for i in source.imports(path) if i.module.split(".")[0] == "kvfold"]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_what_must_be_light_imports_nothing_heavy(path):
+    here = source.folder(path)
+    if here not in NO_TORCH:
+        return
+    heavy = HEAVY - MAY.get(here, set())
+    found = [i for i in source.imports(path) if i.at_import and i.module.split(".")[0] in heavy]
+    assert not found, f"line {found[0].line} imports {found[0].module} when the module is read"
+
+
+def test_importing_kvfold_imports_no_torch_and_writes_nothing():
+    program = """
+import os, sys, threading
+before = dict(os.environ), set(threading.enumerate())
+import kvfold, kvfold.cli.main
+assert (dict(os.environ), set(threading.enumerate())) == before
+heavy = {"torch", "transformers", "numpy", "matplotlib", "tokenizers"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,85 @@
+"""Which names are allowed: folders in ordinary words, one word for one thing, and the public face.
+
+Textual and quick. What a name means stands in the design; this file only keeps the banned ones out, and holds that
+every public name can be loaded and is written where it is promised.
+"""
+
+import ast
+import re
+
+import pytest
+import source
+
+import kvfold
+
+BANNED_PLACES = {"utils", "util", "common", "core", "helpers", "helper", "manager", "misc"}
+BANNED_WORDS = re.compile(r"\b(kv_len|past_len|cur_len|hasattr)\b")
+FUTURE = "from __future__ import annotations"
+
+FILES = [pytest.param(path, id=source.name(path)) for path in source.files()]
+NO_PAPER = {"__init__", "base", "full", "none", "dense", "device"}
+METHODS = [
+    pytest.param(path, id=source.name(path))
+    for path in source.files()
+    if source.folder(path) in ("select", "encode", "place") and path.stem not in NO_PAPER
+]
+
+
+def names(path) -> set[str]:
+    """Every identifier of a file: what strings and comments say is not counted."""
+    found = set()
+    for node in ast.walk(source.tree(path)):
+        found |= {getattr(node, field, None) for field in ("id", "attr", "arg", "name")}
+    return {name for name in found if isinstance(name, str)}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_places_have_ordinary_names(path):
+    parts = {part.removesuffix(".py") for part in path.relative_to(source.SOURCE).parts}
+    assert not parts & BANNED_PLACES
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_one_word_for_one_thing(path):
+    assert not [name for name in names(path) if BANNED_WORDS.search(name)]
+    assert FUTURE not in path.read_text(encoding="utf-8"), "jaxtyping reads the annotations at run time"
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_value_type_is_frozen_unless_its_docstring_says_that_it_changes(path):
+    for node in ast.walk(source.tree(path)):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for decorator in node.decorator_list:
+            if ast.unparse(decorator).split("(")[0] == "dataclass":
+                frozen = "frozen=True" in ast.unparse(decorator)
+                changes = "change" in (ast.get_docstring(node) or "").lower()
+                assert frozen or changes, f"{node.name} is neither frozen nor says that it changes"
+
+
+def test_the_public_face_is_small_sorted_and_real():
+    assert len(kvfold.__all__) <= 12
+    assert list(kvfold.__all__) == sorted(kvfold.__all__)
+    for name in kvfold.__all__:
+        value = getattr(kvfold, name)
+        assert callable(value)
+        assert value.__name__ == name
+
+
+def test_an_unknown_public_name_lists_the_real_ones():
+    with pytest.raises(AttributeError, match="its public names are Chat"):
+        kvfold.fold_everything  # noqa: B018
+
+
+def test_the_folder_cache_does_not_hide_the_function_cache():
+    import kvfold.cache.layer  # binds a module named `cache` on the package, were it not refused
+
+    assert kvfold.cache.__name__ == "cache"
+    assert callable(kvfold.cache)
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_a_method_cites_its_paper_and_says_how_ours_differs(path):
+    opening = ast.get_docstring(source.tree(path)) or ""
+    assert re.search(r"https://\S+", opening), "no link to the paper"
+    assert re.search(r"^Ours differs: \S", opening, flags=re.MULTILINE), "no line `Ours differs: ...`"

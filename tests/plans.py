@@ -1,0 +1,94 @@
+"""Plans made of every member of the registry, so that a new file in select/, encode/ or place/ brings its tests.
+
+Lossless plans have room for everything; lossy ones are small. Members that take no budget appear as they are.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from kvfold.cache.kv import KV, Observed
+from kvfold.errors import KvfoldError
+from kvfold.plan import Plan, members
+from kvfold.select.base import Select
+
+TOKENS = 14  # of a lossy plan
+
+
+def _select(name: str, **budget: object) -> Select:
+    kind = members("select")[name]
+    try:
+        return kind(**budget)
+    except KvfoldError:
+        return kind()
+
+
+def lossless() -> dict[str, Plan]:
+    """Plans that drop nothing and round nothing: every select member with room for all, every lossless codec."""
+    roomy = {name: Plan(select=_select(name, tokens=10**6)) for name in members("select") if name != "none"}
+    exact = {name: Plan(encode=kind()) for name, kind in members("encode").items() if kind.lossless}
+    every = roomy | exact | {name: Plan(place=kind()) for name, kind in members("place").items()}
+    return {name: plan for name, plan in every.items() if name == "full" or plan != Plan()}
+
+
+def lossy() -> dict[str, Plan]:
+    """Each select member alone with a small budget, each codec alone, and each select member in scope "turn"."""
+    alone = {name: Plan(select=_select(name, tokens=TOKENS)) for name in members("select")}
+    coded = {name: Plan(encode=kind()) for name, kind in members("encode").items()}
+    turns = {f"{name}-turn": plan.with_scope("turn") for name, plan in alone.items() if plan.has_budget}
+    return alone | coded | turns
+
+
+def pairs() -> dict[str, Plan]:
+    """Every select member with every codec."""
+    return {
+        f"{name}+{code}": Plan(select=_select(name, tokens=TOKENS), encode=kind())
+        for name in members("select")
+        for code, kind in members("encode").items()
+        if not kind.lossless and name != "full"
+    }
+
+
+def mostly(names: Iterable[str]) -> list[object]:
+    """The names as parameters of a test, with the long tail marked slow: most pairs, scopes and identities."""
+    tail = [name for name in names if ("+" in name or "-" in name or name == "dense") and name not in _SHOWN]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in tail else name for name in names]
+
+
+_SHOWN = ("snapkv+int4", "h2o-turn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uneven(Select):
+    """Head h keeps h slots less than it may: what a method with budgets per head looks like to a layer."""
+
+    query_aware: ClassVar[bool] = False
+    paper: ClassVar[str | None] = None
+
+    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
+        """Every other slot from the newest, fewer in later heads; one fewer where the oldest position is odd."""
+        kept = torch.zeros(kv.positions.shape, dtype=torch.bool)
+        for row in range(kept.shape[0]):
+            for head in range(kept.shape[1]):
+                count = max(slots - head - int(kv.positions[row, head, 0]) % 2, 1)
+                kept[row, head, torch.arange(len(kv) - 1, -1, -2)[:count]] = True
+        return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvenPositions(Select):
+    """Even positions only, and of these the newest: a choice that no numerical noise can change."""
+
+    query_aware: ClassVar[bool] = False
+    paper: ClassVar[str | None] = None
+
+    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
+        """The newest even positions."""
+        even = kv.positions % 2 == 0
+        later = even.flip(2).cumsum(2).flip(2)
+        return even & (later <= slots)
