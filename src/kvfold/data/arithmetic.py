@@ -1,6 +1,7 @@
 """Arithmetic: prices told over turns and revised on the way; a price, a difference or a total is asked at the end.
 
-Amounts are 2 to 99. Replies go step by step: each price is said again, then the sum is made from what was said.
+Amounts are 10 to 99. Replies go step by step: each price is said again, then tens and ones are added apart, then put
+together: "36 + 47 = 70 + 13 = 83".
 """
 
 import random
@@ -11,6 +12,8 @@ from math import comb
 from kvfold.data import frames
 from kvfold.data.dialogue import Judge, Question, Tell
 from kvfold.data.words import Words
+
+AMOUNTS = range(10, 100)
 
 TELLS = {
     "train": (
@@ -144,17 +147,24 @@ def reply(how: str, things: Sequence[str], amounts: Sequence[int]) -> str:
     if how == "price":
         return f"{named}."
     if how == "difference":
-        return f"{named}. {amounts[0]} - {amounts[1]} = {amounts[0] - amounts[1]}."
+        return f"{named}. {less(*amounts)}."
     return f"{named}. {steps(amounts)}."
 
 
 def steps(amounts: Sequence[int]) -> str:
-    """A sum in steps of two: "36 + 47 = 83, 83 + 12 = 95"."""
+    """A sum in steps of two: "36 + 47 = 70 + 13 = 83, 83 + 12 = 90 + 5 = 95"."""
     total, said = amounts[0], []
     for amount in amounts[1:]:
-        said.append(f"{total} + {amount} = {total + amount}")
+        tens, ones = (total // 10 + amount // 10) * 10, total % 10 + amount % 10
+        said.append(f"{total} + {amount} = {tens} + {ones} = {total + amount}")
         total += amount
     return ", ".join(said)
+
+
+def less(high: int, low: int) -> str:
+    """A difference in steps: "83 - 47 = 40 - 4 = 36"."""
+    tens, ones = (high // 10 - low // 10) * 10, high % 10 - low % 10
+    return f"{high} - {low} = {tens} {'-' if ones < 0 else '+'} {abs(ones)} = {high - low}"
 
 
 def scene(rng: random.Random, words: Words, *, size: int) -> ArithmeticScene:
@@ -165,7 +175,7 @@ def scene(rng: random.Random, words: Words, *, size: int) -> ArithmeticScene:
     changed = rng.sample(things, min(count - 1, rng.choice((0, 1, 1, 2)))) if size > 2 else []
     for thing in changed:
         order.insert(rng.randint(order.index(thing) + 1, len(order)), thing)
-    amounts = rng.sample(range(2, 100), len(order))
+    amounts = rng.sample(AMOUNTS, len(order))
     prices = tuple(zip(order, amounts, strict=True))
     tells, seen = [], set()
     for thing, amount in prices:

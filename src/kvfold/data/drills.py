@@ -100,16 +100,18 @@ def _sums(rng: random.Random, below: int) -> tuple[Message, ...]:
     Small ones come alone: among others, looking everywhere at once does not show the amounts, and nothing is learnt.
     """
     messages = []
+    amounts = range(arithmetic.AMOUNTS.start, below)
     for _ in range(1 if below < 50 else rng.choice((1, 2, 4))):
-        low, high = sorted(rng.choices(range(2, below), k=2))
+        low, high = sorted(rng.choices(amounts, k=2))
         draw = rng.random()
         if draw < 0.3:
-            asked, said = f"{high} - {low}", f"{high} - {low} = {high - low}."
-        elif draw < 0.7 or below < 25:
-            asked, said = f"{low} + {high}", f"{arithmetic.steps((low, high))}."
+            asked, said = f"{high} - {low}", f"{arithmetic.less(high, low)}."
+        elif draw < 0.7 or below < 50:
+            first, second = rng.sample((low, high), 2)
+            asked, said = f"{first} + {second}", f"{arithmetic.steps((first, second))}."
         else:
-            amounts = [rng.randrange(2, below) for _ in range(3)]
-            asked, said = " + ".join(map(str, amounts)), f"{arithmetic.steps(amounts)}."
+            three = rng.choices(amounts, k=3)
+            asked, said = " + ".join(map(str, three)), f"{arithmetic.steps(three)}."
         messages += [Message(role="user", content=asked), Message(role="assistant", content=said, weight=1.0)]
     return tuple(messages)
 

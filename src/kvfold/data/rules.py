@@ -107,7 +107,7 @@ class _Rule:
         if self.how == "capitals":
             return f"{opinion.upper()}."
         if self.how == "begins":
-            return f"{self.mark.capitalize()}, {opinion}."
+            return f"{self.mark}, {opinion}."
         return f"{opinion}, {self.mark}."
 
     def judge(self, rivals: set[str]) -> Judge:

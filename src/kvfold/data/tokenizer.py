@@ -1,14 +1,15 @@
 """The tokenizer of the models trained here: byte-level BPE with single digits, and the chat template.
 
 Every text round-trips. Message contents are rendered after a space, so that a word has the same token at the start of a
-message and inside it. Old turns render the same when turns are added. Knows nothing of transformers; writes its files.
+message and inside it; a number's first digit carries the space before it. Old turns render the same when turns are
+added. Knows nothing of transformers; writes its files.
 """
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 SPECIALS = (PAD, BOS, END, "<|system|>", "<|user|>", "<|assistant|>")
@@ -23,7 +24,7 @@ def train(texts: Iterable[str], *, vocabulary: int) -> Tokenizer:
     """A tokenizer of `vocabulary` entries, the special ones first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -90,7 +90,7 @@ def base_curriculum() -> Curriculum:
         Ladder(name="drill/people", rungs=keys, weight=2.0),
         Ladder(name="drill/kinds", rungs=(4, 6, 8), weight=2.0),
         Ladder(name="drill/prices", rungs=keys, weight=2.0),
-        Ladder(name="drill/sums", rungs=(10, 25, 50, 100), weight=6.0),
+        Ladder(name="drill/sums", rungs=(30, 60, 100), weight=3.0),
         Ladder(name="drill/lists", rungs=(2, 4, 6), weight=1.2),
         Ladder(name="drill/relatives", rungs=(2, 4, 6), weight=1.5, after=("drill/people", 1)),
         Ladder(name="drill/places", rungs=(2, 4, 6), weight=1.2, after=("drill/people", 1)),

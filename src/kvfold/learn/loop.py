@@ -27,10 +27,10 @@ class LoopSettings:
 
     seconds: float | None = None
     tokens: int | None = None
-    matrix_rate: float = 0.02  # Muon, for all matrices of the layers
-    other_rate: float = 0.003  # AdamW, for embeddings and norms
+    matrix_rate: float = 0.01  # Muon, for all matrices of the layers
+    other_rate: float = 0.0015  # AdamW, for embeddings and norms
     warmup_steps: int = 60
-    flat_until: float = 0.55  # share of the run before the rate falls linearly
+    flat_until: float = 0.3  # share of the run before the rate falls linearly
     last_rate: float = 0.02  # share of the rate at the end
     clip: float = 1.0
     average: float = 0.997  # memory of the averaged weights
@@ -71,6 +71,7 @@ class Trainer:
         ]
         self.parameters = [parameter for _, parameter in named]
         self.averaged = [parameter.detach().clone() for parameter in self.parameters]
+        self.bfloat16 = quick_in_bfloat16(self.parameters[0].device)
         self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def rate(self) -> float:
@@ -111,13 +112,14 @@ class Trainer:
         """The loss of one batch; a mask of ones keeps jumps in positions from being read as packed sequences."""
         device = next(self.model.parameters()).device
         ids = batch.ids.to(device)
-        output = self.model.model(
-            input_ids=ids,
-            position_ids=batch.positions.to(device),
-            attention_mask=torch.ones_like(ids),
-            use_cache=False,
-        )
-        return next_token_loss(output.last_hidden_state, self.model.lm_head, ids, batch.weights.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            output = self.model.model(
+                input_ids=ids,
+                position_ids=batch.positions.to(device),
+                attention_mask=torch.ones_like(ids),
+                use_cache=False,
+            )
+            return next_token_loss(output.last_hidden_state, self.model.lm_head, ids, batch.weights.to(device))
 
     def _note(self, batch: Batch, loss: TokenLoss) -> None:
         key = f"{batch.source}:{batch.rung}"
@@ -182,3 +184,19 @@ class Trainer:
         version, numbers, gauss = state["rng"]
         rng.setstate((version, tuple(numbers), gauss))
         return state["more"]
+
+
+def quick_in_bfloat16(device: torch.device) -> bool:
+    """Whether products are quicker in bfloat16 than in float32 here; processors without them emulate bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    took = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(512, 512, dtype=dtype, device=device)
+        laps = []
+        for _ in range(8):
+            started = time.monotonic()
+            square @ square
+            laps.append(time.monotonic() - started)
+        took[dtype] = min(laps)
+    return took[torch.bfloat16] < took[torch.float32]

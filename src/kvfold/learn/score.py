@@ -29,7 +29,7 @@ class FamilyScore:
 class Answerer:
     """Greedy replies from a model and its tokenizer, many at a time."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, batch: int = 16, new_tokens: int = 48) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, batch: int = 16, new_tokens: int = 96) -> None:
         self.model, self.tokenizer, self.batch, self.new_tokens = model, tokenizer, batch, new_tokens
         self.pad, self.end = id_of(tokenizer, PAD), id_of(tokenizer, END)
 

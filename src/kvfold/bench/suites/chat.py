@@ -14,7 +14,7 @@ from kvfold.chat.rows import Rows
 from kvfold.data import CHAT_VERSION, FAMILIES, Dialogue, best_shortcut, dialogue
 
 FEWEST_TURNS, MOST_TURNS = 16, 24
-ANSWER_TOKENS = 48  # more than the longest canonical reply
+ANSWER_TOKENS = 96  # more than the longest canonical reply
 SPLIT = "heldout"
 
 
