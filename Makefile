@@ -36,8 +36,8 @@ $(PEERS_STAMP): constraints-peers.txt
 demo: setup  ## a real multi-turn benchmark on the shipped model, three methods, a report
 	$(BIN)/kvfold demo
 
-test: setup  ## every test
-	$(BIN)/python -m pytest
+test: setup  ## every test, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .

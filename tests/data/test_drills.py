@@ -30,8 +30,14 @@ def test_a_people_drill_asks_every_key_once_with_its_last_value():
 def test_sums_are_right():
     for seed in range(40):
         for message in drill("sums", keys=100, seed=seed):
-            for left, sign, right, result in re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", message.content):
-                assert int(left) + (int(right) if sign == "+" else -int(right)) == int(result)
+            for sum_, parts, result in re.findall(r"([\d +-]+) = ([\d +-]+) = (\d+)", message.content):
+                assert value(sum_) == value(parts) == int(result)
+
+
+def value(text):
+    """What "36 + 47" or "40 - 4" comes to."""
+    left, sign, right = text.split()
+    return int(left) + (int(right) if sign == "+" else -int(right))
 
 
 def test_scored_copies_were_seen_before_after_the_same_key():

@@ -13,7 +13,7 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 import fakes
 import kvfold
 from driving import close, exact, feed, kept, positions_of
-from fakes import POSITIONS, fresh, model_of, text
+from fakes import POSITIONS, exact_twin, fresh, model_of, text
 from kvfold.errors import BudgetError, CacheError, ModelError, PlanError
 
 
@@ -155,7 +155,8 @@ def test_two_caches_in_two_threads_on_one_model(family, plan):
 @pytest.mark.parametrize("plan", ["full", "h2o(tokens=12)", "snapkv(tokens=12, window=4)", "int8"])
 @pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_a_cache_goes_on_outside_the_mode_it_was_filled_in(first, plan):
-    model, ids = model_of("llama"), text(2, 30)
+    # In float64, for in float32 the ways differ enough to carry a value over a codec's rounding edge.
+    model, ids = exact_twin("llama") if plan == "int8" else model_of("llama"), text(2, 30)
     mask = torch.ones(2, 30, dtype=torch.long)
     mask[0, :3] = 0
     own = kvfold.cache(model, plan, stride=8)
