@@ -101,6 +101,8 @@ class BaseRun:
         self.trainer = Trainer(self.model, settings.loop)
         if settings.resume:
             self.curriculum.restore(self.trainer.resume(self._checkpoint, rng=self.rng))
+            if self.rank:  # the checkpoint holds the first process's random state; the others draw samples of their own
+                self.rng.seed(f"{settings.seed}:{self.rank}:{self.trainer.progress.step}")
 
     @property
     def _checkpoint(self) -> Path:
