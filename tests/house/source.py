@@ -49,6 +49,11 @@ class Import:
     at_import: bool  # reached when the module is imported: not inside a function, not only for type checkers
 
 
+def at(path: Path, place: Import | ast.stmt) -> str:
+    """Where something stands, as editors read it: file and line."""
+    return f"{name(path)}:{place.line if isinstance(place, Import) else place.lineno}"
+
+
 def _only_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 

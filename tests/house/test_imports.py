@@ -7,7 +7,6 @@ a type checker sees count as well. The table may change; it changes here, with i
 import subprocess
 import sys
 
-import pytest
 import source
 
 RANKS = (
@@ -28,8 +27,6 @@ FOREIGN = ("bench", "peers", "programs")  # run by rivals' interpreters, by path
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "matplotlib", "jinja2", "accelerate", "rich"}
 MAY = {"data": {"tokenizers"}}  # it makes the shipped tokenizer; tokenizers is small and brings no torch
 
-FILES = [pytest.param(path, id=source.name(path)) for path in source.files()]
-
 
 def own(module: str) -> str | None:
     """The folder that an import of kvfold names; None for other people's modules and for kvfold itself."""
@@ -46,40 +43,55 @@ def test_every_folder_has_a_rank():
     assert folders <= RANK.keys()
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_a_file_imports_only_lower_ranks_and_its_own_folder(path):
-    here = source.folder(path)
-    if here in EVERYWHERE or here == "models":
-        return
-    for found in source.imports(path):
-        there = own(found.module)
-        if there is None or there == here or there == "__version__":
+def test_a_file_imports_only_lower_ranks_and_its_own_folder():
+    wrong = []
+    for path in source.files():
+        here = source.folder(path)
+        if here in EVERYWHERE or here == "models":
             continue
-        assert there in RANK, f"line {found.line} imports {found.module}, which has no rank"
-        assert RANK[there] < RANK[here], f"line {found.line}: {here} may not know {there}"
+        for found in source.imports(path):
+            there = own(found.module)
+            if there is None or there == here or there == "__version__":
+                continue
+            if there not in RANK:
+                wrong.append(f"{source.at(path, found)} imports {found.module}, which has no rank")
+            elif RANK[there] >= RANK[here]:
+                wrong.append(f"{source.at(path, found)}: {here} may not know {there}")
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_only_the_bridge_imports_transformers(path):
-    if source.folder(path) == "hf" or is_foreign(path):
-        return
-    found = [i for i in source.imports(path) if i.module.split(".")[0] == "transformers"]
-    assert not found, f"line {found[0].line} imports transformers; only hf/ may"
+def test_only_the_bridge_imports_transformers():
+    others = [path for path in source.files() if source.folder(path) != "hf" and not is_foreign(path)]
+    wrong = [
+        source.at(path, found)
+        for path in others
+        for found in source.imports(path)
+        if found.module.split(".")[0] == "transformers"
+    ]
+    assert not wrong, "only hf/ may import transformers"
 
 
-@pytest.mark.parametrize("path", [path for path in source.files() if is_foreign(path)])
-def test_a_program_for_another_interpreter_imports_nothing_of_ours(path):
-    assert not [i.module for i in source.imports(path) if i.module.split(".")[0] == "kvfold"]
+def test_a_program_for_another_interpreter_imports_nothing_of_ours():
+    foreign = [path for path in source.files() if is_foreign(path)]
+    assert foreign
+    assert not [
+        source.at(path, found)
+        for path in foreign
+        for found in source.imports(path)
+        if found.module.split(".")[0] == "kvfold"
+    ]
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_what_must_be_light_imports_nothing_heavy(path):
-    here = source.folder(path)
-    if here not in NO_TORCH:
-        return
-    heavy = HEAVY - MAY.get(here, set())
-    found = [i for i in source.imports(path) if i.at_import and i.module.split(".")[0] in heavy]
-    assert not found, f"line {found[0].line} imports {found[0].module} when the module is read"
+def test_what_must_be_light_imports_nothing_heavy():
+    wrong = []
+    for path in source.files():
+        here = source.folder(path)
+        if here not in NO_TORCH:
+            continue
+        heavy = HEAVY - MAY.get(here, set())
+        found = [i for i in source.imports(path) if i.at_import and i.module.split(".")[0] in heavy]
+        wrong += [f"{source.at(path, i)} imports {i.module} when the module is read" for i in found]
+    assert not wrong
 
 
 def test_importing_kvfold_imports_no_torch_and_writes_nothing():
