@@ -64,7 +64,9 @@ def test_a_jump_in_positions_hides_nothing(tokenizer, llama):
 
 def test_training_lowers_the_loss(tokenizer, llama):
     some = batches(tokenizer, n=2)
-    trainer = Trainer(llama, LoopSettings(tokens=10**9, warmup_steps=2, batches_a_step=2, matrix_rate=0.02, other_rate=0.003))
+    trainer = Trainer(
+        llama, LoopSettings(tokens=10**9, warmup_steps=2, batches_a_step=2, matrix_rate=0.02, other_rate=0.003)
+    )
     seen = []
     for _ in range(12):
         trainer.step(cycle(some), lambda _, loss: seen.append(float(loss.mean.detach())))

@@ -50,6 +50,9 @@ PRICE_ASKS = {
         "Say what the {a} costs.",
         "I need the price of the {a}.",
         "For the {a}, what do I pay?",
+        "Do you still know what the {a} costs?",
+        "How much does the {a} cost now?",
+        "I do not know the price of the {a} any more.",
     ),
     "heldout": ("Do you know how much the {a} costs?", "I forgot the price of the {a}."),
 }
@@ -62,6 +65,13 @@ SUM_ASKS = {
         "I need the sum of {things}.",
         "If I buy {things}, what do I pay?",
         "Say what {things} cost in all.",
+        "How much do {things} cost, all in all?",
+        "If I take {things}, how much do they cost?",
+        "What is the price of {things} together?",
+        "How much do I pay for {things}?",
+        "Now the total for {things}.",
+        "Taken together, what do {things} cost?",
+        "All in all, how much are {things}?",
     ),
     "heldout": ("What is the total for {things}?", "Together, how much do {things} cost?"),
 }
@@ -72,6 +82,9 @@ DIFFERENCE_ASKS = {
         "By how much is the {a} above the {b}?",
         "I need the difference of the {a} and the {b}.",
         "How much is the {a} over the {b}?",
+        "Say how much more the {a} costs than the {b}.",
+        "I want the difference between the {a} and the {b}.",
+        "How much more is the {a} than the {b}?",
     ),
     "heldout": (
         "Tell me how much more the {a} costs than the {b}.",

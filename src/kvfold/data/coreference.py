@@ -41,6 +41,10 @@ RELATIVE_ASKS = {
         "I need to hear the {kind} of my {relation}.",
         "Say what my {relation}'s {kind} is.",
         "What {kind} does my {relation} have?",
+        "Do you remember my {relation}'s {kind}?",
+        "I do not know my {relation}'s {kind} any more.",
+        "Remind me of my {relation}'s {kind}.",
+        "Do you still have the {kind} of my {relation}?",
     ),
     "heldout": ("I forgot my {relation}'s {kind}.", "Do you know the {kind} of my {relation}?"),
 }
@@ -53,6 +57,9 @@ PRONOUN_ASKS = {
         "Say what {whose} {kind} is.",
         "Give me {whose} {kind}.",
         "And {whose} {kind}, what is it?",
+        "I do not know {whose} {kind} any more.",
+        "Please say what {whose} {kind} is.",
+        "Remind me of {whose} {kind}.",
     ),
     "heldout": ("I forgot {whose} {kind}.", "Please tell me, what is {whose} {kind}?"),
 }
@@ -81,6 +88,10 @@ LIST_ASKS = {
         "Say what the {ordinal} {kind} is.",
         "I need the {ordinal} one of the {plural}.",
         "The {ordinal} {kind}, what is it?",
+        "Do you know the {ordinal} {kind}?",
+        "Of the {plural}, say the {ordinal} one.",
+        "I do not know the {ordinal} {kind} any more.",
+        "Remind me of the {ordinal} {kind}.",
     ),
     "heldout": (
         "Do you remember the {ordinal} {kind}?",
@@ -97,6 +108,9 @@ PLACE_ASKS = {
         "I need the {kind} of that city, the one of {name}.",
         "In the city that is {name}'s, what is the {kind}?",
         "About {name}'s city: say what the {kind} there is.",
+        "What {kind} does {name}'s city have?",
+        "Remember the city of {name}: what is the {kind} there?",
+        "Do you know the {kind} in the city of {name}?",
     ),
     "heldout": ("Think of the city of {name}. Tell me the {kind} there.", "What is the {kind} of {name}'s city?"),
 }
