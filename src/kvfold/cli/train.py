@@ -3,6 +3,7 @@
 Shows a progress bar on a terminal and plain lines elsewhere. Everything heavy is imported when the verb runs.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ def base(
     tokens: Annotated[int | None, typer.Option("--tokens", help="Length of the whole run in tokens.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights, data and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    start: Annotated[Path | None, typer.Option("--from", help="Finished model of this preset to go on from.")] = None,
+    rate: Annotated[float, typer.Option("--rate", help="Share of the usual learning rates.")] = 1.0,
 ) -> None:
     """Train a base model on generated dialogues and documents, mixed with real text.
 
@@ -36,8 +39,10 @@ def base(
 
     if (minutes is None) == (tokens is None):
         raise DataError("a run was asked with no length, or with two; it needs one; give --minutes or --tokens")
-    length = LoopSettings(seconds=None if minutes is None else minutes * 60, tokens=tokens)
-    run = BaseRun(BaseSettings(preset=preset, out=out, data=data, seed=seed, resume=resume, loop=length))
+    usual = LoopSettings(seconds=None if minutes is None else minutes * 60, tokens=tokens)
+    loop = replace(usual, matrix_rate=rate * usual.matrix_rate, other_rate=rate * usual.other_rate)
+    settings = BaseSettings(preset=preset, out=out, data=data, seed=seed, resume=resume, start=start, loop=loop)
+    run = BaseRun(settings)
     _train(run)
     run.finish()
     typer.echo(f"the model is in {out}")

@@ -5,6 +5,7 @@ names a kind that facts are told about.
 """
 
 import random
+from collections.abc import Sequence
 
 _DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _TIMES = ("this morning", "last night", "today", "last week", "on the way home", "all day", "this evening", "again")
@@ -98,8 +99,10 @@ _NOTED = {
 }
 
 
-def sentence(rng: random.Random, split: str) -> str:
-    """One sentence of chit-chat."""
+def sentence(rng: random.Random, split: str, borrowed: Sequence[str] = ()) -> str:
+    """One sentence of chit-chat, half of the time one of those that are borrowed."""
+    if borrowed and rng.random() < 0.5:
+        return rng.choice(borrowed)
     text = rng.choice(_TEMPLATES[split]).format(
         weather=rng.choice(_WEATHER),
         mood=rng.choice(_MOODS),

@@ -11,18 +11,20 @@ from kvfold.data import arithmetic, chitchat, recall
 from kvfold.data.coreference import lists, places, relatives
 from kvfold.data.dialogue import Judge, Message, Question, Scene, Tell
 from kvfold.data.rules import scene as rules_scene
-from kvfold.data.words import KINDS, Words
+from kvfold.data.words import KINDS, NOTHING, Borrowed, Words
 
 DRILLS = ("people", "kinds", "prices", "sums", "lists", "relatives", "places", "rules")
 
 
-def drill(kind: str, *, keys: int, seed: int, split: str = "train") -> tuple[Message, ...]:
+def drill(
+    kind: str, *, keys: int, seed: int, split: str = "train", borrowed: Borrowed = NOTHING
+) -> tuple[Message, ...]:
     """Facts told in one message, then each asked in a random order, every reply with weight 1.
 
     `keys` is the number of facts; for sums, what the amounts stay below.
     """
     rng = random.Random(f"drill:{kind}:{keys}:{split}:{seed}")
-    words = Words(split=split, made_up=rng.choice((0.3, 0.6, 0.9)))
+    words = Words(split=split, made_up=rng.choice((0.3, 0.6, 0.9)), borrowed=borrowed.words)
     if kind == "sums":
         return _sums(rng, keys)
     if kind in ("people", "kinds"):

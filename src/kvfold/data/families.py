@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from kvfold.data import arithmetic, chitchat, coreference, recall, rules
 from kvfold.data.dialogue import Dialogue, Message, Question, Scene, Tell
-from kvfold.data.words import SPLITS, Words
+from kvfold.data.words import NOTHING, SPLITS, Borrowed, Words
 from kvfold.errors import DataError
 
 CHAT_VERSION = 1
@@ -39,14 +39,22 @@ def dialogue(family: str, *, split: str, turns: int, seed: int) -> Dialogue:
 
 
 def training_dialogue(
-    family: str, *, turns: int, seed: int, filler: float = 0.7, questions: float = 0.5, split: str = "train"
+    family: str,
+    *,
+    turns: int,
+    seed: int,
+    filler: float = 0.7,
+    questions: float = 0.5,
+    split: str = "train",
+    borrowed: Borrowed = NOTHING,
 ) -> tuple[Message, ...]:
     """The same worlds with many questions on the way; replies to them carry weight 1, other replies 0.1.
 
     `filler` is the chance of each of three sentences of chit-chat a turn, `questions` the share of turns that ask.
+    `borrowed` words and sentences are drawn beside the generator's own.
     """
     rng = _random("training", family, split, turns, seed, filler, questions)
-    words = Words(split=split, made_up=rng.choice((0.3, 0.6, 0.9)))
+    words = Words(split=split, made_up=rng.choice((0.3, 0.6, 0.9)), borrowed=borrowed.words)
     scene = _SCENES[family](rng, words, size=_size(rng, turns))
     when = sorted(rng.randint(0, max(0, turns - 2)) for _ in scene.tells)
     if turns < 5:
@@ -58,7 +66,7 @@ def training_dialogue(
         told += len(now)
         asks = turn == turns - 1 or (not now and rng.random() < questions)
         question = scene.ask(rng, told) if asks else None
-        messages += _exchange(rng, split, now, question, filler)
+        messages += _exchange(rng, split, now, question, filler, borrowed.sentences)
     return tuple(messages)
 
 
@@ -105,10 +113,15 @@ def _schedule(rng: random.Random, tells: Sequence[Tell], *, last: int, at: int, 
 
 
 def _exchange(
-    rng: random.Random, split: str, told: Sequence[str], question: Question | None, filler: float
+    rng: random.Random,
+    split: str,
+    told: Sequence[str],
+    question: Question | None,
+    filler: float,
+    borrowed: Sequence[str] = (),
 ) -> list[Message]:
     """One turn: chit-chat around what is told or asked, and the reply to it."""
-    sentences = [chitchat.sentence(rng, split) for _ in range(3) if rng.random() < filler]
+    sentences = [chitchat.sentence(rng, split, borrowed) for _ in range(3) if rng.random() < filler]
     for text in told:
         sentences.insert(rng.randint(0, len(sentences)) if len(told) == 1 else len(sentences), text)
     if question is not None:
@@ -117,7 +130,7 @@ def _exchange(
     elif told:
         reply, weight = chitchat.noted(rng, split), 0.1
     else:
-        sentences = sentences or [chitchat.sentence(rng, split)]
+        sentences = sentences or [chitchat.sentence(rng, split, borrowed)]
         reply, weight = chitchat.reply(rng, split), 0.1
     return [Message(role="user", content=" ".join(sentences)), Message(role="assistant", content=reply, weight=weight)]
 

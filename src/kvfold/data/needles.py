@@ -89,14 +89,18 @@ def needle(
     count: Callable[[str], int],
     seed: int,
     filler: Sequence[str] = (),
+    borrowed: Sequence[str] = (),
 ) -> Document:
-    """A document of at most `tokens` tokens, as `count` measures them; `filler` sentences replace chit-chat."""
+    """A document of at most `tokens` tokens, as `count` measures them; `filler` sentences replace chit-chat.
+
+    `borrowed` words may be keys, in training.
+    """
     if kind not in NEEDLES or split not in SPLITS:
         raise DataError(
             f"needle {kind!r}, split {split!r} were asked; there are {NEEDLES} and {SPLITS}; choose from these"
         )
     rng = random.Random(f"needle:{kind}:{split}:{tokens}:{seed}")
-    hidden = _hidden(rng, kind, Words(split=split), room=tokens)
+    hidden = _hidden(rng, kind, Words(split=split, borrowed=tuple(borrowed)), room=tokens)
     head = rng.choice(_HEADS[split])
     room = tokens - count(" ".join((head, *hidden.needles, hidden.question))) - 8
     if room < 0:

@@ -6,9 +6,13 @@ are shipped (`SHIPPED`); files are never copied into the package.
 
 import json
 import lzma
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+from kvfold.data.words import Borrowed, may_train
 from kvfold.errors import DataError
 
 # Set name -> licence: what the shipped model was trained on. A share-alike dialogue set is left out on purpose.
@@ -32,6 +36,19 @@ def documents(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tu
         with lzma.open(path, "rt", encoding="utf-8", newline="\n") as lines:
             for line in lines:
                 yield name, _text(json.loads(line))
+
+
+def borrow(texts: Sequence[str], *, sentences: int = 40_000, words: int = 12_000) -> Borrowed:
+    """Short sentences, and the most frequent words that training may draw, out of real text; in a fixed order."""
+    found: dict[str, None] = {}
+    counts: Counter[str] = Counter()
+    for text in texts:
+        own = re.findall(r"[A-Z][A-Za-z ,;']{14,90}[.?!]", text)
+        found.update(dict.fromkeys(own[:: max(1, len(own) // 400)]))
+        counts.update(re.findall(r"\b[a-z]{4,11}\b", text[:400_000]))
+    common = (word for word, count in counts.most_common() if count >= 3 and may_train(word))
+    kept = list(found)[:: max(1, len(found) // sentences)]
+    return Borrowed(words=tuple(islice(common, words)), sentences=tuple(kept))
 
 
 def _text(row: dict) -> str:

@@ -161,14 +161,33 @@ _REAL = frozenset(word.lower() for lists in _LISTS.values() for words in lists.v
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Borrowed:
+    """Words and sentences out of real text, for training only: no list of our own is as wide as a language."""
+
+    words: tuple[str, ...] = ()  # lower case; none is held out (see `may_train`)
+    sentences: tuple[str, ...] = ()  # short ones, said between facts as chit-chat
+
+
+NOTHING = Borrowed()
+
+
+def may_train(word: str) -> bool:
+    """Whether training may draw this lower-case word: it is in no list, and no held-out one."""
+    return word not in _REAL and split_of(word) == "train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
     """Draws words of one half; `made_up` is the share of pseudo-words among names and values."""
 
     split: str
     made_up: float = 0.35
+    borrowed: tuple[str, ...] = ()  # half of the training half's pseudo-words are taken from here
 
     def pseudo(self, rng: random.Random) -> str:
-        """A made-up lower-case word that is in no list: of syllables, or of the halves of two training words."""
+        """A lower-case word that is in no list: borrowed, of syllables, or of the halves of two training words."""
+        if self.borrowed and rng.random() < 0.5:
+            return rng.choice(self.borrowed)
         while True:
             if self.split == "train" and rng.random() < 0.5:
                 head, tail = rng.choice(_SPLICED), rng.choice(_SPLICED)

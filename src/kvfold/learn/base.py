@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from kvfold.data import real
@@ -74,6 +75,7 @@ class BaseSettings:
     data: Path | None = None  # folder of real text; without it only generated text is learnt
     seed: int = 0
     resume: bool = False
+    start: Path | None = None  # folder of a finished model of this preset to go on from, every ladder at its top
     batch_tokens: int = 1024
     gaps: int = 2000  # longest jump in positions
     save_every_seconds: float = 180.0
@@ -97,6 +99,9 @@ class BaseRun:
         if not natural:
             self.curriculum.ladders.pop("natural")
         self.model = fresh_model(settings.preset, self.tokenizer, seed=settings.seed)
+        if settings.start is not None:
+            take_weights(self.model, settings.start)
+            self.curriculum.climb()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.trainer = Trainer(self.model, settings.loop)
         if settings.resume:
@@ -113,6 +118,10 @@ class BaseRun:
         if (self.settings.out / "tokenizer.json").is_file():
             return tokenizers.load(self.settings.out)
         shape = PRESETS[self.settings.preset]
+        if self.settings.start is not None:
+            tokenizer = tokenizers.load(self.settings.start)
+            tokenizers.save(tokenizer, self.settings.out, positions=shape.max_position_embeddings)
+            return tokenizer
         return make_tokenizer(
             self.settings.out,
             data=self.settings.data,
@@ -208,6 +217,17 @@ def fresh_model(preset: str, tokenizer: Tokenizer, *, seed: int = 0) -> torch.nn
             torch.nn.init.zeros_(parameter)
     look_back(model, seed=seed)
     return model
+
+
+def take_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Load the weights of a finished model of the same shape. Raises DataError where they are missing or differ."""
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    except (OSError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(
+            f"weights were to be taken from {folder}; they cannot be ({first}); give the folder of a model of this preset"
+        ) from error
 
 
 def _join_processes() -> int:

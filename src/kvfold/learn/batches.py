@@ -16,7 +16,9 @@ from torch import Tensor
 
 from kvfold.data import NEEDLES, Message, needle, training_dialogue
 from kvfold.data.drills import copies, drill
+from kvfold.data.real import borrow
 from kvfold.data.tokenizer import BOS, PAD, SPECIALS, id_of, rendered
+from kvfold.data.words import NOTHING, Borrowed
 
 _USER_SHARE, _USER_WEIGHT = 0.12, 0.2  # one user token in eight counts, a fifth as much as a reply's
 
@@ -40,6 +42,7 @@ class Samples:
         self.natural = [torch.tensor(one.ids, dtype=torch.int32) for one in tokenizer.encode_batch(list(natural))]
         self._shares = list(accumulate(min(len(text), 20_000) for text in self.natural))
         self.prose = [text for text in natural if len(text) > 2000]
+        self.borrowed = borrow(natural)
         self.user = id_of(tokenizer, "<|user|>")
         self.bos = id_of(tokenizer, BOS)
         self.pad = id_of(tokenizer, PAD)
@@ -62,11 +65,18 @@ class Samples:
         if kind == "natural":
             return self._natural(size, rng)
         if kind == "drill":
-            return self.encode(drill(name, keys=size, seed=seed), rng)
+            return self.encode(drill(name, keys=size, seed=seed, borrowed=self._loan(rng)), rng)
         if kind == "chat":
             filler, questions = rng.choice((0.0, 0.3, 0.5, 0.75)), rng.choice((0.3, 0.5, 0.8))
-            return self.encode(training_dialogue(name, turns=size, seed=seed, filler=filler, questions=questions), rng)
+            talk = training_dialogue(
+                name, turns=size, seed=seed, filler=filler, questions=questions, borrowed=self._loan(rng)
+            )
+            return self.encode(talk, rng)
         return self._needle(name, size, seed, rng)
+
+    def _loan(self, rng: random.Random) -> Borrowed:
+        """What a sample may borrow from real text: in a quarter of them nothing, so that our own stays practised."""
+        return NOTHING if rng.random() < 0.25 else self.borrowed
 
     def encode(self, messages: Sequence[Message], rng: random.Random) -> tuple[list[int], list[float]]:
         """A dialogue as ids, with the weights of its messages; the opening role tag is never scored."""
@@ -97,7 +107,15 @@ class Samples:
             start = rng.randrange(max(1, len(text) - 6 * size))
             filler = [part.strip() + "." for part in text[start : start + 6 * size].split(".") if part.strip()]
         tokens = rng.randint(max(120, size * 5 // 8), size) if kind in ("single", "multikey") else size
-        document = needle(kind, split="train", tokens=max(tokens, 200), count=self.count, seed=seed, filler=filler)
+        document = needle(
+            kind,
+            split="train",
+            tokens=max(tokens, 200),
+            count=self.count,
+            seed=seed,
+            filler=filler,
+            borrowed=self._loan(rng).words,
+        )
         messages = (
             Message(role="user", content=document.prompt),
             Message(role="assistant", content=document.reply, weight=1.0),

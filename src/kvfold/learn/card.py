@@ -87,7 +87,9 @@ def _training(settings: "BaseSettings", records: list[dict]) -> list[str]:
         f"and norms; flat to {settings.loop.flat_until:.0%}, then linear to {settings.loop.last_rate:.0%}; "
         f"running average of the weights "
         f"({settings.loop.average}).",
-        "The first three layers start with heads that look back (`learn/warmstart.py`).",
+        "The first three layers start with heads that look back (`learn/warmstart.py`)."
+        if settings.start is None
+        else "The run started from the weights of an earlier one, every ladder at its top (`docs/log/tiny.md`).",
         "",
         "Share of scored replies right on the highest rung of each ladder, while training (rung: share):",
         "",

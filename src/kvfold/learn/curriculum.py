@@ -75,6 +75,11 @@ class Curriculum:
                 one = self.ladders[name]
                 one.rung, one.right, one.batches = min(rung, len(one.rungs) - 1), right, batches
 
+    def climb(self) -> None:
+        """Put every source on its last rung, for a model that has been there before."""
+        for one in self.ladders.values():
+            one.rung = len(one.rungs) - 1
+
     def _met(self, ladder: Ladder) -> bool:
         if ladder.after is None:
             return True
@@ -99,8 +104,8 @@ def base_curriculum() -> Curriculum:
         Ladder(name="chat/coreference", rungs=turns, weight=4.5, after=("drill/people", 1)),
         Ladder(name="chat/arithmetic", rungs=turns, weight=4.5, after=("drill/prices", 1)),
         Ladder(name="chat/rules", rungs=turns, weight=2.5),
-        Ladder(name="needle/single", rungs=(128, 512, 1024, 2048, 4096), weight=1.0, after=("copies", 1)),
-        Ladder(name="needle/multikey", rungs=(256, 512, 1024, 2048, 4096), weight=2.0, after=("copies", 1)),
+        Ladder(name="needle/single", rungs=(128, 512, 1024, 2048, 4096), weight=1.5, after=("copies", 1)),
+        Ladder(name="needle/multikey", rungs=(256, 512, 1024, 2048, 4096), weight=3.0, after=("copies", 1)),
         Ladder(name="needle/multivalue", rungs=(256, 512, 1024), weight=0.3, after=("chat/recall", 1)),
         Ladder(name="needle/multiquery", rungs=(256, 512, 1024), weight=0.3, after=("chat/recall", 1)),
         Ladder(name="needle/variable", rungs=(256, 512, 1024), weight=0.4, after=("chat/recall", 1)),
