@@ -1,6 +1,6 @@
 import pytest
 
-from kvfold.bench.script import script
+from kvfold.chat.script import script
 from kvfold.data import FAMILIES, Message, dialogue
 from kvfold.errors import SuiteError
 from kvfold.hf.load import SHIPPED

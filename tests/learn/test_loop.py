@@ -11,6 +11,7 @@ from kvfold.errors import FileError
 from kvfold.hf.load import new_llama
 from kvfold.learn.batches import Samples, make_batch
 from kvfold.learn.loop import LoopSettings, Trainer
+from kvfold.learn.losses import TextLoss
 from kvfold.learn.warmstart import look_back
 
 
@@ -49,24 +50,23 @@ def test_positions_only_jump_forward_and_at_messages(tokenizer):
 def test_a_jump_in_positions_hides_nothing(tokenizer, llama):
     batch = batches(tokenizer, n=1)[0]
     batch.positions[:, 20:] += 300
-    trainer = Trainer(llama, LoopSettings(tokens=1))
+    trainer = Trainer(llama, LoopSettings(tokens=1), TextLoss(llama))
     seen = torch.ones(batch.ids.shape[1], batch.ids.shape[1]).tril().bool().expand(len(batch.ids), 1, -1, -1)
     hidden = llama.model(
         input_ids=batch.ids, position_ids=batch.positions, attention_mask=seen, use_cache=False
     ).last_hidden_state
     logs = llama.lm_head(hidden[:, :-1]).log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
     wanted = -(logs * batch.weights[:, 1:]).sum() / batch.weights[:, 1:].sum()
-    trainer.bfloat16 = False
+    trainer.loss.bfloat16 = False
     torch.testing.assert_close(trainer.loss(batch).mean, wanted)
-    trainer.bfloat16 = True
+    trainer.loss.bfloat16 = True
     torch.testing.assert_close(trainer.loss(batch).mean, wanted, rtol=0.02, atol=0.02)
 
 
 def test_training_lowers_the_loss(tokenizer, llama):
     some = batches(tokenizer, n=2)
-    trainer = Trainer(
-        llama, LoopSettings(tokens=10**9, warmup_steps=2, batches_a_step=2, matrix_rate=0.02, other_rate=0.003)
-    )
+    settings = LoopSettings(tokens=10**9, warmup_steps=2, batches_a_step=2, matrix_rate=0.02, other_rate=0.003)
+    trainer = Trainer(llama, settings, TextLoss(llama))
     seen = []
     for _ in range(12):
         trainer.step(cycle(some), lambda _, loss: seen.append(float(loss.mean.detach())))
@@ -77,13 +77,14 @@ def test_training_lowers_the_loss(tokenizer, llama):
 def test_a_resumed_run_is_the_same_run(tokenizer, llama, tmp_path):
     some, rng = batches(tokenizer, n=4), random.Random(3)
     settings = LoopSettings(tokens=10**6, warmup_steps=2, batches_a_step=2)
-    trainer = Trainer(llama, settings)
+    trainer = Trainer(llama, settings, TextLoss(llama))
     trainer.step(iter(some), lambda *_: None)
     trainer.save(tmp_path / "checkpoint.pt", rng=rng, more={"a": (1, 0.5, 2)})
     expected = rng.random()
     trainer.step(iter(some), lambda *_: None)
 
-    again = Trainer(new_llama(**llama.config.to_dict()), settings)
+    twin = new_llama(**llama.config.to_dict())
+    again = Trainer(twin, settings, TextLoss(twin))
     other = random.Random(99)
     assert again.resume(tmp_path / "checkpoint.pt", rng=other) == {"a": (1, 0.5, 2)}
     assert other.random() == expected
@@ -98,11 +99,11 @@ def test_a_resumed_run_is_the_same_run(tokenizer, llama, tmp_path):
 
 def test_resuming_from_nothing_says_what_to_do(llama, tmp_path):
     with pytest.raises(FileError, match="leave out --resume"):
-        Trainer(llama, LoopSettings(tokens=1)).resume(tmp_path / "checkpoint.pt", rng=random.Random(0))
+        Trainer(llama, LoopSettings(tokens=1), TextLoss(llama)).resume(tmp_path / "checkpoint.pt", rng=random.Random(0))
 
 
 def test_the_rate_warms_up_stays_and_falls(llama):
-    trainer = Trainer(llama, LoopSettings(tokens=100, warmup_steps=4, flat_until=0.5, last_rate=0.1))
+    trainer = Trainer(llama, LoopSettings(tokens=100, warmup_steps=4, flat_until=0.5, last_rate=0.1), TextLoss(llama))
     rates = []
     for step, tokens in ((0, 0), (50, 40), (75, 75), (100, 100)):
         trainer.progress.step, trainer.progress.tokens = step, tokens

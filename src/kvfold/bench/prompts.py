@@ -8,7 +8,7 @@ Its tokens are those of the whole text, cut where the fold is. It knows no model
 from dataclasses import dataclass
 from typing import Any
 
-from kvfold.bench.script import cut
+from kvfold.chat.script import cut
 from kvfold.errors import SuiteError
 
 

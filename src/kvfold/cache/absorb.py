@@ -48,10 +48,17 @@ def segment_of(state: State, rules: Rules, columns: int) -> Segment:
 
 
 def absorb(state: State, rules: Rules, *, columns: int, request: Pass, made: Made | None) -> State:
-    """The state with a pass's slots in place of the oldest columns of the tail; None made no slot for any row."""
+    """The state with a pass's slots, and the columns that it keeps, in place of the oldest columns of the tail.
+
+    None made no slot for any row.
+    """
     tail = state.tail
     assert tail is not None
     folded = state.folded
+    if bool(request.kept.any()):
+        keys, values = tail.keys[:, :, :columns], tail.values[:, :, :columns]
+        part = _part(keys, values, tail.positions[:, :columns], request.kept, rules.codec)
+        folded = part if folded is None else folded.extend(part)
     if made is not None:
         keys, values = made
         part = _part(keys, values, request.positions, request.real, rules.codec)

@@ -36,7 +36,7 @@ class Rules:
     @property
     def folds(self) -> bool:
         """Whether a fold changes anything: keeping everything as it is leaves it in the tail."""
-        return self.chooser.budget is not None or not self.codec.lossless
+        return self.chooser.budget is not None or self.chooser.by_pass or not self.codec.lossless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ class Pass:
     positions: Int[Tensor, "B K"]  # where it stands in the text, inside its segment
     first: Int[Tensor, "B K"]  # it sees columns first <= column < stop of the tail
     stop: Int[Tensor, "B K"]
+    kept: Bool[Tensor, "B S"]  # columns of the segment that stay word for word, beside the new slots
 
     @property
     def real(self) -> Bool[Tensor, "B K"]:

@@ -1,4 +1,4 @@
-"""`kvfold train`: train the models that kvfold ships or needs. `kvfold train base` trains a base model.
+"""`kvfold train`: train the models that kvfold ships or needs: a base model, SONIC's adapter.
 
 Shows a progress bar on a terminal and plain lines elsewhere. Everything heavy is imported when the verb runs.
 """
@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Train a model: base.", no_args_is_help=True)
+app = typer.Typer(help="Train a model or an adapter: base, sonic.", no_args_is_help=True)
 
 
 @app.callback()
 def train() -> None:
-    """Train a model."""
+    """Train a model or an adapter."""
 
 
 @app.command()
@@ -33,12 +33,10 @@ def base(
 
     Give --minutes or --tokens. Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
     """
-    from kvfold.errors import DataError
     from kvfold.learn.base import BaseRun, BaseSettings
     from kvfold.learn.loop import LoopSettings
 
-    if (minutes is None) == (tokens is None):
-        raise DataError("a run was asked with no length, or with two; it needs one; give --minutes or --tokens")
+    _refuse_no_length(minutes, tokens)
     usual = LoopSettings(seconds=None if minutes is None else minutes * 60, tokens=tokens)
     loop = replace(usual, matrix_rate=rate * usual.matrix_rate, other_rate=rate * usual.other_rate)
     settings = BaseSettings(preset=preset, out=out, data=data, seed=seed, resume=resume, start=start, loop=loop)
@@ -46,6 +44,70 @@ def base(
     _train(run)
     run.finish()
     typer.echo(f"the model is in {out}")
+
+
+@app.command()
+def sonic(
+    out: Annotated[Path, typer.Option("--out", help="Folder for checkpoint, record and finished adapter.")],
+    model: Annotated[str, typer.Option("--model", help="The model that the adapter is for.")] = "tiny",
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of real text (*.jsonl.xz) to mix in.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Length of the whole run in minutes.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Length of the whole run in tokens.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of rows, data and order.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    rank: Annotated[int, typer.Option("--rank", help="Rank of the adapter's updates.", min=1)] = 32,
+    rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 2e-3,
+    without: Annotated[str | None, typer.Option("--without", help="A family of dialogues to leave out.")] = None,
+    terms: Annotated[str, typer.Option("--terms", help="Weights of the loss, like 'kl=1,output=0'.")] = "",
+) -> None:
+    """Train SONIC's Nexus rows for a model: what a finished turn becomes, at any budget.
+
+    Give --minutes or --tokens. Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
+    """
+    from kvfold.learn.loop import LoopSettings
+    from kvfold.learn.sonic import SonicRun, SonicSettings, Terms
+    from kvfold.learn.talks import Mix
+
+    _refuse_no_length(minutes, tokens)
+    loop = LoopSettings(
+        seconds=None if minutes is None else minutes * 60, tokens=tokens, matrix_rate=None, other_rate=rate,
+        warmup_steps=40, batches_a_step=1, average=0.99,
+    )  # fmt: skip
+    run = SonicRun(SonicSettings(
+        model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, mix=Mix(without=without),
+        terms=Terms(**_weights(terms, Terms)),
+    ))  # fmt: skip
+    _train(run)
+    run.finish()
+    typer.echo(f"the adapter is in {out}")
+
+
+def _weights(text: str, kind: type) -> dict[str, float]:
+    """Named numbers of an option, "kl=1,output=0.1"."""
+    from dataclasses import fields
+
+    from kvfold.errors import DataError
+
+    known, found = [field.name for field in fields(kind)], {}
+    for pair in filter(None, text.split(",")):
+        name, _, value = pair.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            found[name.strip()] = None
+    wrong = [name for name, value in found.items() if name not in known or value is None]
+    if wrong:
+        raise DataError(
+            f"{text!r} was given; {wrong[0]!r} is no number for one of {', '.join(known)}; write kl=1,output=0"
+        )
+    return found
+
+
+def _refuse_no_length(minutes: float | None, tokens: int | None) -> None:
+    from kvfold.errors import DataError
+
+    if (minutes is None) == (tokens is None):
+        raise DataError("a run was asked with no length, or with two; it needs one; give --minutes or --tokens")
 
 
 def _train(run) -> None:
@@ -69,5 +131,6 @@ def _train(run) -> None:
 
 def _line(record: dict) -> str:
     """Where a run stands, in one line."""
-    climbed = " ".join(f"{name}@{at}:{right:.2f}" for name, (at, right, _) in record["ladders"].items())
+    climbed = " ".join(f"{name}@{at}:{right:.2f}" for name, (at, right, _) in record.get("ladders", {}).items())
+    climbed += " ".join(f"{name}:{right:.2f}" for name, right in record.get("right", {}).items())
     return f"step {record['step']} tokens {record['tokens']} done {record['share']:.1%} {climbed}"

@@ -27,6 +27,12 @@ SHIPPED = {
 
 def documents(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tuple[str, str]]:
     """Every document of the named sets as (set, text), in file order."""
+    for name, row in rows(folder, sets):
+        yield name, _text(row)
+
+
+def rows(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tuple[str, dict]]:
+    """Every row of the named sets as (set, fields), in file order."""
     if not folder.is_dir():
         raise DataError(f"real text was asked from {folder}; that is no folder; give one that holds *.jsonl.xz files")
     for name in sets:
@@ -35,7 +41,7 @@ def documents(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tu
             raise DataError(f"the set {name} was asked; {folder} has no {path.name}; name another folder with --data")
         with lzma.open(path, "rt", encoding="utf-8", newline="\n") as lines:
             for line in lines:
-                yield name, _text(json.loads(line))
+                yield name, json.loads(line)
 
 
 def borrow(texts: Sequence[str], *, sentences: int = 40_000, words: int = 12_000) -> Borrowed:

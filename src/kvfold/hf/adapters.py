@@ -1,7 +1,7 @@
 """Adapter: what a learned method adds to a model it does not change: embeddings of its own rows, and low-rank updates.
 
-The updates act through forward hooks on the model's linear layers, and only inside `active()`, on the rows that its
-gate names; which adapter is active belongs to the calling thread's context, never to the module. So a model without
+The updates act through forward hooks on the model's linear layers, and only inside `active()`, from the row on that
+it names; which adapter is active belongs to the calling thread's context, never to the module. So a model without
 an active adapter is bit for bit the base, and two chats in two threads do not meet.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 @dataclass(frozen=True, slots=True)
 class _Active:
     adapter: "Adapter"
-    gate: Tensor | None
+    first: int
 
 
 _ACTIVE: ContextVar[_Active | None] = ContextVar("active adapter", default=None)
@@ -77,9 +77,9 @@ class Adapter(nn.Module):
         return self.table[rows.clamp(min=0)]
 
     @contextlib.contextmanager
-    def active(self, gate: Tensor | None = None) -> Iterator[None]:
-        """Inside, the model's linear layers are updated: at every row, or where `gate` [B, Q] is 1."""
-        token = _ACTIVE.set(_Active(self, gate))
+    def active(self, first: int = 0) -> Iterator[None]:
+        """Inside, the model's linear layers are updated at rows `first` and later of [B, Q, width]; none before."""
+        token = _ACTIVE.set(_Active(self, first))
         try:
             yield
         finally:
@@ -99,7 +99,8 @@ def _correct(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tens
     active = _ACTIVE.get()
     if active is None:
         return None
-    added = active.adapter.update(module, inputs[0])
+    first = active.first
+    added = active.adapter.update(module, inputs[0][:, first:])
     if added is None:
         return None
-    return output + (added if active.gate is None else added * active.gate[..., None].to(added.dtype))
+    return output + added if first == 0 else torch.cat([output[:, :first], output[:, first:] + added], dim=1)

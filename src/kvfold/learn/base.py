@@ -5,7 +5,6 @@ Knows nothing of the command line.
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,8 @@ from kvfold.learn.batches import Batch, Samples, make_batch
 from kvfold.learn.card import export, held_out, write_card
 from kvfold.learn.curriculum import base_curriculum
 from kvfold.learn.loop import LoopSettings, Trainer
-from kvfold.learn.losses import TokenLoss
+from kvfold.learn.losses import TextLoss, TokenLoss
+from kvfold.learn.processes import join_processes
 from kvfold.learn.score import Answerer
 from kvfold.learn.vocabulary import make_tokenizer
 from kvfold.learn.warmstart import look_back
@@ -89,7 +89,7 @@ class BaseRun:
         if settings.preset not in PRESETS:
             raise DataError(f"preset {settings.preset!r} was asked; there are {', '.join(PRESETS)}; choose one of them")
         self.settings = settings
-        self.rank = _join_processes()
+        self.rank = join_processes()
         self.rng = random.Random(f"{settings.seed}:{self.rank}" if self.rank else settings.seed)
         torch.manual_seed(settings.seed)
         natural = [text for _, text in real.documents(settings.data)] if settings.data else []
@@ -103,7 +103,7 @@ class BaseRun:
             take_weights(self.model, settings.start)
             self.curriculum.climb()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.trainer = Trainer(self.model, settings.loop)
+        self.trainer = Trainer(self.model, settings.loop, TextLoss(self.model))
         if settings.resume:
             self.curriculum.restore(self.trainer.resume(self._checkpoint, rng=self.rng))
             if self.rank:  # the checkpoint holds the first process's random state; the others draw samples of their own
@@ -226,16 +226,5 @@ def take_weights(model: torch.nn.Module, folder: Path) -> None:
     except (OSError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise DataError(
-            f"weights were to be taken from {folder}; they cannot be ({first}); give the folder of a model of this preset"
+            f"weights were to be taken from {folder}; they cannot be ({first}); give a model of this preset"
         ) from error
-
-
-def _join_processes() -> int:
-    """This process's rank, after joining the others where a launcher (accelerate, torchrun) has started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0
-    try:
-        from accelerate import PartialState
-    except ImportError as error:
-        raise DataError("several processes were asked; accelerate is not installed; install kvfold[train]") from error
-    return PartialState().process_index

@@ -33,6 +33,11 @@ class Batch:
     weights: Float[Tensor, "B Q"]
     positions: Int[Tensor, "B Q"]
 
+    @property
+    def tokens(self) -> int:
+        """Ids, padding counted."""
+        return self.ids.numel()
+
 
 class Samples:
     """Makes the samples of every source; the random state is the caller's."""

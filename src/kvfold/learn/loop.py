@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from kvfold.errors import FileError
-from kvfold.learn.batches import Batch
-from kvfold.learn.losses import TokenLoss, next_token_loss
+from kvfold.learn.losses import TokenLoss
 from kvfold.learn.muon import Muon
 
 
@@ -27,7 +26,7 @@ class LoopSettings:
 
     seconds: float | None = None
     tokens: int | None = None
-    matrix_rate: float = 0.01  # Muon, for all matrices of the layers
+    matrix_rate: float | None = 0.01  # Muon, for all matrices of the layers; None: AdamW for them too
     other_rate: float = 0.0015  # AdamW, for embeddings and norms
     warmup_steps: int = 60
     flat_until: float = 0.3  # share of the run before the rate falls linearly
@@ -56,22 +55,47 @@ class Progress:
         return min(1.0, max(shares))
 
 
+@runtime_checkable
+class Batched(Protocol):
+    """What the loop must know of a batch; the rest is between its source and the loss."""
+
+    @property
+    def source(self) -> str:
+        """What it was drawn from."""
+        ...
+
+    @property
+    def rung(self) -> int:
+        """How hard it is, counted from 0."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Rows that it runs through the model, padding counted."""
+        ...
+
+
 class Trainer:
     """A model under training with its optimisers, averaged weights and counters."""
 
-    def __init__(self, model: nn.Module, settings: LoopSettings) -> None:
+    def __init__(self, model: nn.Module, settings: LoopSettings, loss: Callable[[Any], TokenLoss]) -> None:
+        """`model` holds the parameters to train; `loss` says what a batch costs."""
         self.model: Any = model
-        self.settings, self.progress = settings, Progress()
+        self.settings, self.progress, self.loss = settings, Progress(), loss
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        matrices = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name]
-        others = [parameter for name, parameter in named if not (parameter.ndim == 2 and "embed" not in name)]
-        self.optimisers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=settings.matrix_rate),
-            torch.optim.AdamW(others, lr=settings.other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        by_muon = [settings.matrix_rate is not None and one.ndim == 2 and "embed" not in name for name, one in named]
+        matrices = [parameter for (_, parameter), muon in zip(named, by_muon, strict=True) if muon]
+        others = [parameter for (_, parameter), muon in zip(named, by_muon, strict=True) if not muon]
+        self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
+            (
+                torch.optim.AdamW(others, lr=settings.other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+                settings.other_rate,
+            )
         ]
+        if settings.matrix_rate is not None:
+            self.optimisers.insert(0, (Muon(matrices, lr=settings.matrix_rate), settings.matrix_rate))
         self.parameters = [parameter for _, parameter in named]
         self.averaged = [parameter.detach().clone() for parameter in self.parameters]
-        self.bfloat16 = quick_in_bfloat16(self.parameters[0].device)
         self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def rate(self) -> float:
@@ -83,20 +107,20 @@ class Trainer:
         left = (1 - done) / (1 - settings.flat_until)
         return warm * (settings.last_rate + (1 - settings.last_rate) * left)
 
-    def step(self, batches: Iterator[Batch], learned: Callable[[Batch, TokenLoss], None]) -> None:
+    def step(self, batches: Iterator[Any], learned: Callable[[Any, TokenLoss], None]) -> None:
         """One step over several batches; `learned` is told the outcome of each."""
         started, tokens = time.monotonic(), 0
         for _ in range(self.settings.batches_a_step):
             batch = next(batches)
             loss = self.loss(batch)
             (loss.mean / self.settings.batches_a_step).backward()
-            tokens += batch.ids.numel()
+            tokens += batch.tokens
             self._note(batch, loss)
             learned(batch, loss)
         elapsed = self._average_gradients(time.monotonic() - started)
         started = time.monotonic()
         nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        for optimiser, rate in zip(self.optimisers, (self.settings.matrix_rate, self.settings.other_rate), strict=True):
+        for optimiser, rate in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * self.rate()
             optimiser.step()
@@ -108,20 +132,7 @@ class Trainer:
         self.progress.tokens += tokens * self.processes
         self.progress.seconds += elapsed + (time.monotonic() - started if self.processes == 1 else 0.0)
 
-    def loss(self, batch: Batch) -> TokenLoss:
-        """The loss of one batch; a mask of ones keeps jumps in positions from being read as packed sequences."""
-        device = next(self.model.parameters()).device
-        ids = batch.ids.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = self.model.model(
-                input_ids=ids,
-                position_ids=batch.positions.to(device),
-                attention_mask=torch.ones_like(ids),
-                use_cache=False,
-            )
-            return next_token_loss(output.last_hidden_state, self.model.lm_head, ids, batch.weights.to(device))
-
-    def _note(self, batch: Batch, loss: TokenLoss) -> None:
+    def _note(self, batch: Batched, loss: TokenLoss) -> None:
         key = f"{batch.source}:{batch.rung}"
         before = self.progress.losses.get(key)
         now = float(loss.mean.detach())
@@ -159,7 +170,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "averaged": self.averaged,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
             "progress": (self.progress.step, self.progress.tokens, self.progress.seconds, self.progress.losses),
             "rng": rng.getstate(),
             "more": more,
@@ -177,26 +188,10 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         for mean, kept in zip(self.averaged, state["averaged"], strict=True):
             mean.copy_(kept)
-        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+        for (optimiser, _), kept in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
         step, tokens, seconds, losses = state["progress"]
         self.progress = Progress(step=step, tokens=tokens, seconds=seconds, losses=losses)
         version, numbers, gauss = state["rng"]
         rng.setstate((version, tuple(numbers), gauss))
         return state["more"]
-
-
-def quick_in_bfloat16(device: torch.device) -> bool:
-    """Whether products are quicker in bfloat16 than in float32 here; processors without them emulate bfloat16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    took = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        square = torch.ones(512, 512, dtype=dtype, device=device)
-        laps = []
-        for _ in range(8):
-            started = time.monotonic()
-            square @ square
-            laps.append(time.monotonic() - started)
-        took[dtype] = min(laps)
-    return took[torch.bfloat16] < took[torch.float32]

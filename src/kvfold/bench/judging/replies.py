@@ -11,8 +11,8 @@ from typing import Any
 
 from kvfold.bench.asking import alike, slides, stops
 from kvfold.bench.judging.talk import Talk
-from kvfold.bench.script import script
 from kvfold.bench.suite import Subject, held
+from kvfold.chat.script import script
 from kvfold.data import Message
 
 

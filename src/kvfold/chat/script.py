@@ -25,7 +25,7 @@ def script(tokenizer: Any, messages: Sequence[Message]) -> Script:
     """Cut a dialogue that ends with a user's message. Raises SuiteError where the template cannot be cut."""
     assert messages[-1].role == "user", "a script ends with a question"
     ends = [i + 1 for i, message in enumerate(messages[:-1]) if message.role == "assistant"]
-    texts = [_render(tokenizer, messages[:end]) for end in ends] + [_render(tokenizer, messages, ask=True)]
+    texts = [render(tokenizer, messages[:end]) for end in ends] + [render(tokenizer, messages, ask=True)]
     for shorter, longer in pairwise(texts):
         if not longer.startswith(shorter):
             raise SuiteError(
@@ -36,7 +36,8 @@ def script(tokenizer: Any, messages: Sequence[Message]) -> Script:
     return Script(turns=tuple(chunks[:-1]), question=chunks[-1])
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, ask: bool = False) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], *, ask: bool = False) -> str:
+    """Messages as the tokenizer's chat template writes them, with `ask` opened for a reply."""
     if not tokenizer.chat_template:
         raise SuiteError(
             "a chat suite was asked for; this model's tokenizer has no chat template; use a model made for chat"

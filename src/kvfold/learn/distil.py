@@ -1,0 +1,88 @@
+"""Losses that make one forward like another: divergence over the vocabulary, and likeness of what attention reads.
+
+The divergence is computed in chunks of tokens that are computed again for the gradient, so that memory is bounded
+whatever the vocabulary. `Guide` looks on in a parallel pass: what later tokens read of the Nexus rows should be what
+they would have read of the folded tokens, in value and in weight (both: a row of too little weight is ignored
+however right it is). Knows nothing of data.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kvfold.attention.reference import attend_part
+
+_CHUNK = 1024  # tokens whose logits are held at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """Sums over tokens, each times its weight."""
+
+    kl: Float[Tensor, ""]  # of the student from the teacher
+    cross_entropy: Float[Tensor, ""]  # of the student, of the true next tokens
+    right: Bool[Tensor, " tokens"]  # where the true next token is the student's most likely one
+
+
+def divergence(
+    student: Float[Tensor, "tokens width"],
+    teacher: Float[Tensor, "tokens width"],
+    head: nn.Module,
+    targets: Int[Tensor, " tokens"],
+    weights: Float[Tensor, " tokens"],
+) -> Divergence:
+    """How far the student's next-token distributions are from the teacher's, and from the text."""
+    kl, cross_entropy, right = student.new_zeros(()).float(), student.new_zeros(()).float(), []
+    for first in range(0, len(targets), _CHUNK):
+        some = slice(first, first + _CHUNK)
+        own = checkpoint(_chunk, student[some], teacher[some], head, targets[some], weights[some], use_reentrant=False)
+        assert own is not None
+        kl, cross_entropy = kl + own[0], cross_entropy + own[1]
+        right.append(own[2])
+    return Divergence(kl=kl, cross_entropy=cross_entropy, right=torch.cat(right))
+
+
+def _chunk(student: Tensor, teacher: Tensor, head: nn.Module, targets: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    logs = head(student).float().log_softmax(dim=-1)
+    with torch.no_grad():
+        wanted = head(teacher).float().log_softmax(dim=-1)
+    kl = (wanted.exp() * (wanted - logs)).sum(dim=-1)
+    own = -logs.gather(-1, targets[:, None])[:, 0]
+    return (kl * weights).sum(), (own * weights).sum(), logs.detach().argmax(dim=-1) == targets
+
+
+@dataclass(slots=True, kw_only=True)
+class Guide:
+    """Adds up, layer by layer, how unlike Nexus rows and folded tokens are to the queries that ask. It changes."""
+
+    asks: Int[Tensor, "B P"]  # rows whose queries are looked at
+    text: Bool[Tensor, "B P N"]  # folded tokens that the query would have seen
+    nexus: Bool[Tensor, "B P K"]  # Nexus rows that it sees instead
+    share: float = 0.5  # of the folded tokens' weight that the Nexus rows must have
+    output: list[Tensor] = field(default_factory=list)  # relative squared error of what was read, a layer each
+    weight: list[Tensor] = field(default_factory=list)  # difference of the log-sum-exp
+    hinge: list[Tensor] = field(default_factory=list)  # how much of `share` is missing
+
+    def look(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> None:
+        """An observer of a parallel pass (hf/parallel.py)."""
+        tokens = self.text.shape[-1]
+        at = self.asks[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1])
+        asked = queries.gather(2, at)
+        with torch.no_grad():
+            wanted, mass = attend_part(
+                asked, keys[:, :, :tokens], values[:, :, :tokens], scale=scale, mask=self.text[:, None]
+            )
+        read, own = attend_part(
+            asked.detach(), keys[:, :, tokens:], values[:, :, tokens:], scale=scale, mask=self.nexus[:, None]
+        )
+        both = mass.isfinite() & own.isfinite()
+        wanted, read = wanted.float(), read.float()
+        error = ((read - wanted) ** 2).sum(-1) / ((wanted**2).sum(-1) + 1e-3)
+        apart = torch.where(both, mass - own, 0.0)
+        count = both.sum().clamp(min=1)
+        self.output.append(torch.where(both, error, 0.0).sum() / count)
+        self.weight.append(apart.abs().sum() / count)
+        self.hinge.append((self.share - (-apart).clamp(max=0.0).exp()).clamp(min=0.0)[both].sum() / count)

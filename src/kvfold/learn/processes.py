@@ -1,0 +1,18 @@
+"""Joining the processes of one training run, where a launcher has started several."""
+
+import os
+
+import torch
+
+from kvfold.errors import DataError
+
+
+def join_processes() -> int:
+    """This process's rank, after joining the others where a launcher (accelerate, torchrun) has started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise DataError("several processes were asked; accelerate is not installed; install kvfold[train]") from error
+    return PartialState(cpu=not torch.cuda.is_available()).process_index

@@ -1,0 +1,115 @@
+"""SONIC: a finished segment becomes a few learned Nexus slots.
+
+Chen et al., SONIC: Segmented Optimized Nexus for Information Compression in Key-Value Caching,
+https://arxiv.org/abs/2601.21927
+Ours differs: no code is public, so this is our own design from what the paper tells. Nexus rows see one another
+causally (all-to-all could not be cached), stand at evenly spread tokens of their segment and see what lies before
+them; a share of the budget may keep tokens word for word; adapters act on Nexus rows only, so the base is untouched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from kvfold.budget.budget import Budget
+from kvfold.cache.kv import KV, Observed
+from kvfold.cache.request import NO_ROW, Pass, Segment
+from kvfold.errors import BudgetError, PlanError
+from kvfold.select.base import Select
+
+ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
+BLOCK = 128  # tokens of a segment that share a set of rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sonic(Select):
+    """Nexus slots in place of each segment, once. Give a budget, or `slots` of every segment."""
+
+    slots: int | None = None  # Nexus slots of each segment, whatever its length
+    adapter: str = "shipped"  # or a folder, or a name on the Hub
+    scope: Literal["history", "turn"] = "turn"  # a fold happens once per segment
+
+    query_aware: ClassVar[bool] = False
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2601.21927"
+    by_pass: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.scope != "turn":
+            raise PlanError(f"scope={self.scope!r} was asked for; a segment is folded once; leave scope away")
+        if self.slots is None:
+            Select.__post_init__(self)
+            return
+        self.refuse_budget("slots= says already how much each segment keeps")
+        if self.slots < 1:
+            raise BudgetError(f"slots={self.slots} was asked for; a folded segment has at least one; give 1 or more")
+
+    @property
+    def budget(self) -> Budget | None:
+        """What may be kept; None where every segment has the same number of slots."""
+        return None if self.slots is not None else Budget(
+            fraction=self.keep, tokens=self.tokens, size_bytes=self.max_bytes
+        )  # fmt: skip
+
+    @property
+    def adapter_source(self) -> str | None:
+        """Where the Nexus rows and their updates come from."""
+        return self.adapter
+
+    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
+        """Never asked: Nexus slots are made by a pass."""
+        raise AssertionError("sonic folds by passes")
+
+    def request(self, segment: Segment) -> Pass:
+        """Evenly spread Nexus rows for each row's segment; a segment that fits as it is stays as it is."""
+        batch, columns = segment.real.shape
+        kept = torch.zeros_like(segment.real)
+        placed: list[list[tuple[int, int]]] = []
+        for row in range(batch):
+            tokens = segment.tokens(row)
+            slots = segment.slots[row] if self.slots is None else min(self.slots, len(tokens))
+            if slots >= len(tokens):
+                kept[row] = segment.real[row]
+                placed.append([])
+            else:
+                placed.append([(own, tokens[at]) for own, at in spread(len(tokens), slots)])
+        return _pass(placed, segment, kept, columns)
+
+
+def spread(tokens: int, slots: int) -> list[tuple[int, int]]:
+    """(adapter row, token) of each Nexus slot of a segment, in order: blocks share it out, the last token has one.
+
+    A slot stands at the last token of the stretch that is its own. Rows are counted anew in every block, so a smaller
+    budget uses the first rows. More slots than rows: a block has no more than ROWS, so blocks get shorter.
+
+    >>> spread(6, 2)
+    [(0, 2), (1, 5)]
+    """
+    blocks = max(1, -(-tokens // BLOCK), -(-slots // ROWS)) if slots else 1
+    places = []
+    for block in range(blocks):
+        first, last = slots * block // blocks, slots * (block + 1) // blocks
+        places += [(at - first, -(-tokens * (at + 1) // slots) - 1) for at in range(first, last)]
+    return places
+
+
+def _pass(placed: Sequence[Sequence[tuple[int, int]]], segment: Segment, kept: Tensor, columns: int) -> Pass:
+    widest = max((len(row) for row in placed), default=0)
+    device = segment.positions.device
+    rows = torch.full((len(placed), widest), NO_ROW)
+    at = torch.zeros(len(placed), widest, dtype=torch.long)
+    for index, row in enumerate(placed):
+        if row:
+            rows[index, : len(row)], at[index, : len(row)] = torch.tensor(row).unbind(dim=1)
+    rows, at = rows.to(device), at.to(device)
+    positions = segment.positions.long().gather(1, at) if columns else at
+    return Pass(
+        rows=rows,
+        positions=positions.clamp(min=0),
+        first=torch.zeros_like(at),
+        stop=torch.where(rows == NO_ROW, 0, at + 1),
+        kept=kept,
+    )

@@ -1,0 +1,21 @@
+"""Random adapters for the tiny models, so that what folds by passes can be tested without training."""
+
+import torch
+
+from fakes import model_of
+from kvfold.hf.adapter_files import save_adapter
+from kvfold.hf.adapters import Adapter
+from kvfold.select.sonic import ROWS
+
+
+def adapter_for(family, folder, *, kind="sonic"):
+    """A folder with an adapter of random updates that are large enough to be seen."""
+    model = model_of(family)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        adapter = Adapter.for_model(model, rows=ROWS, rank=2)
+        with torch.no_grad():
+            for up in adapter.up:
+                up.normal_(std=0.1)
+    save_adapter(adapter, folder / kind, kind=kind, model=model, about={})
+    return folder / kind
