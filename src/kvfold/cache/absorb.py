@@ -15,6 +15,7 @@ from kvfold.cache.fold import Rules, State, allowed_slots
 from kvfold.cache.kv import KV, Codec
 from kvfold.cache.part import positions_of_rows
 from kvfold.cache.request import Pass, Segment
+from kvfold.errors import BudgetError
 
 Made = tuple[Tensor, Tensor]  # keys and values [B, H, K, D] of a pass's rows in one layer
 
@@ -47,6 +48,20 @@ def segment_of(state: State, rules: Rules, columns: int) -> Segment:
     return Segment(real=real, positions=tail.positions[:, :columns], slots=tuple(slots))
 
 
+def refuse_excess(state: State, rules: Rules) -> None:
+    """Refuse rules that allow less than is folded already: what a pass made of a segment cannot be made smaller."""
+    if state.tail is None:
+        return
+    for row, held in enumerate(state.folded_of_rows):
+        allowed = allowed_slots(state, rules, seen=state.seen[row], pinned=state.pinned_of_rows[row])
+        most = max(held, default=0)
+        if allowed is not None and most > allowed:
+            raise BudgetError(
+                f"a budget of {allowed} folded slots was asked for; {most} are held, and a segment is folded once; "
+                f"give room for {most}, or start anew with the smaller budget"
+            )
+
+
 def absorb(state: State, rules: Rules, *, columns: int, request: Pass, made: Made | None) -> State:
     """The state with a pass's slots, and the columns that it keeps, in place of the oldest columns of the tail.
 
@@ -55,7 +70,7 @@ def absorb(state: State, rules: Rules, *, columns: int, request: Pass, made: Mad
     tail = state.tail
     assert tail is not None
     folded = state.folded
-    if bool(request.kept.any()):
+    if folded is None or bool(request.kept.any()):
         keys, values = tail.keys[:, :, :columns], tail.values[:, :, :columns]
         part = _part(keys, values, tail.positions[:, :columns], request.kept, rules.codec)
         folded = part if folded is None else folded.extend(part)

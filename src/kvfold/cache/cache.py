@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvfold.budget.ledger import Ledger, PartLine
-from kvfold.cache.absorb import Made, absorb, pin, segment_of
+from kvfold.cache.absorb import Made, absorb, pin, refuse_excess, segment_of
 from kvfold.cache.fold import Rules, State
 from kvfold.cache.layer import Layer, New
 from kvfold.cache.part import Part
@@ -162,7 +162,7 @@ class Memory:
         columns = 0 if first is None or first.state.tail is None else until - first.state.tail.start
         if first is None or columns <= 0:
             return
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             for layer in layers.values():
                 layer.state = pin(layer.state, self.rules)
             request = self.rules.chooser.request(segment_of(first.state, self.rules, columns))
@@ -191,7 +191,10 @@ class Memory:
         try:
             self._put_rules(rules, plan)
             for layer in self.layers.values():
-                layer.fold(columns=0)
+                if rules.chooser.by_pass:
+                    refuse_excess(layer.state, rules)
+                else:
+                    layer.fold(columns=0)
         except BaseException:
             self._put_rules(*old)
             self.restore(before)

@@ -70,7 +70,7 @@ class Layer:
         """Fold the oldest columns of the tail (all of it by default), and evict what the budget no longer allows."""
         if self.state.tail is None or self.scale is None:
             return
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             self.state = fold(self.state, self.rules, columns=columns, scale=self.scale)
 
     def invalidate(self, valid: Bool[Tensor, "B length"]) -> None:
@@ -158,7 +158,7 @@ class Layer:
             return
         tail, folded, window = self.state.tail, self.state.folded, self.state.window
         assert tail is not None
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             queries, weights = new.queries.detach(), whole.log_sum_exp.detach()
             if needs.queries:
                 window = remember(

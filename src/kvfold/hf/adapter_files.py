@@ -37,8 +37,8 @@ def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about
         ],
         "rank": adapter.rank,
         "scale": adapter.scale,
-        "rows": adapter.table.shape[0],
-        "width": adapter.table.shape[1],
+        "rows": adapter.embeddings.shape[0],
+        "width": adapter.embeddings.shape[1],
         **about,
     }
     save_file(tensors, folder / f"{_TENSORS}.new")

@@ -40,7 +40,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.names = tuple(name for name, _, _ in layers)
         self.rank, self.scale = rank, scale
-        self.table = nn.Parameter(0.02 * torch.randn(rows, width))
+        self.embeddings = nn.Parameter(0.02 * torch.randn(rows, width))
         self.down = nn.ParameterList(torch.randn(rank, inputs) * inputs**-0.5 for _, inputs, _ in layers)
         self.up = nn.ParameterList(torch.zeros(outputs, rank) for _, _, outputs in layers)
         self._index: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -58,7 +58,7 @@ class Adapter(nn.Module):
         adapter = cls(rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale)
         with torch.no_grad():
             noise = torch.randn(rows, embeddings.shape[1]) * embeddings.std()
-            adapter.table.copy_(embeddings.mean(dim=0).cpu() + noise)
+            adapter.embeddings.copy_(embeddings.mean(dim=0).cpu() + noise)
         return adapter.attach(model)
 
     def attach(self, model: Any) -> "Adapter":
@@ -72,9 +72,13 @@ class Adapter(nn.Module):
                 _HOOKED.add(module)
         return self
 
+    def __deepcopy__(self, memo: dict) -> "Adapter":
+        """Itself: a copy of a cache uses the same adapter, as it uses the same model."""
+        return self
+
     def embed(self, rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K width"]:
         """Embeddings of some of its rows; a row of -1 is filled with the first."""
-        return self.table[rows.clamp(min=0)]
+        return self.embeddings[rows.clamp(min=0)]
 
     @contextlib.contextmanager
     def active(self, first: int = 0) -> Iterator[None]:

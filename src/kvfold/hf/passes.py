@@ -26,7 +26,7 @@ def run(model: PreTrainedModel, past: Cache, memory: Memory, request: Pass, adap
     """Keys and values of the rows in every folding layer, after one forward of the model's decoder."""
     reader = _Reader(past, memory, request)
     embedded = adapter.embed(request.rows).to(model.dtype)
-    with torch.no_grad(), torch.inference_mode(False), adapter.active():
+    with torch.inference_mode(False), torch.no_grad(), adapter.active():
         decoder: Any = model.get_decoder()
         decoder(inputs_embeds=embedded, position_ids=request.positions.long(), past_key_values=reader, use_cache=True)
     return reader.made
