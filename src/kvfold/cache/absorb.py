@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.cache.dense import DensePart
 from kvfold.cache.fold import Rules, State, allowed_slots
-from kvfold.cache.kv import KV, Codec
-from kvfold.cache.part import positions_of_rows
+from kvfold.cache.kv import KV
+from kvfold.cache.part import Layout, Part, positions_of_rows
 from kvfold.cache.request import Pass, Segment
 from kvfold.errors import BudgetError
 
@@ -81,14 +80,7 @@ def absorb(state: State, rules: Rules, *, columns: int, request: Pass, made: Mad
     return replace(state, folded=folded, tail=tail.after(columns), window=None)
 
 
-def _part(keys: Tensor, values: Tensor, positions: Tensor, taken: Bool[Tensor, "B S"], codec: Codec) -> DensePart:
+def _part(keys: Tensor, values: Tensor, positions: Tensor, taken: Bool[Tensor, "B S"], codec: Layout) -> Part:
     """The taken columns of every row, for every head."""
-    rows, heads = keys.shape[:2]
-    among = taken[:, None].expand(-1, heads, -1)
-    flat = KV(
-        keys[among][None, None], values[among][None, None], positions_of_rows(positions, heads)[among][None, None]
-    )
-    whole = DensePart.of(flat, codec)
-    counts = tuple((int(count),) * heads for count in taken.sum(dim=1).tolist())
-    assert len(counts) == rows
-    return whole.made_of(dict(whole.tensors()), counts)
+    heads = keys.shape[1]
+    return codec.pack(KV(keys, values, positions_of_rows(positions, heads)), taken[:, None].expand(-1, heads, -1))

@@ -57,7 +57,7 @@ class Memory:
     def __init__(self, rules: Rules, *, layers: Sequence[int], boundaries: Boundaries, plan: str) -> None:
         self.rules = rules
         self.plan = plan
-        self.layers = {index: Layer(rules) for index in layers}
+        self.layers = {index: Layer(rules.of_layer(index)) for index in layers}
         self.boundaries = boundaries
         self.fed = 0
         self.tentative = False  # whether the newest columns may be taken back: folds then wait for the next forward
@@ -249,8 +249,8 @@ class Memory:
 
     def _put_rules(self, rules: Rules, plan: str) -> None:
         self.rules, self.plan = rules, plan
-        for layer in self.layers.values():
-            layer.rules = rules
+        for index, layer in self.layers.items():
+            layer.rules = rules.of_layer(index)
 
     def _fold_what_is_due(self) -> None:
         """Fold at the boundaries that earlier forwards passed: none of their columns will be taken back now."""

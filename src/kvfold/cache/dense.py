@@ -5,8 +5,9 @@ seen as [B, H, S, ...] and attention is one call; where rows differ, one call a 
 head. So counts may differ per row and per head and bytes are exact. It does not know who chose its slots.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,18 +48,44 @@ class DensePart(Part):
         object.__setattr__(self, "blocks", tuple(_blocks(self.counts)))
 
     @classmethod
-    def of(cls, kv: KV, codec: Codec, *, mass: Float[Tensor, "B H S"] | None = None) -> "DensePart":
-        """All slots of a rectangle."""
+    def of(cls, kv: KV, codec: Codec, *, kept: Bool[Tensor, "B H S"] | None = None,
+           mass: Float[Tensor, "B H S"] | None = None) -> "DensePart":  # fmt: skip
+        """The slots of a rectangle, or those that are True."""
         rows, heads, stored, _ = kv.keys.shape
-        payload = codec.encode(kv.keys.flatten(0, 2), kv.values.flatten(0, 2))
+        some = slice(None) if kept is None else kept.flatten().nonzero().flatten()
+        payload = codec.encode(kv.keys.flatten(0, 2)[some], kv.values.flatten(0, 2)[some])
+        counts = ((stored,) * heads,) * rows
+        if kept is not None:
+            counts = tuple(tuple(int(count) for count in row) for row in kept.sum(dim=2).tolist())
         return cls(
             codec=codec,
             dtype=kv.keys.dtype,
-            counts=((stored,) * heads,) * rows,
+            counts=counts,
             payload={name: _fitting(tensor) for name, tensor in payload.items()},
-            positions=_fitting(kv.positions.flatten().to(torch.int32)),
-            mass=None if mass is None else _fitting(mass.flatten()),
+            positions=_fitting(kv.positions.flatten()[some].to(torch.int32)),
+            mass=None if mass is None else _fitting(mass.flatten()[some]),
         )
+
+    @classmethod
+    def restored(cls, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], codec: Codec) -> "DensePart":
+        """The part that `plain` and `tensors` describe."""
+        counts = tuple(tuple(row) for row in plain["counts"])
+        slots = sum(sum(row) for row in counts)
+        wrong = [name for name, tensor in tensors.items() if tensor.shape[0] != slots]
+        if wrong:
+            raise ValueError(f"{slots} slots are promised, and {wrong[0]} holds {tensors[wrong[0]].shape[0]}")
+        return cls(
+            codec=codec,
+            dtype=getattr(torch, plain["dtype"]),
+            counts=counts,
+            payload={name: tensor for name, tensor in tensors.items() if name not in ("positions", "mass")},
+            positions=tensors["positions"],
+            mass=tensors.get("mass"),
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Counts and the dtype of what comes back."""
+        return {"counts": [list(row) for row in self.counts], "dtype": str(self.dtype).removeprefix("torch.")}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The codec's tensors, the positions, and the observed mass if there is one."""
@@ -94,14 +121,22 @@ class DensePart(Part):
             grown[block.span] += received.flatten()
         return replace(self, mass=grown)
 
-    def read(self, block: Block) -> KV:
-        """The slots of one block, decoded."""
-        keys, values = self.codec.decode(self._views(block), self.dtype)
-        return KV(keys, values, self.positions[block.span].view(block.shape))
-
-    def mass_of(self, block: Block) -> Float[Tensor, "B H S"] | None:
-        """The attention that the slots of one block received."""
-        return None if self.mass is None else self.mass[block.span].view(block.shape)
+    def read(self, heads: slice = slice(None)) -> tuple[KV, Float[Tensor, "B H S"] | None]:
+        """The slots of some heads, decoded, and their mass if it is counted. Each row and head holds as many."""
+        wanted = range(len(self.counts[0]))[heads]
+        pieces, masses = [], []
+        for block in self.blocks:
+            inside = [head for head in range(block.heads.start, block.heads.stop) if head in wanted]
+            if not inside:
+                continue
+            some = slice(inside[0] - block.heads.start, inside[-1] + 1 - block.heads.start)
+            keys, values = self.codec.decode(self._views(block), self.dtype)
+            positions = self.positions[block.span].view(block.shape)
+            pieces.append((keys[:, some], values[:, some], positions[:, some]))
+            if self.mass is not None:
+                masses.append(self.mass[block.span].view(block.shape)[:, some])
+        whole = KV(*(torch.cat(tensors) for tensors in zip(*pieces, strict=True)))
+        return whole, torch.cat(masses) if masses else None
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "DensePart":
         """The part with only the slots that are True, in fresh storages that fit exactly."""
@@ -115,6 +150,12 @@ class DensePart(Part):
         both = {name: torch.cat([tensor, dict(other.tensors())[name]]) for name, tensor in self.tensors()}
         order, counts = _interleave(self.counts, other.counts, self.positions.device)
         return self.made_of({name: tensor[order] for name, tensor in both.items()}, counts)
+
+    def beside(self, others: "Sequence[DensePart]") -> "DensePart":
+        """The part with the others' rows after its own."""
+        every = [dict(part.tensors()) for part in (self, *others)]
+        tensors = {name: torch.cat([own[name] for own in every]) for name in every[0]}
+        return self.made_of(tensors, tuple(row for part in (self, *others) for row in part.counts))
 
     def rows(self, indices: Sequence[int]) -> "DensePart":
         """The part with these rows, in this order, repeats allowed."""

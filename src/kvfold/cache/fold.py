@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvfold.cache.dense import DensePart
-from kvfold.cache.kv import KV, Chooser, Codec, Observed
-from kvfold.cache.part import positions_of_rows
+from kvfold.cache.kv import KV, Chooser, Observed
+from kvfold.cache.part import Layout, Part, positions_of_rows
 from kvfold.cache.tail import Tail
 from kvfold.cache.window import QueryWindow
 from kvfold.errors import CacheError
@@ -28,8 +27,8 @@ class Rules:
     """What a layer folds by: the plan's members, and what is pinned."""
 
     chooser: Chooser
-    codec: Codec
-    raw: Codec  # how sinks are stored: as they came
+    codec: Layout
+    raw: Layout  # how sinks are stored: as they came
     pinned: int  # first real tokens of each row that stay raw
     layers: int  # layers that fold: a budget in bytes is split over them
 
@@ -38,13 +37,17 @@ class Rules:
         """Whether a fold changes anything: keeping everything as it is leaves it in the tail."""
         return self.chooser.budget is not None or self.chooser.by_pass or not self.codec.lossless
 
+    def of_layer(self, index: int) -> "Rules":
+        """What one layer of the model folds by."""
+        return replace(self, codec=self.codec.of_layer(index))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """What a layer holds at one moment."""
 
-    sinks: DensePart | None = None
-    folded: DensePart | None = None
+    sinks: Part | None = None
+    folded: Part | None = None
     tail: Tail | None = None
     window: QueryWindow | None = None
     seen: tuple[int, ...] = ()  # real tokens of each row so far, the tail's included
@@ -103,11 +106,12 @@ def fold(state: State, rules: Rules, *, columns: int | None, scale: float) -> St
     groups = list(_groups(state, rules, columns))
     order = [row for group in groups for row in group.rows]
     back = [order.index(row) for row in range(len(order))]
-    sinks = _stacked([DensePart.of(group.sinks, rules.raw) for group in groups], back)
-    fresh, kept = [], _everything(state.folded)
+    sinks = _stacked([_packed(group.sinks, rules.raw) for group in groups], back)
+    held = 0 if state.folded is None else state.folded.slots
+    fresh, kept = [], torch.ones(held, dtype=torch.bool, device=tail.keys.device)
     for group in groups:
         old, new = _choose(group, state, rules, scale)
-        fresh.append(_part_of(group, new, rules.codec))
+        fresh.append(rules.codec.pack(group.segment, new, mass=group.mass))
         _mark(kept, old, group, state)
     folded = _stacked(fresh, back)
     if state.folded is not None:
@@ -236,6 +240,11 @@ def _chosen(kv: KV, group: _Group, rules: Rules, slots: int, mass: Tensor | None
             f"{type(rules.chooser).__name__} was asked to keep {slots} of {len(kv)} slots; it answered with a mask of "
             f"{tuple(kept.shape)} and up to {int(kept.sum(dim=-1).max())} slots; mend its `choose`"
         )
+    if rules.codec.together and bool((kept != kept[:, :1]).any()):
+        raise CacheError(
+            f"{type(rules.chooser).__name__} was asked to keep the same slots for all heads; it kept others for some; "
+            "use a method that adds its scores up over the heads, or store slots in a way that does not share them"
+        )
     return kept
 
 
@@ -243,7 +252,7 @@ def _observed(group: _Group, rules: Rules, mass: Tensor | None, heads: slice, st
     device = group.segment.keys.device
     seen = torch.tensor([state.seen[row] for row in group.rows], device=device)
     if state.window is None:
-        return Observed(scale=scale, seen=seen, mass=mass)
+        return Observed(scale=scale, seen=seen, mass=mass, together=rules.codec.together)
     window = state.window.rows(group.rows)
     queries, weights = window.queries, window.log_sum_exp
     if heads != slice(None):
@@ -251,7 +260,7 @@ def _observed(group: _Group, rules: Rules, mass: Tensor | None, heads: slice, st
         of_heads = slice(heads.start * per_head, heads.stop * per_head)
         queries, weights = queries[:, of_heads], weights[:, of_heads]
     return Observed(scale=scale, seen=seen, mass=mass, queries=queries, query_positions=window.positions,
-                    log_sum_exp=weights)  # fmt: skip
+                    log_sum_exp=weights, together=rules.codec.together)  # fmt: skip
 
 
 def _past(group: _Group, heads: slice, state: State) -> tuple[KV | None, Tensor | None]:
@@ -259,16 +268,7 @@ def _past(group: _Group, heads: slice, state: State) -> tuple[KV | None, Tensor 
     if state.folded is None:
         return None, None
     part = state.folded if list(group.rows) == list(range(len(state.seen))) else state.folded.rows(group.rows)
-    pieces, masses = [], []
-    for block in part.blocks:
-        first = max(heads.start, block.heads.start)
-        if first < min(heads.stop, block.heads.stop):
-            inside = slice(first - block.heads.start, min(heads.stop, block.heads.stop) - block.heads.start)
-            pieces.append(_of_heads(part.read(block), inside))
-            mass = part.mass_of(block)
-            masses.append(None if mass is None else mass[:, inside])
-    whole = KV(*(torch.cat([getattr(piece, name) for piece in pieces]) for name in ("keys", "values", "positions")))
-    return whole, None if masses[0] is None else torch.cat(masses)
+    return part.read(heads)
 
 
 def _of_heads(kv: KV, heads: slice) -> KV:
@@ -291,25 +291,6 @@ def _joined_mass(past: Tensor | None, new: Tensor | None, heads: slice) -> Tenso
     return new[:, heads] if past is None else torch.cat([past, new[:, heads]], dim=2)
 
 
-def _part_of(group: _Group, kept: Bool[Tensor, "B H S"], codec: Codec) -> DensePart:
-    """What stays of a segment, encoded."""
-    counts = tuple(tuple(int(count) for count in row) for row in kept.sum(dim=2).tolist())
-    return DensePart(
-        codec=codec,
-        dtype=group.segment.keys.dtype,
-        counts=counts,
-        payload=codec.encode(group.segment.keys[kept], group.segment.values[kept]),
-        positions=group.segment.positions[kept].to(torch.int32),
-        mass=None if group.mass is None else group.mass[kept],
-    )
-
-
-def _everything(folded: DensePart | None) -> Bool[Tensor, " slots"]:
-    if folded is None:
-        return torch.ones(0, dtype=torch.bool)
-    return torch.ones(folded.positions.shape[0], dtype=torch.bool, device=folded.positions.device)
-
-
 def _mark(kept: Tensor, old: Tensor | None, group: _Group, state: State) -> None:
     """Write a group's choice among the folded slots into the flat mask of all rows."""
     if old is None or state.folded is None:
@@ -319,11 +300,14 @@ def _mark(kept: Tensor, old: Tensor | None, group: _Group, state: State) -> None
         kept[starts[row] : starts[row + 1]] = old[own]
 
 
-def _stacked(parts: list[DensePart], order: list[int]) -> DensePart:
+def _packed(kv: KV, raw: Layout) -> Part:
+    """All slots of a rectangle."""
+    return raw.pack(kv, torch.ones(kv.positions.shape, dtype=torch.bool, device=kv.positions.device))
+
+
+def _stacked(parts: list[Part], order: list[int]) -> Part:
     """Groups of rows as one part, with the rows back in their order."""
     if len(parts) == 1:
         return parts[0]
-    every = [dict(part.tensors()) for part in parts]
-    tensors = {name: torch.cat([own[name] for own in every]) for name in every[0]}
-    whole = parts[0].made_of(tensors, tuple(row for part in parts for row in part.counts))
+    whole = parts[0].beside(parts[1:])
     return whole if order == sorted(order) else whole.rows(order)

@@ -1,7 +1,8 @@
 """The values that flow between a layer, a method and a codec.
 
-KV is what a layer remembers of some tokens; Observed is what it saw the queries do with them; Chooser and Codec are
-what the layer asks of a method (what stays?) and of a codec (how is it stored?). No file here knows a method by name.
+KV is what a layer remembers of some tokens; Observed is what it saw the queries do with them; Chooser is what the
+layer asks of a method (what stays?), and Codec what a dense part asks of a codec (how is a single slot written?; what
+a layer asks of the encode axis is part.py's Layout). No file here knows a method by name.
 """
 
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ class Observed:
     query_positions: Int[Tensor, "B W"] | None = None  # -1 where a row has fewer queries
     log_sum_exp: Float[Tensor, "B G W"] | None = None  # of those queries, over the whole layer as it was then
     mass: Float[Tensor, "B H S"] | None = None  # attention received so far, averaged over the query group
+    together: bool = False  # all heads must keep the same slots: scores are then added up over the heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

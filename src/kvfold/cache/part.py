@@ -1,17 +1,19 @@
-"""What every part of a layer can do: attend for a query, say its bytes, and be cut to rows.
+"""What every part of a layer can do: attend for a query, say its bytes, be cut, grown and saved.
 
 A part holds slots in one physical layout. It is a value: nothing changes it, an operation gives a new part, so an
-interrupted fold leaves the old one as it was. Layouts are one file each (dense.py is the first).
+interrupted fold leaves the old one as it was. Layouts are one file each (dense.py is the first); a Layout, a member
+of the encode axis, makes parts and reads saved ones, so no caller knows which layout it holds.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.attention.partial import Partial
+from kvfold.cache.kv import KV
 
 Counts: TypeAlias = tuple[tuple[int, ...], ...]  # slots per row, per key/value head
 
@@ -26,12 +28,37 @@ class Part(ABC):
         """Attention of every query over every slot of its row; all slots lie before all queries."""
 
     @abstractmethod
+    def with_mass(self, queries: Float[Tensor, "B G Q D"], log_sum_exp: Float[Tensor, "B G Q"], *, scale: float,
+                  counted: Bool[Tensor, "B Q"] | None) -> "Part":  # fmt: skip
+        """The part after these queries: each slot's mass grown by the attention it received."""
+
+    @abstractmethod
+    def read(self, heads: slice = slice(None)) -> tuple[KV, Float[Tensor, "B H S"] | None]:
+        """The slots of some heads, decoded, and their mass if it is counted. Each row and head holds as many."""
+
+    @abstractmethod
+    def keep(self, kept: Bool[Tensor, " slots"]) -> "Part":
+        """The part with only the slots that are True (row by row, head by head, as `read` orders them)."""
+
+    @abstractmethod
+    def extend(self, other: "Part") -> "Part":
+        """The part with another's slots after its own, row by row and head by head."""
+
+    @abstractmethod
+    def beside(self, others: Sequence["Part"]) -> "Part":
+        """The part with the others' rows after its own."""
+
+    @abstractmethod
     def rows(self, indices: Sequence[int]) -> "Part":
         """The part with these rows, in this order, repeats allowed."""
 
     @abstractmethod
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor held, by name: what is counted, moved and saved."""
+
+    @abstractmethod
+    def plain(self) -> dict[str, Any]:
+        """What is to be saved besides the tensors, in JSON's types."""
 
     @property
     def slots(self) -> int:
@@ -42,6 +69,26 @@ class Part(ABC):
     def slots_of_rows(self) -> list[int]:
         """The most entries that a head of each row holds."""
         return [max(row) for row in self.counts]
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """A member of the encode axis, as a layer sees it: how the slots that stay become a part."""
+
+    lossless: ClassVar[bool]
+    together: ClassVar[bool]  # all heads of a layer must keep the same slots
+
+    def of_layer(self, index: int) -> "Layout":
+        """The layout of one layer of the model."""
+        ...
+
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
+        """A part of the slots that are True."""
+        ...
+
+    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+        """A part from what it saved. Raises ValueError for what contradicts itself."""
+        ...
 
 
 def uniform(counts: Counts) -> bool:

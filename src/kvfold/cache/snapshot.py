@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-import torch
 from torch import Tensor
 
 from kvfold.cache.cache import Boundaries, Mark, Memory
-from kvfold.cache.dense import DensePart
-from kvfold.cache.fold import State
-from kvfold.cache.kv import Codec
+from kvfold.cache.fold import Rules, State
+from kvfold.cache.part import Layout, Part
 from kvfold.cache.tail import Tail
 from kvfold.cache.window import QueryWindow
 from kvfold.errors import CacheError, FileError
@@ -61,7 +59,7 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
     states = {}
     for index, layer in memory.layers.items():
         own = {name: tensor for name, tensor in snapshot.tensors.items() if name.startswith(f"{index}.")}
-        states[index] = _state(plain["layers"][str(index)], _by_part(own), memory)
+        states[index] = _state(plain["layers"][str(index)], _by_part(own), layer.rules)
         layer.scale = plain["layers"][str(index)]["scale"]
     boundaries = Boundaries(**plain["boundaries"])
     memory.restore(Mark(states=states, fed=plain["fed"], boundaries=boundaries, folding=None))
@@ -78,15 +76,11 @@ def _plain(state: State, scale: float | None) -> Plain:
         "seen": list(state.seen),
         "start": state.start,
         "scale": scale,
-        "sinks": None if state.sinks is None else _part(state.sinks),
-        "folded": None if state.folded is None else _part(state.folded),
+        "sinks": None if state.sinks is None else state.sinks.plain(),
+        "folded": None if state.folded is None else state.folded.plain(),
         "tail": None if tail is None else {"length": tail.length, "start": tail.start, "padded": tail.padded},
         "window": state.window is not None,
     }
-
-
-def _part(part: DensePart) -> Plain:
-    return {"counts": [list(row) for row in part.counts], "dtype": str(part.dtype).removeprefix("torch.")}
 
 
 def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -98,12 +92,11 @@ def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _state(plain: Plain, parts: Mapping[str, dict[str, Tensor]], memory: Memory) -> State:
-    rules = memory.rules
+def _state(plain: Plain, parts: Mapping[str, dict[str, Tensor]], rules: Rules) -> State:
     try:
         return State(
-            sinks=_dense(plain["sinks"], parts.get("sinks", {}), rules.raw),
-            folded=_dense(plain["folded"], parts.get("folded", {}), rules.codec),
+            sinks=_part(plain["sinks"], parts.get("sinks", {}), rules.raw),
+            folded=_part(plain["folded"], parts.get("folded", {}), rules.codec),
             tail=None if plain["tail"] is None else _tail(plain["tail"], parts["tail"]),
             window=QueryWindow(**parts["window"]) if plain["window"] else None,
             seen=tuple(plain["seen"]),
@@ -113,22 +106,13 @@ def _state(plain: Plain, parts: Mapping[str, dict[str, Tensor]], memory: Memory)
         _contradiction(f"{error} is missing or strange")
 
 
-def _dense(plain: Plain | None, tensors: dict[str, Tensor], codec: Codec) -> DensePart | None:
+def _part(plain: Plain | None, tensors: dict[str, Tensor], layout: Layout) -> Part | None:
     if plain is None:
         return None
-    counts = tuple(tuple(row) for row in plain["counts"])
-    slots = sum(sum(row) for row in counts)
-    wrong = [name for name, tensor in tensors.items() if tensor.shape[0] != slots]
-    if wrong:
-        _contradiction(f"{slots} slots are promised, and {wrong[0]} holds {tensors[wrong[0]].shape[0]}")
-    return DensePart(
-        codec=codec,
-        dtype=getattr(torch, plain["dtype"]),
-        counts=counts,
-        payload={name: tensor for name, tensor in tensors.items() if name not in ("positions", "mass")},
-        positions=tensors["positions"],
-        mass=tensors.get("mass"),
-    )
+    try:
+        return layout.restore(plain, tensors)
+    except ValueError as error:
+        _contradiction(str(error))
 
 
 def _tail(plain: Plain, tensors: dict[str, Tensor]) -> Tail:

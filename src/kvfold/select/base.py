@@ -76,8 +76,14 @@ def newest(kv: KV, count: int) -> Bool[Tensor, "B H S"]:
     return kept
 
 
-def best(scores: Float[Tensor, "B H S"], count: int, *, among: Bool[Tensor, "B H S"]) -> Bool[Tensor, "B H S"]:
-    """The `count` slots with the highest scores of each row and head; the older one where scores are equal."""
+def best(scores: Float[Tensor, "B H S"], count: int, *, among: Bool[Tensor, "B H S"],
+         together: bool = False) -> Bool[Tensor, "B H S"]:  # fmt: skip
+    """The `count` slots with the highest scores of each row and head; the older one where scores are equal.
+
+    `together` adds the scores up over the heads, so that all heads keep the same slots.
+    """
+    if together:
+        scores = scores.sum(dim=1, keepdim=True).expand_as(scores)
     ranked = scores.masked_fill(~among, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     kept = torch.zeros_like(among)
     return kept.scatter_(2, ranked[:, :, :count], True) & among

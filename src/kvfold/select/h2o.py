@@ -44,4 +44,4 @@ class H2O(Select):
         scores = observed.mass
         if self.normalise:
             scores = scores / (observed.seen[:, None, None] - kv.positions).clamp(min=1)
-        return recent | best(scores, slots - int(recent[0, 0].sum()), among=~recent)
+        return recent | best(scores, slots - int(recent[0, 0].sum()), among=~recent, together=observed.together)

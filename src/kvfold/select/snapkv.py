@@ -47,7 +47,7 @@ class SnapKV(Select):
         recent = newest(kv, max(min(self.window, slots // 2), 1))
         votes = self.votes(kv, observed)
         smooth = avg_pool1d(votes, self.pool, stride=1, padding=self.pool // 2, count_include_pad=False)
-        return recent | best(smooth, slots - int(recent[0, 0].sum()), among=~recent)
+        return recent | best(smooth, slots - int(recent[0, 0].sum()), among=~recent, together=observed.together)
 
     def votes(self, kv: KV, observed: Observed) -> Float[Tensor, "B H S"]:
         """Attention that each slot gets from the window's queries, each seeing what lies before it."""
