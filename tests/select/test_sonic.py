@@ -1,0 +1,173 @@
+"""SONIC's places, budgets and life in a cache; that its pass is what training sees stands in tests/learn."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kvfold
+from fakes import fresh, model_of, text
+from folding import adapter_for
+from kvfold.errors import BudgetError, FileError, ModelError, PlanError
+from kvfold.hf.adapter_files import load_adapter
+from kvfold.plan import Plan
+from kvfold.select.sonic import ROWS, spread
+
+
+@given(tokens=st.integers(1, 700), slots=st.integers(0, 350))
+def test_slots_stand_at_different_tokens_in_order_and_the_last_has_one(tokens, slots):
+    slots = min(slots, tokens)
+    places = spread(tokens, slots)
+    at = [token for _, token in places]
+    assert len(at) == slots
+    assert at == sorted(set(at))
+    assert not slots or (at[0] >= 0 and at[-1] == tokens - 1)
+    assert all(0 <= row < ROWS for row, _ in places)
+
+
+def test_a_smaller_budget_uses_the_first_rows():
+    few, many = ([row for row, _ in spread(50, slots)] for slots in (5, 20))
+    assert few == many[:5]
+
+
+def test_a_long_segment_is_folded_in_blocks_that_begin_with_the_first_row():
+    rows = [row for row, _ in spread(512, 40)]
+    assert rows.count(0) == 4
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return f"sonic(keep=0.3, adapter={str(adapter_for('llama', tmp_path))!r})"
+
+
+def turns(model, cache, *, count=6, length=30, rows=1):
+    """Feed and fold turn by turn; logits of all of them."""
+    ids, answers = text(rows, count * length, seed=4), []
+    for turn in range(count):
+        with torch.no_grad():
+            answers.append(model(ids[:, turn * length : (turn + 1) * length], past_key_values=cache).logits)
+        cache.fold()
+    return torch.cat(answers, dim=1)
+
+
+def test_every_budget_is_met_by_the_ledger(tmp_path):
+    model, adapter = model_of("llama").to(torch.float32), str(adapter_for("llama", tmp_path))
+    for keep in (0.05, 0.1, 0.2, 0.5):
+        cache = kvfold.cache(model, f"sonic(keep={keep}, adapter={adapter!r})", prompt_tokens=0)
+        turns(model, cache, count=16)
+        assert keep - 0.03 <= cache.ledger().stored <= keep
+
+
+def test_keep_one_is_the_full_cache(plan):
+    model = model_of("llama")
+    found = turns(model, kvfold.cache(model, plan.replace("0.3", "1.0").replace("keep=1.0", "tokens=1000"),
+                                      prompt_tokens=0))  # fmt: skip
+    wanted = turns(model, kvfold.cache(model, "full", prompt_tokens=0))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_folding_feeds_nothing(plan):
+    model = model_of("llama")
+    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    turns(model, cache, count=2)
+    assert cache.get_seq_length() == 60
+    assert cache.ledger().fed == 60
+    assert cache.ledger().seen == 60
+
+
+def test_a_forked_cache_goes_on_as_a_run_of_its_own(plan):
+    model = model_of("llama")
+    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    turns(model, cache, count=2)
+    twin = cache.fork()
+    more = text(1, 9, seed=8)
+    with torch.no_grad():
+        first = model(more, past_key_values=twin).logits
+        twin.fold()
+        second = model(more, past_key_values=cache).logits
+    assert torch.equal(first, second)
+    assert twin.ledger().slots < cache.ledger().slots
+
+
+def test_changing_a_folded_token_changes_later_logits_only_through_the_slots(plan):
+    model = model_of("llama")
+    caches, more = [], text(1, 7, seed=9)
+    for seed in (1, 2):
+        cache = kvfold.cache(model, plan, prompt_tokens=0)
+        ids = text(1, 30, seed=1)
+        ids[0, 12] = 3 + seed
+        with torch.no_grad():
+            model(ids, past_key_values=cache)
+        cache.fold()
+        caches.append(cache)
+    one, other = caches
+    with torch.no_grad():
+        changed = not torch.equal(*(model(more, past_key_values=cache.fork()).logits for cache in caches))
+        for index, layer in other.memory.layers.items():
+            layer.state = one.memory.layers[index].state
+        same = torch.equal(*(model(more, past_key_values=cache).logits for cache in caches))
+    assert changed
+    assert same
+
+
+def test_an_interrupted_pass_is_done_again(plan, monkeypatch):
+    model = model_of("llama")
+    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    ids = text(1, 30, seed=1)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+    before, runner = cache.ledger(), cache.memory.runner
+    cache.memory.runner = lambda request: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.fold()
+    cache.memory.runner = runner
+    assert before.seen == 30
+    cache.fold()
+    assert cache.ledger().slots < before.slots
+
+
+def test_a_lower_budget_than_is_held_is_refused(plan):
+    model = model_of("llama")
+    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    turns(model, cache, count=4)
+    with pytest.raises(BudgetError, match="a segment is folded once"):
+        cache.rebudget(keep=0.1)
+    assert str(cache.plan) == str(Plan.parse(plan))
+    cache.rebudget(keep=0.5)
+
+
+def test_an_adapter_of_another_model_is_refused_by_name(tmp_path):
+    folder = adapter_for("llama", tmp_path)
+    with pytest.raises(ModelError, match="was trained for"):
+        kvfold.cache(fresh("llama", num_hidden_layers=2), f"sonic(keep=0.2, adapter={str(folder)!r})")
+
+
+def test_missing_newer_and_foreign_adapters_say_what_to_do(tmp_path, monkeypatch):
+    model, folder = model_of("llama"), adapter_for("llama", tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileError, match="give a folder"):
+        load_adapter(tmp_path / "nowhere", model, kind="sonic")
+    with pytest.raises(FileError, match="give a dynakv adapter"):
+        load_adapter(folder, model, kind="dynakv")
+    words = json.loads((folder / "adapter.json").read_text())
+    (folder / "adapter.json").write_text(json.dumps({**words, "version": 99}))
+    with pytest.raises(FileError, match="upgrade kvfold"):
+        load_adapter(folder, model, kind="sonic")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("sonic", "give keep=, tokens= or max_bytes="),
+        ("sonic(keep=0)", "at most 1"),
+        ("sonic(keep=1.5)", "at most 1"),
+        ("sonic(keep=0.2, slots=3)", "leave keep="),
+        ("sonic(slots=0)", "give 1 or more"),
+        ("sonic(keep=0.2, scope='history')", "leave scope away"),
+    ],
+)
+def test_settings_that_cannot_be_say_what_to_give(asked, answer):
+    with pytest.raises((PlanError, BudgetError), match=answer):
+        Plan.parse(asked)
