@@ -10,7 +10,7 @@ from folding import adapter_for
 from kvfold.hf import parallel
 from kvfold.hf.adapter_files import load_adapter
 from kvfold.hf.cache_bridge import cache
-from kvfold.learn.layout import Draw, Talk, lay_out
+from kvfold.learn.layout import Draw, Fixed, Talk, fold_up, line_up
 
 TURNS = ((0, 21), (21, 34), (34, 60), (60, 71))
 SLOTS = 3
@@ -21,13 +21,16 @@ def talk(ids, *, turns=TURNS):
 
 
 def laid(talks, *, slots=SLOTS):
-    return lay_out(talks, draw=Draw(), rng=random.Random(0), pad=0, slots_of=lambda tokens: slots)
+    rng = random.Random(0)
+    lined = line_up(talks, draw=Draw(), rng=rng, pad=0, jump=False)
+    return lined, fold_up(lined, None, how=Fixed(slots_of=lambda tokens: slots), rng=rng)
 
 
-def in_parallel(model, adapter, layout):
+def in_parallel(model, adapter, laid_out):
     """Logits of the tokens, and the Nexus rows' keys and values of every layer."""
-    tokens, seen = layout.ids.shape[1], {}
-    texts = model.get_input_embeddings()(layout.ids)
+    lined, layout = laid_out
+    tokens, seen = layout.count, {}
+    texts = model.get_input_embeddings()(lined.ids)
     embedded = torch.cat([texts, adapter.embed(layout.nexus)], dim=1)
 
     def look(layer, queries, keys, values, scale):
@@ -56,7 +59,7 @@ def turn_by_turn(model, plan, ids):
 def test_a_parallel_pass_is_the_turn_by_turn_run(family, tmp_path):
     model, folder = model_of(family), adapter_for(family, tmp_path)
     ids = text(1, TURNS[-1][1])
-    logits, past = turn_by_turn(model, f"sonic(slots={SLOTS}, adapter={str(folder)!r})", ids)
+    logits, past = turn_by_turn(model, f"sonic(slots={SLOTS}, verbatim=0.0, adapter={str(folder)!r})", ids)
     layout = laid([talk(ids[0].tolist())])
     wanted, seen = in_parallel(model, load_adapter(folder, model, kind="sonic"), layout)
     torch.testing.assert_close(logits, wanted[:, : ids.shape[1]], rtol=1e-4, atol=1e-4)
@@ -102,9 +105,22 @@ def test_tokens_are_untouched_by_the_adapter(tmp_path):
 
 def test_what_a_segment_keeps_is_seen_as_it_is_and_drawn_budgets_stay_inside():
     draw, rng = Draw(raw=1.0, gone=0.0), random.Random(1)
-    layout = lay_out([talk(list(range(71)))], draw=draw, rng=rng, pad=0)
+    layout = fold_up(line_up([talk(list(range(71)))], draw=draw, rng=rng, pad=0), None, how=draw, rng=rng)
     assert layout.stays[0, :60].all()
     assert not layout.folded.any()
     drawn = [Draw(raw=0.0, gone=0.0).slots(rng, 0.05 + 0.45 * rng.random(), 40) for _ in range(200)]
     assert min(drawn) >= 1
     assert max(drawn) <= 30
+
+
+def test_the_most_salient_tokens_stay_beside_the_rows(tmp_path):
+    rng = random.Random(0)
+    lined = line_up([talk(list(range(71)))], draw=Draw(), rng=rng, pad=0, jump=False)
+    worth = torch.zeros(1, lined.ids.shape[1])
+    worth[0, [8, 25, 26, 50]] = 1.0
+    layout = fold_up(lined, worth, how=Fixed(slots_of=lambda tokens: 4, verbatim=0.5), rng=rng)
+    kept = layout.stays[0].nonzero().flatten().tolist()
+    assert kept[:4] == [0, 1, 2, 3]
+    assert {8, 25, 26, 50} <= set(kept)
+    assert len(kept) == 4 + 3 * 2
+    assert int((layout.segment[0, layout.count :] >= 0).sum()) == 3 * 2

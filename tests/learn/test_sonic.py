@@ -17,6 +17,7 @@ from kvfold.hf import parallel
 from kvfold.hf.adapter_files import load_adapter
 from kvfold.hf.load import load
 from kvfold.learn.distil import divergence
+from kvfold.learn.layout import Fixed
 from kvfold.learn.loop import LoopSettings
 from kvfold.learn.sonic import SonicRun, SonicSettings, Terms
 from kvfold.learn.talks import Mix, Talks
@@ -69,11 +70,12 @@ def test_a_family_can_be_left_out(tokenizer):
 def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path):
     run = a_run(tmp_path, terms=Terms(hinge=0.05))
     before = {name: weight.clone() for name, weight in run.model.named_parameters()}
-    layout, seen = run.layout(random.Random(1), turns=3), []
+    lined, seen = run.talks_of(random.Random(1), turns=3), []
+    run.loss.judging = False
 
     def batches():
         while True:
-            yield layout
+            yield lined
 
     for _ in range(8):
         run.trainer.step(batches(), lambda _, loss: seen.append(float(loss.mean.detach())))
@@ -82,23 +84,23 @@ def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path):
 
 
 def test_everything_kept_leaves_only_what_the_text_itself_costs(tmp_path):
-    run = a_run(tmp_path, terms=Terms(kl=1.0, cross_entropy=0.0))
+    run = a_run(tmp_path, terms=Terms(kl=1.0, cross_entropy=0.0, salience=0.0))
     run.loss.bfloat16 = False
-    layout = run.layout(random.Random(2), turns=3, keep=1.0)
+    lined = run.talks_of(random.Random(2), turns=3)
     with torch.no_grad():
-        assert float(run.loss(layout).mean) == pytest.approx(0.0, abs=1e-4)
+        assert float(run.loss.cost(lined, Fixed(slots_of=lambda tokens: tokens)).mean) == pytest.approx(0.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("term", ["output", "weight", "hinge"])
+@pytest.mark.parametrize("term", ["output", "weight", "hinge", "salience"])
 def test_every_guiding_term_has_a_switch(tmp_path, term):
-    off = Terms(output=0.0, weight=0.0, hinge=0.0)
+    off = Terms(output=0.0, weight=0.0, hinge=0.0, salience=0.0)
     run = a_run(tmp_path, terms=off)
     run.loss.bfloat16 = False
-    layout = run.layout(random.Random(3), turns=4, keep=0.2)
+    lined, how = run.talks_of(random.Random(3), turns=4), Fixed(slots_of=lambda tokens: tokens // 5)
     with torch.no_grad():
-        plain = float(run.loss(layout).mean)
+        plain = float(run.loss.cost(lined, how).mean)
         run.loss.terms = replace(off, **{term: 1.0})
-        assert float(run.loss(layout).mean) > plain
+        assert float(run.loss.cost(lined, how).mean) > plain
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path):

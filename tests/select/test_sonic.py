@@ -13,7 +13,7 @@ from folding import adapter_for
 from kvfold.errors import BudgetError, FileError, ModelError, PlanError
 from kvfold.hf.adapter_files import load_adapter
 from kvfold.plan import Plan
-from kvfold.select.sonic import ROWS, spread
+from kvfold.select.sonic import ROWS, SAVED, spread
 
 
 @given(tokens=st.integers(1, 700), slots=st.integers(0, 350))
@@ -57,7 +57,8 @@ def test_every_budget_is_met_by_the_ledger(tmp_path):
     for keep in (0.05, 0.1, 0.2, 0.5):
         cache = kvfold.cache(model, f"sonic(keep={keep}, adapter={adapter!r})", prompt_tokens=0)
         turns(model, cache, count=16)
-        assert keep - 0.03 <= cache.ledger().stored <= keep
+        saved = keep * SAVED / 480 + 0.03  # of the tokens fed, and what rounding leaves
+        assert keep - saved <= cache.ledger().stored <= keep
 
 
 def test_keep_one_is_the_full_cache(plan):

@@ -4,10 +4,11 @@ First the sinks are set apart, so that the tail is the segment and nothing else;
 and values take its place. It knows layer states and tensors; who made the new slots it does not know.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvfold.cache.fold import Rules, State, allowed_slots
@@ -45,6 +46,17 @@ def segment_of(state: State, rules: Rules, columns: int) -> Segment:
         held = max(state.folded_of_rows[row], default=0)
         slots.append(int(count) if allowed is None else min(max(allowed - held, 0), int(count)))
     return Segment(real=real, positions=tail.positions[:, :columns], slots=tuple(slots))
+
+
+def values_of(states: Sequence[State], columns: int) -> Float[Tensor, "B S dimensions"]:
+    """What the oldest columns of the tail hold as values, all layers and heads side by side; 0 for pads."""
+    wide = []
+    for state in states:
+        tail = state.tail
+        assert tail is not None
+        own = tail.values[:, :, :columns].transpose(1, 2).flatten(2)
+        wide.append(own.masked_fill(~tail.valid[:, :columns, None], 0.0))
+    return torch.cat(wide, dim=-1)
 
 
 def refuse_excess(state: State, rules: Rules) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvfold.budget.ledger import Ledger, PartLine
-from kvfold.cache.absorb import Made, absorb, pin, refuse_excess, segment_of
+from kvfold.cache.absorb import Made, absorb, pin, refuse_excess, segment_of, values_of
 from kvfold.cache.fold import Rules, State
 from kvfold.cache.layer import Layer, New
 from kvfold.cache.part import Part
@@ -21,6 +21,7 @@ from kvfold.cache.request import Pass
 from kvfold.errors import CacheError
 
 Runner = Callable[[Pass], Mapping[int, Made]]  # keys and values of a pass's rows, by folding layer
+Judge = Callable[[Tensor, Tensor], Tensor]  # values of all folding layers [B, S, all dimensions], real -> worth [B, S]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,7 @@ class Memory:
         self._folding: int | None = None  # columns that a running fold folds; after an interrupt it goes on
         self._valid: Tensor | None = None  # the mask of that fold
         self.runner: Runner | None = None  # runs a pass through the model; set by whoever knows it
+        self.judge: Judge | None = None  # says what each token of a segment is worth; set likewise, where one can tell
         self._guarded = 0  # columns that a mark refers to: buffers are copied before others are written there
 
     @property
@@ -165,7 +167,11 @@ class Memory:
         with torch.inference_mode(False), torch.no_grad():
             for layer in layers.values():
                 layer.state = pin(layer.state, self.rules)
-            request = self.rules.chooser.request(segment_of(first.state, self.rules, columns))
+            segment = segment_of(first.state, self.rules, columns)
+            if self.judge is not None and bool(segment.real.any()):
+                values = values_of([one.state for one in layers.values()], columns)
+                segment = replace(segment, worth=self.judge(values, segment.real))
+            request = self.rules.chooser.request(segment)
             assert self.runner is not None, "a plan that folds by passes needs a model to run them"
             made = self.runner(request) if bool(request.real.any()) else {}
             states = {

@@ -6,7 +6,7 @@ carries it out. Nothing of a pass is text: it feeds no token, moves no counter a
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 NO_ROW = -1
@@ -19,6 +19,7 @@ class Segment:
     real: Bool[Tensor, "B S"]  # True where a column is a token of the row's segment
     positions: Int[Tensor, "B S"]  # where it sits in the text
     slots: tuple[int, ...]  # new slots that each row may have
+    worth: Float[Tensor, "B S"] | None = None  # 0 to 1: the share of all tokens that matter less, where one can tell
 
     def tokens(self, row: int) -> list[int]:
         """Columns of one row's tokens, in order."""

@@ -39,6 +39,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about
         "scale": adapter.scale,
         "rows": adapter.embeddings.shape[0],
         "width": adapter.embeddings.shape[1],
+        "values": len(adapter.salience.scale),
         **about,
     }
     save_file(tensors, folder / f"{_TENSORS}.new")
@@ -74,12 +75,15 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
         layers=[tuple(layer) for layer in words["layers"]],
         rank=words["rank"],
         scale=words["scale"],
+        values=words["values"],
     )
     try:
         adapter.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / _TENSORS).items()})
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
         raise FileError(f"{source} was asked for; its tensors cannot be read ({error}); get a sound copy") from error
-    return adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype).attach(model)
+    adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
+    adapter.salience.float()  # ranks are told apart in float32
+    return adapter.attach(model)
 
 
 def find_adapter(model: Any, select: Select) -> Adapter | None:
@@ -117,7 +121,18 @@ def _folder(source: str | Path) -> Path:
 def _words(folder: Path) -> dict[str, Any]:
     try:
         words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
-        missing = {"kind", "version", "base", "fingerprint", "layers", "rank", "scale", "rows", "width"} - set(words)
+        missing = {
+            "kind",
+            "version",
+            "base",
+            "fingerprint",
+            "layers",
+            "rank",
+            "scale",
+            "rows",
+            "width",
+            "values",
+        } - set(words)
     except (OSError, ValueError) as error:
         raise FileError(
             f"the adapter {folder} was asked for; its {_WORDS} cannot be read ({error}); get a sound copy"

@@ -16,6 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kvfold.hf import stock_layers
+from kvfold.hf.salience import Salience
+
 
 @dataclass(frozen=True, slots=True)
 class _Active:
@@ -34,15 +37,19 @@ class Adapter(nn.Module):
     """
 
     def __init__(
-        self, *, rows: int, width: int, layers: Sequence[tuple[str, int, int]], rank: int, scale: float
+        self, *, rows: int, width: int, layers: Sequence[tuple[str, int, int]], rank: int, scale: float, values: int
     ) -> None:
-        """`layers` are (name, inputs, outputs) of the linear layers; updates start at zero, rows as small noise."""
+        """`layers` are (name, inputs, outputs) of the linear layers; updates start at zero, rows as small noise.
+
+        `values` are the dimensions of all values that a token has in the folding layers.
+        """
         super().__init__()
         self.names = tuple(name for name, _, _ in layers)
         self.rank, self.scale = rank, scale
         self.embeddings = nn.Parameter(0.02 * torch.randn(rows, width))
         self.down = nn.ParameterList(torch.randn(rank, inputs) * inputs**-0.5 for _, inputs, _ in layers)
         self.up = nn.ParameterList(torch.zeros(outputs, rank) for _, _, outputs in layers)
+        self.salience = Salience(values)
         self._index: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
     @classmethod
@@ -55,7 +62,9 @@ class Adapter(nn.Module):
             if isinstance(module, nn.Linear)
         ]
         embeddings = model.get_input_embeddings().weight.detach().float()
-        adapter = cls(rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale)
+        adapter = cls(
+            rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale, values=value_dimensions(model)
+        )
         with torch.no_grad():
             noise = torch.randn(rows, embeddings.shape[1]) * embeddings.std()
             adapter.embeddings.copy_(embeddings.mean(dim=0).cpu() + noise)
@@ -96,6 +105,13 @@ class Adapter(nn.Module):
             return None
         down, up = self.down[index].to(inputs.dtype), self.up[index].to(inputs.dtype)
         return (inputs @ down.T) @ up.T * self.scale
+
+
+def value_dimensions(model: Any) -> int:
+    """Dimensions of the values that the folding layers of a model hold of one token."""
+    config = model.config.get_text_config(decoder=True)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return len(stock_layers.folding(model)) * config.num_key_value_heads * size
 
 
 def _correct(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:

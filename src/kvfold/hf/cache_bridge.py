@@ -135,6 +135,7 @@ class FoldedCache(Cache):
         self.home = home
         self.adapter = adapter
         memory.runner = self._run_pass
+        memory.judge = None if adapter is None else adapter.salience.worth
         self._branched = False
         self._last_index = -1  # the newest layer of the running forward
         self._before: dict[int, StockState] = {}  # stock layers as they were when it began

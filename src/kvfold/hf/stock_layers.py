@@ -37,6 +37,11 @@ def layers_for(model: PreTrainedModel) -> list[Any]:
     return layers
 
 
+def folding(model: PreTrainedModel) -> list[int]:
+    """Which layers of a model fold."""
+    return [index for index, layer in enumerate(layers_for(model)) if folds(layer)]
+
+
 def folds(layer: object) -> bool:
     """Whether kvfold takes this layer over: full attention."""
     return type(layer) is DynamicLayer

@@ -86,3 +86,28 @@ class Guide:
         self.output.append(torch.where(both, error, 0.0).sum() / count)
         self.weight.append(apart.abs().sum() / count)
         self.hinge.append((self.share - (-apart).clamp(max=0.0).exp()).clamp(min=0.0)[both].sum() / count)
+
+
+@dataclass(slots=True, kw_only=True)
+class Attended:
+    """Notes, in a forward with everything in sight, the values of every layer and how much later replies look at each
+    token. It changes with every layer."""
+
+    asks: Int[Tensor, "B P"]  # tokens that predict replies
+    earlier: Bool[Tensor, "B P N"]  # tokens of earlier segments
+    layers: frozenset[int]  # whose values are noted
+    most: Tensor | None = None  # [B, N]: the largest attention weight of any ask, layer and head
+    values: list[Tensor] = field(default_factory=list)
+
+    @torch.no_grad()
+    def look(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> None:
+        """An observer of a parallel pass (hf/parallel.py)."""
+        if layer in self.layers:
+            self.values.append(values.detach().transpose(1, 2).flatten(2))
+        at = self.asks[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1])
+        asked = queries.detach().gather(2, at).float().unflatten(1, (keys.shape[1], -1))
+        scores = asked @ keys.detach().float()[:, :, None].mT * scale  # B H group P N
+        seen = torch.arange(keys.shape[2], device=keys.device) <= self.asks[..., None]
+        weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1).amax(dim=(1, 2))
+        found = weights.masked_fill(~self.earlier, 0.0).amax(dim=1)
+        self.most = found if self.most is None else torch.maximum(self.most, found)

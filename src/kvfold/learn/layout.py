@@ -1,5 +1,8 @@
 """A folded conversation as one parallel pass: its tokens, then the Nexus rows of all segments, and who sees whom.
 
+First talks are lined up side by side (Lined: what the teacher reads); then, knowing what each token is worth, they
+are folded (Layout: what the student reads).
+
 What a turn-by-turn run does with a cache is done here in one forward by a mask: a token sees the sinks, its own
 segment, what earlier segments kept word for word, and their Nexus rows; a Nexus row sees what its pass would show it.
 Places of rows come from the method itself (select/sonic.py), so training and use cannot differ.
@@ -28,42 +31,51 @@ class Talk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Rows of a parallel pass, padded on the right. Queries and keys are N tokens, then K Nexus rows."""
+class Lined:
+    """Talks side by side, padded on the right; N tokens."""
 
+    talks: Sequence[Talk]
     ids: Int[Tensor, "B N"]
     weights: Float[Tensor, "B N"]
-    positions: Int[Tensor, "B NK"]
-    nexus: Int[Tensor, "B K"]  # which of the adapter's rows
-    segment: Int[Tensor, "B NK"]  # NONE for pads
-    column: Int[Tensor, "B NK"]  # of a Nexus row: the token that it stands at
-    stays: Bool[Tensor, "B NK"]  # tokens that later segments see as they are
+    positions: Int[Tensor, "B N"]
+    segment: Int[Tensor, "B N"]  # NONE for pads
+    sinks: int
     source: str = "talk"
     rung: int = 0
 
     @property
     def tokens(self) -> int:
-        """Rows of the pass, padding counted."""
-        return self.segment.numel()
+        """Tokens, padding counted."""
+        return self.ids.numel()
 
     @property
-    def gate(self) -> Float[Tensor, "B NK"]:
-        """1 where the adapter acts."""
-        gate = torch.zeros(self.segment.shape)
-        gate[:, self.ids.shape[1] :] = 1.0
-        return gate
+    def pinned(self) -> Bool[Tensor, "B N"]:
+        """The first tokens, which are never folded."""
+        return (torch.arange(self.ids.shape[1]) < self.sinks) & (self.segment != NONE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Rows of a parallel pass, padded on the right. Queries and keys are N tokens, then K Nexus rows."""
+
+    count: int  # N
+    positions: Int[Tensor, "B NK"]
+    nexus: Int[Tensor, "B K"]  # which of the adapter's rows
+    segment: Int[Tensor, "B NK"]  # NONE for pads
+    column: Int[Tensor, "B NK"]  # of a Nexus row: the token that it stands at
+    stays: Bool[Tensor, "B NK"]  # tokens that later segments see as they are
 
     @property
     def folded(self) -> Bool[Tensor, "B N"]:
         """Tokens that are gone once their segment is folded."""
-        tokens = self.ids.shape[1]
+        tokens = self.count
         last = self.segment[:, :tokens].amax(dim=1, keepdim=True)
         own = self.segment[:, :tokens]
         return (own != NONE) & (own < last) & ~self.stays[:, :tokens]
 
     def mask(self) -> Bool[Tensor, "B 1 NK NK"]:
         """True where a query (second last dimension) sees a key."""
-        tokens, rows = self.ids.shape[1], self.segment.shape[1]
+        tokens, rows = self.count, self.segment.shape[1]
         is_nexus = torch.arange(rows) >= tokens
         asks, seen = self.segment[:, :, None], self.segment[:, None]
         before = self.column[:, None] <= self.column[:, :, None]
@@ -83,6 +95,7 @@ class Draw:
     most: float = 0.5
     raw: float = 0.03  # chance that a segment stays as it is
     gone: float = 0.03  # chance that nothing stays of it
+    verbatim: tuple[float, ...] = (0.0, 0.5, 0.5, 0.75)  # shares of word-for-word tokens, one a conversation
     sinks: int = 4
     gaps: int = 2000  # longest jump in positions between segments, in a third of the conversations
 
@@ -100,68 +113,70 @@ class Draw:
         return min(tokens, max(1, int(keep * rng.uniform(0.5, 1.5) * tokens)))
 
 
-def lay_out(
-    talks: Sequence[Talk], *, draw: Draw, rng: random.Random, pad: int, source: str = "talk",
-    slots_of: Callable[[int], int] | None = None,
-) -> Layout:  # fmt: skip
-    """Conversations side by side, each folded by a budget of its own.
-
-    `slots_of` says instead how many slots a segment of so many tokens has; then positions do not jump either.
-    """
-    rows = [_row(talk, draw, rng, slots_of) for talk in talks]
-    tokens = _round(max(len(talk.ids) for talk in talks))
-    slots = _round(max(len(row.nexus) for row in rows))
-    wide = (len(talks), tokens + slots)
-    ids, weights = torch.full((len(talks), tokens), pad), torch.zeros(len(talks), tokens)
-    positions, column = torch.zeros(wide, dtype=torch.long), torch.zeros(wide, dtype=torch.long)
-    segment, stays = torch.full(wide, NONE), torch.zeros(wide, dtype=torch.bool)
-    nexus = torch.zeros(len(talks), slots, dtype=torch.long)
-    for index, (talk, row) in enumerate(zip(talks, rows, strict=True)):
-        count, more = len(talk.ids), len(row.nexus)
-        ids[index, :count], weights[index, :count] = torch.tensor(talk.ids), torch.tensor(talk.weights)
-        at = torch.tensor(row.at, dtype=torch.long)
-        nexus[index, :more] = torch.tensor(row.nexus, dtype=torch.long)
-        for table, own, of_slots in ((positions, row.positions, row.positions[at]), (segment, row.segment, row.of)):
-            table[index, :count], table[index, tokens : tokens + more] = own, of_slots
-        column[index, :count], column[index, tokens : tokens + more] = torch.arange(count), at
-        stays[index, :count] = row.stays
-    return Layout(ids=ids, weights=weights, positions=positions, nexus=nexus, segment=segment, column=column,
-                  stays=stays, source=source)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
-    positions: Tensor
-    segment: Tensor
-    stays: Tensor
-    nexus: Sequence[int]
-    at: Sequence[int]
-    of: Tensor  # segments of the Nexus rows
+class Fixed:
+    """How every segment is folded alike, for checks."""
+
+    slots_of: Callable[[int], int]  # tokens of a segment -> its slots
+    verbatim: float = 0.0
 
 
-def _row(talk: Talk, draw: Draw, rng: random.Random, slots_of: Callable[[int], int] | None) -> _Row:
-    count = len(talk.ids)
-    positions, segment = torch.arange(count), torch.zeros(count, dtype=torch.long)
-    stays = torch.arange(count) < draw.sinks
-    jumps = slots_of is None and rng.random() < 1 / 3
-    nexus, at, of = [], [], []
-    usual = draw.keep(rng)
-    begun = min(draw.sinks, count)
-    for number, end in enumerate(talk.ends):
-        segment[end:] = number + 1
+def line_up(talks: Sequence[Talk], *, draw: Draw, rng: random.Random, pad: int, source: str = "talk",
+            jump: bool = True) -> Lined:  # fmt: skip
+    """Talks side by side; in a third of them positions jump between segments."""
+    tokens = _round(max(len(talk.ids) for talk in talks))
+    ids, weights = torch.full((len(talks), tokens), pad), torch.zeros(len(talks), tokens)
+    positions, segment = torch.zeros_like(ids), torch.full_like(ids, NONE)
+    for index, talk in enumerate(talks):
+        count = len(talk.ids)
+        ids[index, :count], weights[index, :count] = torch.tensor(talk.ids), torch.tensor(talk.weights)
+        positions[index, :count], segment[index, :count] = torch.arange(count), 0
+        jumps = jump and rng.random() < 1 / 3
+        for number, end in enumerate(talk.ends):
+            segment[index, end:count] = number + 1
+            if jumps and rng.random() < 0.15:
+                positions[index, end:count] += int(draw.gaps ** rng.random())
+    return Lined(talks=talks, ids=ids, weights=weights, positions=positions, segment=segment, sinks=draw.sinks,
+                 source=source)  # fmt: skip
+
+
+def fold_up(lined: Lined, worth: Float[Tensor, "B N"] | None, *, how: Draw | Fixed, rng: random.Random) -> Layout:
+    """The parallel pass of lined-up talks, folded by budgets that are drawn, or that are given."""
+    stays = lined.pinned.clone()
+    rows = [_fold_row(lined, row, worth, how, rng, stays[row]) for row in range(len(lined.talks))]
+    tokens, slots = lined.ids.shape[1], _round(max(len(row) for row in rows))
+    wide = (len(rows), tokens + slots)
+    positions, column, segment = torch.zeros(wide).long(), torch.zeros(wide).long(), torch.full(wide, NONE)
+    nexus, wide_stays = torch.zeros(len(rows), slots).long(), torch.zeros(wide, dtype=torch.bool)
+    positions[:, :tokens], segment[:, :tokens], wide_stays[:, :tokens] = lined.positions, lined.segment, stays
+    column[:, :tokens] = torch.arange(tokens)
+    for index, row in enumerate(rows):
+        own = slice(tokens, tokens + len(row))
+        nexus[index, : len(row)] = torch.tensor([adapter_row for adapter_row, _ in row]).long()
+        at = torch.tensor([token for _, token in row]).long()
+        positions[index, own], column[index, own] = lined.positions[index, at], at
+        segment[index, own] = lined.segment[index, at]
+    return Layout(count=tokens, positions=positions, nexus=nexus, segment=segment, column=column, stays=wide_stays)
+
+
+def _fold_row(lined: Lined, row: int, worth: Tensor | None, how: Draw | Fixed, rng: random.Random,
+              stays: Tensor) -> list[tuple[int, int]]:  # fmt: skip
+    """(adapter row, token) of a talk's Nexus rows; marks in `stays` what is kept word for word."""
+    drawn = isinstance(how, Draw)
+    usual, share = (how.keep(rng), rng.choice(how.verbatim)) if drawn else (0.0, how.verbatim)
+    places, begun = [], lined.sinks
+    for end in lined.talks[row].ends:
         length = max(end - begun, 0)
-        slots = draw.slots(rng, usual, length) if slots_of is None else slots_of(length)
+        slots = how.slots(rng, usual, length) if drawn else how.slots_of(length)
         if slots >= length:
             stays[begun:end] = True
         else:
-            for own, token in spread(length, slots):
-                nexus.append(own)
-                at.append(begun + token)
-                of.append(number)
-        if jumps and rng.random() < 0.15:
-            positions[end:] += int(draw.gaps ** rng.random())
+            words = 0 if worth is None else round(slots * share)
+            if words and worth is not None:
+                stays[begun + worth[row, begun:end].topk(words).indices] = True
+            places += [(own, begun + token) for own, token in spread(length, slots - words)]
         begun = max(end, begun)
-    return _Row(positions=positions, segment=segment, stays=stays, nexus=nexus, at=at, of=torch.tensor(of).long())
+    return places
 
 
 def _round(count: int) -> int:

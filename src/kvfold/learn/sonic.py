@@ -8,30 +8,32 @@ https://arxiv.org/abs/2601.21927 (losses and data are our design: no code is pub
 import json
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvfold.errors import DataError
-from kvfold.hf import parallel
+from kvfold.hf import parallel, stock_layers
 from kvfold.hf.adapter_files import save_adapter
 from kvfold.hf.adapters import Adapter
 from kvfold.hf.load import load
-from kvfold.learn.distil import Divergence, Guide, divergence
-from kvfold.learn.layout import NONE, Draw, Layout, lay_out
+from kvfold.learn.distil import Attended, Guide, divergence
+from kvfold.learn.layout import NONE, Draw, Fixed, Layout, Lined, fold_up, line_up
 from kvfold.learn.loop import LoopSettings, Trainer
 from kvfold.learn.losses import TokenLoss, quick_in_bfloat16, whole_replies
 from kvfold.learn.processes import join_processes
-from kvfold.learn.talks import Mix, Talks
+from kvfold.learn.talks import REAL_WEIGHT, Mix, Talks
 from kvfold.select.sonic import ROWS
 
 KIND = "sonic"
 _TURNS = ((0.08, (3, 4, 6)), (0.2, (4, 8, 12)), (1.0, (4, 8, 16, 20, 24)))  # share of the run -> turns drawn
-_CHECKED = (0.5, 0.2, 0.1, 0.05)
+_CHECKED = (0.5, 0.2, 0.1, 0.05, 1.0)
+LEAST = 6.9  # minus the logarithm of an attention weight that counts as nothing, 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class Terms:
     output: float = 0.1  # what is read of Nexus rows against what was read of the folded tokens
     weight: float = 0.02  # their log-sum-exp
     hinge: float = 0.0  # attention mass below half of the folded tokens'
+    salience: float = 1.0  # what is foretold of later attention
 
     @property
     def guided(self) -> bool:
@@ -63,6 +66,7 @@ class SonicSettings:
     batch_tokens: int = 3072  # tokens and Nexus rows of a batch
     most_tokens: int = 1600  # of a conversation
     asks: int = 96  # queries a row whose attention is guided
+    judge_until: float = 0.15  # share of the run in which only the salience is trained
     save_every_seconds: float = 180.0
     mix: Mix = field(default_factory=Mix)
     draw: Draw = field(default_factory=Draw)
@@ -71,58 +75,114 @@ class SonicSettings:
 
 
 class SonicLoss:
-    """What a layout costs: the student folds, the teacher does not."""
+    """What lined-up talks cost: the teacher sees everything, the student folds."""
 
-    def __init__(self, model: Any, adapter: Adapter, terms: Terms, asks: int, rng: random.Random) -> None:
-        self.model, self.adapter, self.terms, self.asks, self.rng = model, adapter, terms, asks, rng
+    def __init__(self, model: Any, adapter: Adapter, settings: SonicSettings, rng: random.Random) -> None:
+        self.model, self.adapter, self.settings, self.rng = model, adapter, settings, rng
+        self.terms = settings.terms
         self.bfloat16 = quick_in_bfloat16(model.device)
+        self.judging = True  # whether only the salience is trained yet
+        self.measured = settings.resume  # whether it is known how large values are
+        self.folding = frozenset(stock_layers.folding(model))
+        self._scores: deque[Tensor] = deque(maxlen=40)  # of batches, to count ranks among
 
-    def __call__(self, layout: Layout) -> TokenLoss:
-        """The loss of one batch."""
+    def __call__(self, lined: Lined) -> TokenLoss:
+        """The loss of one batch, folded by drawn budgets; while judging, of the salience only."""
+        return self.cost(lined, self.settings.draw, judging=self.judging)
+
+    def cost(self, lined: Lined, how: Draw | Fixed, *, judging: bool = False) -> TokenLoss:
+        """The loss of one batch, folded in a certain way."""
+        wanted = lined.weights[:, 1:] > 0
         device = self.model.device
-        wanted = layout.weights[:, 1:] > 0
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            teacher, student, guide = self._run(layout, wanted)
+            teacher, attended = self._teach(lined, wanted)
+            salience, worth = self._judge(lined, attended)
+            if judging:
+                unused = sum(parameter.sum() for parameter in self.adapter.parameters() if parameter.requires_grad)
+                return TokenLoss(mean=salience + 0.0 * unused, right=0, scored=0)
+            layout = fold_up(lined, worth, how=how, rng=self.rng)
+            student, guide = self._learn(lined, layout, attended)
             found = divergence(
                 student[wanted.to(device)],
                 teacher[wanted.to(device)],
                 self.model.get_output_embeddings(),
-                layout.ids[:, 1:][wanted].to(device),
-                layout.weights[:, 1:][wanted].to(device),
+                lined.ids[:, 1:][wanted].to(device),
+                lined.weights[:, 1:][wanted].to(device),
             )
-        scored, right = whole_replies(layout.weights[:, 1:], wanted, found.right.cpu())
-        total = layout.weights[:, 1:].sum().clamp_min(1e-6)
-        return TokenLoss(mean=self._sum(found, guide) / total + self._guided(guide), right=right, scored=scored)
+        scored, right = whole_replies(lined.weights[:, 1:], wanted, found.right.cpu())
+        text = self.terms.kl * found.kl + self.terms.cross_entropy * found.cross_entropy
+        total = lined.weights[:, 1:].sum().clamp_min(1e-6)
+        mean = text / total + self._guided(guide) + self.terms.salience * salience
+        return TokenLoss(mean=mean, right=right, scored=scored)
 
-    def _run(self, layout: Layout, wanted: Tensor) -> tuple[Tensor, Tensor, Guide | None]:
-        """The last hidden states of teacher and student at the tokens that predict, and what was seen of attention."""
-        device, tokens = self.model.device, layout.ids.shape[1]
-        ids, positions = layout.ids.to(device), layout.positions.to(device)
+    @torch.no_grad()
+    def _teach(self, lined: Lined, wanted: Tensor) -> tuple[Tensor, Attended]:
+        """The last hidden states at the tokens that predict, and what replies look at."""
+        device = self.model.device
+        asks = self._asks(lined, wanted)
+        of = lined.segment.gather(1, asks)[:, :, None]
+        earlier = (lined.segment[:, None] < of) & (lined.segment[:, None] != NONE)
+        attended = Attended(asks=asks.to(device), earlier=earlier.to(device), layers=self.folding)
+        with parallel.observed(attended.look):
+            teacher = parallel.run(self.model, ids=lined.ids.to(device), positions=lined.positions.to(device))
+        return teacher[:, :-1], attended
+
+    def _asks(self, lined: Lined, wanted: Tensor) -> Tensor:
+        """Some of the tokens that predict replies, those that count most where there are some."""
+        asks = torch.zeros(len(lined.ids), self.settings.asks, dtype=torch.long)
+        for row, own in enumerate(wanted):
+            heavy = own & (lined.weights[row, 1:] >= REAL_WEIGHT)
+            at = (heavy if bool(heavy.any()) else own).nonzero().flatten().tolist() or [0]
+            asks[row] = torch.tensor(sorted(self.rng.choices(at, k=self.settings.asks)))
+        return asks
+
+    def _judge(self, lined: Lined, attended: Attended) -> tuple[Tensor, Tensor]:
+        """How wrong the salience is about what replies look at, and what it says every token is worth."""
+        salience, device = self.adapter.salience, self.model.device
+        values = torch.cat(attended.values, dim=-1)
+        if not self.measured:
+            self.measured = True
+            salience.scale.copy_(1 / values.float().flatten(0, 1).std(dim=0).clamp(min=1e-3))
+        where, real = pieces(lined)
+        where, real = where.to(device), real.to(device)
+        with torch.autocast(device.type, enabled=False):
+            score = salience(values.flatten(0, 1)[where].float(), real)
+        assert attended.most is not None
+        most = attended.most.flatten()[where]
+        asked = attended.earlier.any(dim=1).flatten()[where] & real
+        aim = 1 + (most + 1e-3).log() / LEAST
+        loss = ((score - aim) ** 2)[asked].mean() if bool(asked.any()) else score.sum() * 0
+        self._scores.append(score.detach()[real])
+        if len(self._scores) % 5 == 0:
+            salience.calibrate(torch.cat(list(self._scores)))
+        worth = torch.zeros(values.shape[0] * values.shape[1], device=device)
+        worth[where[real]] = score.detach()[real]
+        return loss, worth.view(values.shape[:2]).cpu()
+
+    def _learn(self, lined: Lined, layout: Layout, attended: Attended) -> tuple[Tensor, Guide | None]:
+        """The student's last hidden states, and how its attention is guided."""
+        device, tokens = self.model.device, layout.count
         with torch.no_grad():
-            teacher = parallel.run(self.model, ids=ids, positions=positions[:, :tokens])
-            texts = self.model.get_input_embeddings()(ids)
-        guide = self._guide(layout, wanted) if self.terms.guided else None
+            texts = self.model.get_input_embeddings()(lined.ids.to(device))
+        guide = self._guide(layout, attended) if self.terms.guided else None
         embedded = torch.cat([texts, self.adapter.embed(layout.nexus.to(device)).to(texts.dtype)], dim=1)
         with self.adapter.active(first=tokens), parallel.observed(None if guide is None else guide.look):
-            student = parallel.run(self.model, embeddings=embedded, positions=positions, mask=layout.mask().to(device))
-        return teacher[:, :-1], student[:, : tokens - 1], guide
+            student = parallel.run(
+                self.model,
+                embeddings=embedded,
+                positions=layout.positions.to(device),
+                mask=layout.mask().to(device),
+            )
+        return student[:, : tokens - 1], guide
 
-    def _guide(self, layout: Layout, wanted: Tensor) -> Guide:
-        """Some of the tokens that predict replies, and what they would see of folded tokens and of Nexus rows."""
-        tokens = layout.ids.shape[1]
-        asks = torch.zeros(len(layout.ids), self.asks, dtype=torch.long)
-        for row, own in enumerate(wanted):
-            at = own.nonzero().flatten().tolist() or [0]
-            asks[row] = torch.tensor(sorted(self.rng.choices(at, k=self.asks)))
+    def _guide(self, layout: Layout, attended: Attended) -> Guide:
+        """What the asks would see of folded tokens, and of Nexus rows."""
+        asks, tokens = attended.asks.cpu(), layout.count
         of = layout.segment.gather(1, asks)[:, :, None]  # B P 1
         theirs = layout.segment[:, None]
         gone = (theirs[..., :tokens] < of) & layout.folded[:, None]
         nexus = (theirs[..., tokens:] < of) & (theirs[..., tokens:] != NONE)
-        device = self.model.device
-        return Guide(asks=asks.to(device), text=gone.to(device), nexus=nexus.to(device))
-
-    def _sum(self, found: Divergence, guide: Guide | None) -> Tensor:
-        return self.terms.kl * found.kl + self.terms.cross_entropy * found.cross_entropy
+        return Guide(asks=attended.asks, text=gone.to(asks.device), nexus=nexus.to(asks.device))
 
     def _guided(self, guide: Guide | None) -> Tensor | float:
         if guide is None:
@@ -133,6 +193,18 @@ class SonicLoss:
             (self.terms.hinge, guide.hinge),
         )
         return sum((share * torch.stack(each).mean() for share, each in pairs if share), start=torch.zeros(()))
+
+
+def pieces(lined: Lined) -> tuple[Tensor, Tensor]:
+    """Flat places [P, longest] of the tokens of every segment, sinks left out, and which of them are real."""
+    found, width = [], lined.ids.shape[1]
+    for row in range(len(lined.ids)):
+        own = torch.where(lined.pinned[row], NONE, lined.segment[row])
+        found += [
+            (own == number).nonzero().flatten() + row * width for number in own.unique().tolist() if number != NONE
+        ]
+    where = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=NONE)
+    return where.clamp(min=0), where != NONE
 
 
 class SonicRun:
@@ -152,7 +224,7 @@ class SonicRun:
         self.talks = Talks(self.tokenizer, settings.mix, settings.data)
         adapter = Adapter.for_model(self.model, rows=ROWS, rank=settings.rank)
         self.adapter = adapter.to(self.model.device)
-        self.loss = SonicLoss(self.model, self.adapter, settings.terms, settings.asks, self.rng)
+        self.loss = SonicLoss(self.model, self.adapter, settings, self.rng)
         self.trainer = Trainer(self.adapter, settings.loop, self.loss)
         if settings.resume:
             self.trainer.resume(self._checkpoint, rng=self.rng)
@@ -163,21 +235,21 @@ class SonicRun:
     def _checkpoint(self) -> Path:
         return self.settings.out / "checkpoint.pt"
 
-    def batches(self) -> Iterator[Layout]:
-        """Layouts without end, longer ones as the run goes on."""
+    def batches(self) -> Iterator[Lined]:
+        """Talks without end, longer ones as the run goes on."""
         while True:
             share = self.trainer.progress.share(self.settings.loop)
+            self.loss.judging = share < self.settings.judge_until
             turns = self.rng.choice(next(some for until, some in _TURNS if share <= until))
-            yield self.layout(self.rng, turns=turns)
+            yield self.talks_of(self.rng, turns=turns)
 
-    def layout(self, rng: random.Random, *, turns: int, keep: float | None = None) -> Layout:
-        """Conversations of so many turns, about a batch of tokens; `keep` folds them all alike."""
+    def talks_of(self, rng: random.Random, *, turns: int, jump: bool = True) -> Lined:
+        """Conversations of so many turns, about a batch of tokens."""
         settings = self.settings
-        count = max(1, settings.batch_tokens // (60 * turns))
+        count = max(1, settings.batch_tokens // (45 * turns))
         source, talks = self.talks.draw(rng, turns=turns, count=count, most=settings.most_tokens)
         pad = self.tokenizer.pad_token_id or 0
-        slots_of = None if keep is None else lambda tokens: int(keep * tokens)
-        return lay_out(talks, draw=settings.draw, rng=rng, pad=pad, source=source, slots_of=slots_of)
+        return line_up(talks, draw=settings.draw, rng=rng, pad=pad, source=source, jump=jump)
 
     def train(self, tell: Callable[[dict], None]) -> None:
         """Train to the end; `tell` gets a record every 25 steps, and the same line goes to record.jsonl."""
@@ -203,14 +275,15 @@ class SonicRun:
         save_adapter(self.adapter, self.settings.out, kind=KIND, model=self.model, about=about)
         self.trainer.swap_averaged()
 
-    def check(self, *, batches: int = 8) -> dict[str, Any]:
+    def check(self, *, batches: int = 8, verbatim: float = 0.5) -> dict[str, Any]:
         """Whole replies right, and the loss, of conversations of 16 turns folded at several budgets."""
         found = {}
-        for keep in (*_CHECKED, 1.0):
+        for keep in _CHECKED:
             rng, right, scored, costs = random.Random("check"), 0, 0, []
+            how = Fixed(slots_of=partial(_share, keep), verbatim=verbatim)
             for _ in range(batches):
                 with torch.no_grad():
-                    loss = self.loss(self.layout(rng, turns=16, keep=keep))
+                    loss = self.loss.cost(self.talks_of(rng, turns=16, jump=False), how)
                 right, scored = right + loss.right, scored + loss.scored
                 costs.append(float(loss.mean))
             found[str(keep)] = {"right": round(right / max(scored, 1), 4), "loss": round(sum(costs) / len(costs), 4)}
@@ -246,11 +319,11 @@ class SonicRun:
             "right": {name: round(share, 3) for name, share in sorted(self._right.items())},
         }
 
-    def _learned(self, layout: Layout, loss: TokenLoss) -> None:
+    def _learned(self, lined: Lined, loss: TokenLoss) -> None:
         if loss.scored:
-            share, before = loss.right / loss.scored, self._right.get(layout.source)
+            share, before = loss.right / loss.scored, self._right.get(lined.source)
             now = share if before is None else 0.95 * before + 0.05 * share
-            self._right = {**self._right, layout.source: now}
+            self._right = {**self._right, lined.source: now}
 
     def _write(self, record: dict) -> dict:
         if self.rank == 0:
@@ -259,7 +332,5 @@ class SonicRun:
         return record
 
 
-def check_settings(settings: SonicSettings) -> None:
-    """Refuse what cannot be trained."""
-    if settings.rank < 1:
-        raise DataError(f"rank {settings.rank} was asked for; an update has at least one dimension; give 1 or more")
+def _share(keep: float, tokens: int) -> int:
+    return int(keep * tokens)

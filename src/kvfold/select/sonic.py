@@ -23,13 +23,15 @@ from kvfold.select.base import Select
 
 ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
 BLOCK = 128  # tokens of a segment that share a set of rows
+SAVED = 192  # tokens whose share of the budget quiet segments may save for later ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sonic(Select):
     """Nexus slots in place of each segment, once. Give a budget, or `slots` of every segment."""
 
-    slots: int | None = None  # Nexus slots of each segment, whatever its length
+    slots: int | None = None  # of each segment, whatever its length
+    verbatim: float = 0.5  # share of a segment's slots that goes to its most salient tokens, word for word
     adapter: str = "shipped"  # or a folder, or a name on the Hub
     scope: Literal["history", "turn"] = "turn"  # a fold happens once per segment
 
@@ -40,6 +42,8 @@ class Sonic(Select):
     def __post_init__(self) -> None:
         if self.scope != "turn":
             raise PlanError(f"scope={self.scope!r} was asked for; a segment is folded once; leave scope away")
+        if not 0 <= self.verbatim <= 1:
+            raise PlanError(f"verbatim={self.verbatim} was asked for; it is a share of the slots; give 0 to 1")
         if self.slots is None:
             Select.__post_init__(self)
             return
@@ -64,19 +68,34 @@ class Sonic(Select):
         raise AssertionError("sonic folds by passes")
 
     def request(self, segment: Segment) -> Pass:
-        """Evenly spread Nexus rows for each row's segment; a segment that fits as it is stays as it is."""
+        """The most salient tokens and evenly spread Nexus rows of each segment; one that fits stays as it is."""
         batch, columns = segment.real.shape
         kept = torch.zeros_like(segment.real)
         placed: list[list[tuple[int, int]]] = []
         for row in range(batch):
             tokens = segment.tokens(row)
-            slots = segment.slots[row] if self.slots is None else min(self.slots, len(tokens))
+            slots = self._spent(segment, row, len(tokens))
             if slots >= len(tokens):
                 kept[row] = segment.real[row]
                 placed.append([])
-            else:
-                placed.append([(own, tokens[at]) for own, at in spread(len(tokens), slots)])
+                continue
+            words = 0 if segment.worth is None else round(slots * self.verbatim)
+            if words and segment.worth is not None:
+                worth = segment.worth[row].masked_fill(~segment.real[row], -1.0)
+                kept[row, worth.topk(words).indices] = True
+            placed.append([(own, tokens[at]) for own, at in spread(len(tokens), slots - words)])
         return _pass(placed, segment, kept, columns)
+
+    def _spent(self, segment: Segment, row: int, tokens: int) -> int:
+        """Slots of one segment: a quiet one leaves some of its share to those after it, a rich one takes them."""
+        if self.slots is not None:
+            return min(self.slots, tokens)
+        most = segment.slots[row]
+        if self.keep is None or segment.worth is None:
+            return most
+        own = segment.real[row]
+        salient = int((segment.worth[row][own] >= 1 - self.keep).sum())
+        return min(most, max(salient, int(self.keep * tokens / 2), most - int(self.keep * SAVED)))
 
 
 def spread(tokens: int, slots: int) -> list[tuple[int, int]]:
