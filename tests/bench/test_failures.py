@@ -87,7 +87,7 @@ def failed_run():
 
 def test_a_table_has_a_row_for_the_failure_and_a_note_that_says_how():
     (shown,) = tables.tables(failed_run())
-    words = {row.label: tables.cells(row) for row in shown.rows}
+    words = {row.label: tables.cells(shown, row) for row in shown.rows}
     assert words["kvpress:KVzip(keep=0.5)"][5] == "failed (ValueError)"
     assert {row.standing for row in shown.rows} == {"", "best", "failed"}
     assert "kvpress:KVzip(keep=0.5) failed: ValueError: no keys" in tables.markdown(shown)
@@ -103,7 +103,7 @@ def test_a_page_with_a_failure_can_be_drawn():
 def test_what_a_rival_claims_stands_beside_what_it_holds():
     rival = made.record("kvpress:ThinK(keep=0.5)", 0.5, (1.0, 0.0) * 10, stored=1.0, claimed=0.75)
     (shown,) = tables.tables([*made.run(), rival])
-    words = {row.label: tables.cells(row) for row in shown.rows}
+    words = {row.label: tables.cells(shown, row) for row in shown.rows}
     assert words["kvpress:ThinK(keep=0.5)"][1] == "1.000 (claims 0.750)"
     assert "kvpress:ThinK(keep=0.5) promises to keep 0.50 and stores 1.000" in shown.warnings
 

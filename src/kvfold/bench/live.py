@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from kvfold.bench.record import Record
 from kvfold.bench.runner import Job
 from kvfold.bench.suite import Outcome
-from kvfold.bench.tables import HEADS, Table, cells, notes
+from kvfold.bench.tables import Table, cells, heads, notes
 
 COLUMNS = ("plan", "samples", "score so far", "kept", "time")
 
@@ -83,8 +83,8 @@ class LiveTable:
 def drawn(shown: Table) -> Grid:
     """A finished table for a terminal."""
     grid = Grid(title=shown.title, title_justify="left", caption="\n".join(notes(shown)), caption_justify="left")
-    for number, head in enumerate((*HEADS, *shown.families)):
+    for number, head in enumerate(heads(shown)):
         grid.add_column(head, justify="left" if number == 0 else "right", no_wrap=number > 0)
     for row in shown.rows:
-        grid.add_row(*cells(row), style="bold" if row.standing == "best" else None)
+        grid.add_row(*cells(shown, row), style="bold" if row.standing == "best" else None)
     return grid

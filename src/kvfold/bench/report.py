@@ -31,8 +31,8 @@ def _block(shown: tables.Table) -> dict:
     return {
         "table": shown,
         "picture": Markup(score_over_bytes(shown)),
-        "heads": (*tables.HEADS, *shown.families),
-        "rows": [{"kind": _kind(row), "cells": tables.cells(row)} for row in shown.rows],
+        "heads": tables.heads(shown),
+        "rows": [{"kind": _kind(row), "cells": tables.cells(shown, row)} for row in shown.rows],
         "notes": tables.notes(shown),
     }
 
