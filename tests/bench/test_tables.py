@@ -98,3 +98,8 @@ def test_a_plan_of_ours_stands_beside_the_best_rival_of_its_size():
 def test_where_no_rival_ran_there_is_no_column_for_one():
     (shown,) = tables.tables(made.run())
     assert tables.AGAINST_RIVAL not in tables.heads(shown)
+
+
+def test_small_scores_show_more_digits():
+    (shown,) = tables.tables([made.record("full", None, (0.0123, 0.0125), full=0.0124)])
+    assert tables.cells(shown, shown.rows[0])[5] == "0.01240"

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from kvfold.bench import tables
+from kvfold.bench.overview import overview
 from kvfold.bench.plot import score_over_bytes
 from kvfold.bench.record import Record
 from kvfold.errors import FileError
@@ -67,15 +68,17 @@ def html(records: Sequence[Record]) -> str:
     )
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """All tables as Markdown."""
+def markdown(records: Sequence[Record], *, whole: bool = True) -> str:
+    """All tables as Markdown; not the whole of them: one table over all suites."""
+    if not whole:
+        return overview(tables.tables(records))
     return "\n".join(tables.markdown(shown) for shown in tables.tables(records))
 
 
 BEGIN, END = "<!-- kvfold tables: begin -->", "<!-- kvfold tables: end -->"
 
 
-def write_into(records: Sequence[Record], path: Path) -> Path:
+def write_into(records: Sequence[Record], path: Path, *, whole: bool = True) -> Path:
     """Replace what stands between the two marks of a Markdown file by the tables. Raises FileError without marks."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -87,7 +90,7 @@ def write_into(records: Sequence[Record], path: Path) -> Path:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise FileError(f"tables were to go into {path}; it has no place for them; write {BEGIN} and {END} into it")
-    return write_whole(path, f"{before}{BEGIN}\n\n{markdown(records)}\n{END}{after}")
+    return write_whole(path, f"{before}{BEGIN}\n\n{markdown(records, whole=whole)}\n{END}{after}")
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -38,6 +38,11 @@ class Table:
     warnings: tuple[str, ...]
 
     @property
+    def digits(self) -> int:
+        """How many digits of a score are shown: more where even the ceiling is small, as likelihoods are."""
+        return 3 if self.rows[0].record.full >= 0.1 else 5
+
+    @property
     def has_rivals(self) -> bool:
         """Whether other people's caches were asked the same."""
         return any(is_rival(row.record.plan) for row in self.rows)
@@ -155,6 +160,7 @@ def cells(shown: Table, row: Row) -> tuple[str, ...]:
         failed = f"failed ({record.failure.partition(':')[0]})"
         return (record.plan, "", "", "", "", failed, *("" for _ in heads(shown)[6:]))
     claims = "" if record.claimed is None else f" (claims {record.claimed:.3f})"
+    digits = shown.digits
     mark = {"best": " (best)", "tie": " (tie)", "": ""}[row.standing]
     return (
         record.plan,
@@ -162,18 +168,18 @@ def cells(shown: Table, row: Row) -> tuple[str, ...]:
         f"{1 - record.stored:.3f}",
         f"{record.resident:.3f}",
         f"{record.attended:.3f}",
-        f"{record.score:.3f}{mark}",
-        f"{record.interval[0]:.3f} to {record.interval[1]:.3f}",
-        _gap(row.against_full),
-        *([_gap(row.against_rival)] if shown.has_rivals else []),
-        *(f"{score:.3f}" for score in record.by_family.values()),
+        f"{record.score:.{digits}f}{mark}",
+        f"{record.interval[0]:.{digits}f} to {record.interval[1]:.{digits}f}",
+        _gap(row.against_full, digits),
+        *([_gap(row.against_rival, digits)] if shown.has_rivals else []),
+        *(f"{score:.{digits}f}" for score in record.by_family.values()),
     )
 
 
-def _gap(gap: Difference | None) -> str:
+def _gap(gap: Difference | None, digits: int) -> str:
     if gap is None:
         return ""
-    return "tie" if gap.tie else f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+    return "tie" if gap.tie else f"{gap.mean:+.{digits}f} ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
 
 
 def notes(shown: Table) -> list[str]:
