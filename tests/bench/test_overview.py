@@ -8,7 +8,6 @@ from kvfold.bench.record import MEASURED
 from kvfold.bench.tables import tables
 from kvfold.errors import FileError
 
-
 TWENTY = (1.0, 0.0) * 10
 
 

@@ -25,9 +25,10 @@ class PlainLines:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def begin(self, job: Job, n: int) -> None:
-        """Say what starts."""
-        self._console.print(f"{job.plan}: {n} samples", highlight=False, soft_wrap=True)
+    def begin(self, job: Job, n: int, foretold: str) -> None:
+        """Say what starts, and what is expected of it."""
+        said = f"; {foretold}" if foretold else ""
+        self._console.print(f"{job.plan}: {n} samples{said}", highlight=False, soft_wrap=True)
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
         """Say nothing: a log is read afterwards."""
@@ -56,9 +57,11 @@ class LiveTable:
     def __exit__(self, *problem: object) -> None:
         self._live.__exit__(None, None, None)
 
-    def begin(self, job: Job, n: int) -> None:
-        """Open a row."""
+    def begin(self, job: Job, n: int, foretold: str) -> None:
+        """Open a row; what is expected of it stands above the table."""
         self._wanted = n
+        if foretold:
+            self._live.console.print(f"{job.plan}: {foretold}", highlight=False)
         self._show(job, (job.plan, f"0/{n}", "", "", ""))
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:

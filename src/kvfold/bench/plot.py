@@ -36,7 +36,7 @@ def _curve(axes, name: str, rows: list[Row], number: int) -> None:
     scores = [row.record.score for row in rows]
     below = [max(0.0, row.record.score - row.record.interval[0]) for row in rows]
     above = [max(0.0, row.record.interval[1] - row.record.score) for row in rows]
-    marker = MARKERS[number % len(MARKERS)]
+    marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]  # no two curves share both
     axes.errorbar(kept, scores, yerr=(below, above), label=name, color=colour, marker=marker, ms=5, lw=1.5, capsize=3)
 
 

@@ -107,6 +107,10 @@ class Suite(ABC):
     def shortcut(self, samples: Sequence[Any]) -> Mapping[str, float] | None:
         """What the best trick without memory of bindings scores in each family; None where there is none."""
 
+    def foretold(self, subject: Subject, plan: str) -> str:
+        """What can be said before a plan is measured, such as a time that it cannot beat; "" where nothing can."""
+        return ""
+
     def metrics(self, outcomes: Sequence[Outcome]) -> Mapping[str, float]:
         """What records hold beside the score: the mean of each metric over the samples that have it."""
         names = dict.fromkeys(name for outcome in outcomes for name in outcome.metrics)
