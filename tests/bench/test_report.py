@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 import made
 import pytest
 
-from kvfold.bench import methods, report
+from kvfold.bench import methods, plot, report
 from kvfold.bench.plot import curves, score_over_bytes
 from kvfold.bench.tables import tables
 from kvfold.bench.times import over_context, time_over_context
@@ -165,3 +165,9 @@ def test_a_method_that_is_no_longer_there_is_shown_by_its_plan():
     (one,) = methods.methods([made.record("gone(keep=0.5)")])
     assert (one.name, one.axis) == ("gone", "unknown")
     assert one.rows[0][0] == "gone(keep=0.5)"
+
+
+@pytest.mark.parametrize(("full", "top"), [(0.9, 1.0), (0.02, 0.02), (1.4, 1.4)])
+def test_a_picture_ends_where_the_scores_of_its_suite_do(full, top):
+    (shown,) = tables([made.record("full", None, (full,) * 4, full=full)])
+    assert plot._top(shown) == pytest.approx(top)

@@ -50,9 +50,17 @@ def score_over_bytes(table: Table) -> str:
         for number, (name, rows) in enumerate(curves(table).items()):
             _curve(axes, name, rows, number)
         most = max((row.record.stored for row in table.rows if row.record.failure is None), default=1.0)
-        axes.set(xlabel="kept bytes, as a fraction of the full cache", ylabel="score", ylim=(-0.03, 1.03))
+        top = _top(table)
+        axes.set(xlabel="kept bytes, as a fraction of the full cache", ylabel="score", ylim=(-0.03 * top, 1.03 * top))
         axes.set_xlim(0, max(1.0, most) + 0.03)
         return as_svg(whole, axes)
+
+
+def _top(table: Table) -> float:
+    """Where scores end: 1, but for suites whose scores are ratios above it, or likelihoods far below."""
+    ends = [row.record.interval[1] for row in table.rows if row.record.failure is None]
+    highest = max([table.rows[0].record.full, *ends])
+    return 1.0 if 0.3 <= highest <= 1.0 else highest or 1.0
 
 
 @contextmanager
@@ -63,7 +71,7 @@ def figure(title: str) -> Iterator[tuple[Any, Any]]:
 
     # A fixed salt and no date: the same records must give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "kvfold", "svg.fonttype": "none", "font.size": 10}):
-        whole = Figure(figsize=(7.2, 4.2), layout="constrained")
+        whole = Figure(figsize=(9.0, 4.4), layout="constrained")
         axes = whole.add_subplot()
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
