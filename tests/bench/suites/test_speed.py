@@ -88,3 +88,10 @@ def test_medians_are_what_records_hold(subject):
     outcomes = Speed(tokens=64).ask(subject, "full", range(5))
     found = SUITE.metrics(outcomes)
     assert found["seconds"] == sorted(one.metrics["seconds"] for one in outcomes)[2]
+
+
+def test_a_context_of_nothing_is_refused_and_one_of_a_token_is_measured(subject):
+    with pytest.raises(SuiteError, match="give 1 or more"):
+        Speed(tokens=0).samples(n=1, seed=0)
+    for stage in ("decode", "prefill"):
+        assert Speed(tokens=1, stage=stage).ask(subject, "snapkv(keep=0.5)", [0])[0].score > 0

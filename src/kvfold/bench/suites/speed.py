@@ -50,6 +50,8 @@ class Speed(Suite):
             raise SuiteError(
                 f"stage {self.stage!r} was asked for; speed knows {' and '.join(STAGES)}; give one of them"
             )
+        if self.tokens < 1:
+            raise SuiteError(f"tokens={self.tokens} were asked for; a context has some; give 1 or more")
         return range(seed, seed + n)
 
     def shortcut(self, samples: Sequence[int]) -> None:
