@@ -102,10 +102,10 @@ def drawn(shown: Table, *, width: int | None = None) -> Grid:
 
 
 def _left_out(shown: Table, rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """The columns that go first, until the rest fits; the plan, which may break, needs a third of its length."""
+    """The columns that go first, until the rest fits; the plan, which may break, needs half of its length."""
     names = heads(shown)
     wide = [max(len(words[number]) for words in [names, *rows]) + 3 for number in range(len(names))]
-    wide[0] = wide[0] // 3 + 3
+    wide[0] = wide[0] // 2 + 3
     gone: list[str] = []
     for name in (
         "removed",
