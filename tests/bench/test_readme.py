@@ -12,7 +12,7 @@ RUNS = sorted(path.parent for path in (ROOT / "docs" / "records").glob("*-tiny/r
 
 def between_marks(name: str) -> str:
     text = (ROOT / name).read_text(encoding="utf-8")
-    before, begin, rest = text.partition(report.BEGIN)
+    _, begin, rest = text.partition(report.BEGIN)
     assert begin, f"{name} has a place for tables"
     return rest.partition(report.END)[0].strip()
 
