@@ -125,6 +125,13 @@ def test_a_suite_whose_floor_is_its_ceiling_says_so_in_every_record(tmp_path):
     assert "no headroom" in shown.warnings[0]
 
 
+def test_a_suite_in_which_holding_nothing_is_no_floor_does_not_warn_of_it(tmp_path):
+    class Race(Level):
+        has_floor = False
+
+    assert {record.remarks for record in go(tmp_path, Race())} == {()}
+
+
 def test_a_real_rivals_crash_goes_through_a_run(tmp_path, monkeypatch):
     class Fed(Coins):
         def ask(self, subject, plan, samples):

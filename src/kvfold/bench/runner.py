@@ -188,7 +188,7 @@ def _told(setting: Setting, job: Job, edges: Edges) -> dict[str, Any]:
             "query_aware": setting.suite.query_aware and job.looks_at_queries,
             "git": git_revision(),
             "versions": versions() | (rivals.versions(job.plan) if rivals is not None and is_rival(job.plan) else {}),
-            "remarks": edges.remarks,
+            "remarks": edges.remarks if setting.suite.has_floor else (),
         }
     )
 

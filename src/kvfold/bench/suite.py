@@ -87,6 +87,7 @@ class Suite(ABC):
     version: int
     rows: int  # samples that are asked together
     query_aware: bool = False  # is the question known when the history folds
+    has_floor: bool = True  # does forgetting everything score low; else nobody is warned where it does not
     data_file: str = ""  # what is read where `--data` is a folder
     scopes: tuple[str, ...] = ()  # scopes in which an evicting plan is run when its text names none
 
