@@ -3,7 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-RECORDS := docs/records/chat-tiny
+RECORDS := docs/records
+RUNS = $(sort $(wildcard $(RECORDS)/*-tiny))
 STAMP := $(VENV)/installed.stamp
 PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
@@ -12,7 +13,7 @@ PEERS_STAMP := $(PEERS)/installed.stamp
 .PHONY: help setup demo peers test check docs records
 
 help:  ## what each word does
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/'
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
 
 setup: $(STAMP)  ## bring .venv up to date (nothing to do: no time spent)
 
@@ -46,10 +47,34 @@ check: setup  ## format, lint, types
 
 docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and the picture of README from the records
 	$(BIN)/python -m kvfold.cli.reference docs/cli.md
-	if test -f $(RECORDS)/records.jsonl; then \
-	  $(BIN)/kvfold report $(RECORDS) --into README.md && \
-	  $(BIN)/kvfold report $(RECORDS) --picture docs/pictures/score.svg; fi
+	if test -n "$(RUNS)"; then \
+	  $(BIN)/kvfold report $(RUNS) --overview --into README.md && \
+	  $(BIN)/kvfold report $(RUNS) --into docs/results.md; fi
+	if test -f $(RECORDS)/chat-tiny/records.jsonl; then \
+	  $(BIN)/kvfold report $(RECORDS)/chat-tiny --picture docs/pictures/score.svg; fi
 
-records: setup  ## the records that README's table and picture are made from: the chat suite on the shipped model
-	$(BIN)/kvfold demo --out $(RECORDS)
-	rm -f $(RECORDS)/report.html
+# What `make records` runs. Two suites at a time, each on one thread; what the folders hold already is not run again.
+# int8 and int4 are judged on bfloat16, as byte bars are: of float32 they would look twice as good.
+PLANS ?= int8; int4; streaming_llm; h2o; snapkv; snapkv + int8; snapkv + int4
+KEEPS ?= 0.5,0.2,0.06
+RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; kvpress:ObservedAttention; \
+  kvpress:ThinK; transformers:DynamicCache; transformers:QuantizedCache(backend='fp8')
+DATA ?=
+JOBS ?= 2
+chat_ASKS := --n 64
+needle_ASKS := --n 40 --set tokens=1024
+longqa_ASKS = --n 40 --set score=likelihood --data "$(DATA)"
+fidelity_ASKS := --n 16
+SUITES := chat needle $(if $(DATA),longqa) fidelity
+
+records: setup peers  ## the records that README's tables are made from; longqa needs DATA=folder of real text
+	$(if $(DATA),,@echo "longqa is left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz")
+	$(MAKE) -j $(JOBS) $(SUITES:%=$(RECORDS)/%-tiny)
+
+# Lines of both say whose they are; a failure is not lost in the pipe.
+.PHONY: $(SUITES:%=$(RECORDS)/%-tiny)
+$(SUITES:%=$(RECORDS)/%-tiny): SHELL := /bin/bash
+$(SUITES:%=$(RECORDS)/%-tiny): .SHELLFLAGS := -o pipefail -c
+$(SUITES:%=$(RECORDS)/%-tiny): $(RECORDS)/%-tiny:
+	@OMP_NUM_THREADS=1 $(BIN)/kvfold bench $* --dtype bfloat16 --threads 1 --plans "$(PLANS)" --keep $(KEEPS) \
+	  --peers "$(RIVALS)" $($*_ASKS) --out $@ 2>&1 > /dev/null | sed -u 's/^/$*: /'

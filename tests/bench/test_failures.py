@@ -87,7 +87,7 @@ def failed_run():
 
 def test_a_table_has_a_row_for_the_failure_and_a_note_that_says_how():
     (shown,) = tables.tables(failed_run())
-    words = {row.label: tables.cells(row) for row in shown.rows}
+    words = {row.label: tables.cells(shown, row) for row in shown.rows}
     assert words["kvpress:KVzip(keep=0.5)"][5] == "failed (ValueError)"
     assert {row.standing for row in shown.rows} == {"", "best", "failed"}
     assert "kvpress:KVzip(keep=0.5) failed: ValueError: no keys" in tables.markdown(shown)
@@ -103,7 +103,7 @@ def test_a_page_with_a_failure_can_be_drawn():
 def test_what_a_rival_claims_stands_beside_what_it_holds():
     rival = made.record("kvpress:ThinK(keep=0.5)", 0.5, (1.0, 0.0) * 10, stored=1.0, claimed=0.75)
     (shown,) = tables.tables([*made.run(), rival])
-    words = {row.label: tables.cells(row) for row in shown.rows}
+    words = {row.label: tables.cells(shown, row) for row in shown.rows}
     assert words["kvpress:ThinK(keep=0.5)"][1] == "1.000 (claims 0.750)"
     assert "kvpress:ThinK(keep=0.5) promises to keep 0.50 and stores 1.000" in shown.warnings
 
@@ -123,6 +123,13 @@ def test_a_suite_whose_floor_is_its_ceiling_says_so_in_every_record(tmp_path):
     assert go(tmp_path / "other", Rivalled(failures=0))[0].remarks == ()
     (shown,) = tables.tables(records)
     assert "no headroom" in shown.warnings[0]
+
+
+def test_a_suite_in_which_holding_nothing_is_no_floor_does_not_warn_of_it(tmp_path):
+    class Race(Level):
+        has_floor = False
+
+    assert {record.remarks for record in go(tmp_path, Race())} == {()}
 
 
 def test_a_real_rivals_crash_goes_through_a_run(tmp_path, monkeypatch):

@@ -3,9 +3,10 @@ from html.parser import HTMLParser
 import made
 import pytest
 
-from kvfold.bench import report
+from kvfold.bench import methods, plot, report
 from kvfold.bench.plot import curves, score_over_bytes
 from kvfold.bench.tables import tables
+from kvfold.bench.times import over_context, time_over_context
 from kvfold.errors import FileError
 
 VOID = {"meta", "link", "br"}
@@ -48,7 +49,8 @@ def test_the_page_is_well_formed_and_loads_nothing():
 
 def test_the_page_has_every_row_and_every_record():
     page = read(report.html(made.run()))
-    assert page.rows == (1 + 5) + (1 + 7)  # the table with better scopes, then what ran where
+    # The table with better scopes, a table of each of four methods, then what ran where.
+    assert page.rows == (1 + 5) + (4 + 7) + (1 + 7)
     said = "".join(page.text)
     assert 'snapkv(keep=0.2, scope="turn")' in said
     assert "best shortcut" in said
@@ -111,3 +113,61 @@ def test_a_text_without_marks_is_left_as_it_is(tmp_path):
     with pytest.raises(FileError, match="it has no place for them"):
         report.write_into(made.run(), path)
     assert path.read_text() == "no place"
+
+
+def at_two_lengths():
+    """What the suite speed would leave of two context lengths."""
+    return [
+        made.record(
+            plan, keep, suite="speed", settings={"tokens": tokens, "stage": "decode"}, tpot_seconds=tokens * 1e-5,
+            metrics={"seconds": tokens * 1e-5, "stock_seconds": tokens * 3e-5},
+        )
+        for tokens in (4096, 1024)
+        for plan, keep in (("full", None), ("snapkv(keep=0.5)", 0.5))
+    ]  # fmt: skip
+
+
+def test_time_over_context_has_a_curve_for_each_plan_and_the_stock_cache():
+    (found,) = over_context([*made.run(), *at_two_lengths()])
+    assert list(found.lines) == ["full", "stock cache", "snapkv(keep=0.5)"]
+    assert list(found.lines["full"]) == [1024, 4096]
+    assert found.lines["stock cache"][1024] == pytest.approx(1024 * 3e-5)
+    picture = time_over_context(found)
+    for word in ("stock cache", "tokens of context", "seconds a token", "4,096"):
+        assert word in picture
+    assert picture in report.html(at_two_lengths())
+
+
+def test_one_length_is_no_curve():
+    assert over_context(at_two_lengths()[:2]) == []
+
+
+def test_each_method_has_its_own_words_its_plan_texts_and_its_rows():
+    records = [
+        *made.run(),
+        made.record("snapkv(keep=0.5) + int8(group=32)", 0.5),
+        made.record("kvpress:ThinK(keep=0.5)"),
+    ]
+    found = {one.name: one for one in methods.methods(records)}
+    assert list(found) == ["full", "none", "snapkv", "streaming_llm", "int8", "kvpress:ThinK"]
+    assert [row[0] for row in found["int8"].rows] == ["snapkv(keep=0.5) + int8(group=32)"]
+    assert len(found["snapkv"].rows) == 5
+    assert "arxiv.org/abs/2404.14469" in " ".join(found["snapkv"].words)
+    assert any(words.startswith("Ours differs") for words in found["snapkv"].words)
+    assert "window=32" in found["snapkv"].settings
+    page = report.html(records)
+    for one in found.values():
+        assert f'id="{one.anchor}"' in page
+    assert 'href="#method-kvpress-ThinK"' in page
+
+
+def test_a_method_that_is_no_longer_there_is_shown_by_its_plan():
+    (one,) = methods.methods([made.record("gone(keep=0.5)")])
+    assert (one.name, one.axis) == ("gone", "unknown")
+    assert one.rows[0][0] == "gone(keep=0.5)"
+
+
+@pytest.mark.parametrize(("full", "top"), [(0.9, 1.0), (0.02, 0.02), (1.4, 1.4)])
+def test_a_picture_ends_where_the_scores_of_its_suite_do(full, top):
+    (shown,) = tables([made.record("full", None, (full,) * 4, full=full)])
+    assert plot._top(shown) == pytest.approx(top)

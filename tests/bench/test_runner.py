@@ -128,3 +128,13 @@ def test_a_method_saw_the_question_where_it_looks_and_the_suite_shows_it(tmp_pat
     looking = Job(plan="half", keep=0.5, looks_at_queries=True)
     assert [r.query_aware for r in go(tmp_path, suite=Open(), jobs=[looking, MOST])] == [False, False, True, False]
     assert not any(r.query_aware for r in go(tmp_path / "b", jobs=[looking]))
+
+
+def test_what_a_suite_foretells_is_said_before_it_is_measured(tmp_path):
+    class Seer(Coins):
+        def foretold(self, subject, plan):
+            return f"{plan} will take a while"
+
+    said = io.StringIO()
+    go(tmp_path, suite=Seer(), watcher=PlainLines(Console(file=said, width=200)))
+    assert said.getvalue().startswith("full: 10 samples; full will take a while\n")

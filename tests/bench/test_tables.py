@@ -33,7 +33,7 @@ def test_a_plan_without_its_scope_is_still_a_plan(text):
 
 def test_a_difference_inside_the_interval_is_printed_as_a_tie():
     (shown,) = tables.tables(made.run())
-    words = {row.label: tables.cells(row) for row in shown.rows}
+    words = {row.label: tables.cells(shown, row) for row in shown.rows}
     assert words["full"][7] == ""
     assert words["snapkv(keep=0.5)"][7] == "tie"
     assert words["streaming_llm(keep=0.5)"][7].startswith("-0.400 (")
@@ -68,5 +68,38 @@ def test_markdown_has_a_line_for_each_row_and_the_shortcut_below():
     text = tables.markdown(shown)
     body = [line for line in text.splitlines() if line.startswith("| `")]
     assert len(body) == 5
-    assert all(line.count("|") == len(tables.HEADS) + len(shown.families) + 1 for line in body)
+    assert all(line.count("|") == len(tables.heads(shown)) + 1 for line in body)
     assert "best shortcut without memory of bindings, same samples: 0.300" in text
+
+
+def test_where_several_are_equally_good_none_is_the_best():
+    (shown,) = tables.tables([made.record("h2o(keep=0.5)"), made.record("snapkv(keep=0.5)"), made.record("full", None)])
+    assert [row.standing for row in shown.rows] == ["", "tie", "tie"]
+
+
+def test_a_plan_of_ours_stands_beside_the_best_rival_of_its_size():
+    better, worse = (1.0,) * 20, (0.0,) * 20
+    rivals = [
+        made.record("kvpress:SnapKV(keep=0.5)", 0.5, (1.0, 0.0) * 10),
+        made.record("kvpress:ThinK(keep=0.5)", 0.5, worse),
+    ]
+    ours = [
+        made.record("h2o(keep=0.5)", 0.5, better),
+        made.record("h2o(keep=0.2)", 0.2, better),
+        made.record("full", None, better),
+    ]
+    (shown,) = tables.tables([*ours, *rivals])
+    column = tables.heads(shown).index(tables.AGAINST_RIVAL)
+    words = {row.label: tables.cells(shown, row)[column] for row in shown.rows}
+    assert words.pop("h2o(keep=0.5)").startswith("+0.500 (+")
+    assert set(words.values()) == {""}
+
+
+def test_where_no_rival_ran_there_is_no_column_for_one():
+    (shown,) = tables.tables(made.run())
+    assert tables.AGAINST_RIVAL not in tables.heads(shown)
+
+
+def test_small_scores_show_more_digits():
+    (shown,) = tables.tables([made.record("full", None, (0.0123, 0.0125), full=0.0124)])
+    assert tables.cells(shown, shown.rows[0])[5] == "0.01240"

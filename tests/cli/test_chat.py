@@ -146,13 +146,30 @@ class Stopped:
 @pytest.mark.parametrize(("counted", "line"), [
     (False, "stopped; the turn is undone"), (True, "stopped while folding; the turn stays")
 ])  # fmt: skip
-def test_ctrl_c_in_a_turn_says_in_one_line_what_became_of_it(capsys, counted, line):
+def test_ctrl_c_in_a_turn_says_in_one_line_what_became_of_it(capsys, monkeypatch, counted, line):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     chat = Stopped(counted=counted)
     verb._turn(chat, "Anna?")
     shown = capsys.readouterr()
     assert shown.out == "Well\n"
     assert shown.err == line + "\n"
     assert chat.was_closed
+
+
+def test_ctrl_c_in_a_turn_of_a_script_undoes_it_saves_and_ends_with_130(talk, monkeypatch, tmp_path):
+    path = tmp_path / "anna.kvfold"
+    monkeypatch.setattr("kvfold.chat.chat.Chat.send", lambda _, text: Stopped(counted=False).send(text))
+    done = talk(["Anna?", "Anna?"], "--save", path)
+    assert done.code == 130
+    assert done.said == "kvfold: stopped by Ctrl-C; what was finished before is kept\n"
+    assert read_header(path)["turns"] == []
+
+
+@pytest.mark.parametrize("lines", [[""], ["", "  "]])
+def test_a_script_that_says_nothing_is_told_so(talk, lines):
+    done = talk(lines)
+    assert (done.code, done.replies) == (2, "")
+    assert done.said == "kvfold: an empty message was sent; there is nothing to reply to; say something\n"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from kvfold.bench.record import Record
 from kvfold.bench.runner import Job
 from kvfold.bench.suite import Outcome
-from kvfold.bench.tables import HEADS, Table, cells, notes
+from kvfold.bench.tables import AGAINST_RIVAL, Table, cells, heads, notes
 
 COLUMNS = ("plan", "samples", "score so far", "kept", "time")
 
@@ -25,9 +25,10 @@ class PlainLines:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def begin(self, job: Job, n: int) -> None:
-        """Say what starts."""
-        self._console.print(f"{job.plan}: {n} samples", highlight=False, soft_wrap=True)
+    def begin(self, job: Job, n: int, foretold: str) -> None:
+        """Say what starts, and what is expected of it."""
+        said = f"; {foretold}" if foretold else ""
+        self._console.print(f"{job.plan}: {n} samples{said}", highlight=False, soft_wrap=True)
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
         """Say nothing: a log is read afterwards."""
@@ -56,9 +57,11 @@ class LiveTable:
     def __exit__(self, *problem: object) -> None:
         self._live.__exit__(None, None, None)
 
-    def begin(self, job: Job, n: int) -> None:
-        """Open a row."""
+    def begin(self, job: Job, n: int, foretold: str) -> None:
+        """Open a row; what is expected of it stands above the table."""
         self._wanted = n
+        if foretold:
+            self._live.console.print(f"{job.plan}: {foretold}", highlight=False)
         self._show(job, (job.plan, f"0/{n}", "", "", ""))
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
@@ -80,11 +83,40 @@ class LiveTable:
         self._live.update(grid, refresh=True)
 
 
-def drawn(shown: Table) -> Grid:
-    """A finished table for a terminal."""
-    grid = Grid(title=shown.title, title_justify="left", caption="\n".join(notes(shown)), caption_justify="left")
-    for number, head in enumerate((*HEADS, *shown.families)):
-        grid.add_column(head, justify="left" if number == 0 else "right", no_wrap=number > 0)
-    for row in shown.rows:
-        grid.add_row(*cells(row), style="bold" if row.standing == "best" else None)
+def drawn(shown: Table, *, width: int | None = None) -> Grid:
+    """A finished table for a terminal; where that is narrower than the table, some columns are left out by name."""
+    rows = [cells(shown, row) for row in shown.rows]
+    left_out = [] if width is None else _left_out(shown, rows, width)
+    lines = notes(shown)
+    if left_out:
+        lines.append(f"no room here for {', '.join(left_out)}; a wider terminal, --json and the page have them")
+    grid = Grid(title=shown.title, title_justify="left", caption="\n".join(lines), caption_justify="left")
+    chosen = [number for number, head in enumerate(heads(shown)) if head not in left_out]
+    for number in chosen:
+        grid.add_column(
+            heads(shown)[number], justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
+        )
+    for row, words in zip(shown.rows, rows, strict=True):
+        grid.add_row(*(words[number] for number in chosen), style="bold" if row.standing == "best" else None)
     return grid
+
+
+def _left_out(shown: Table, rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """The columns that go first, until the rest fits; the plan, which may break, needs half of its length."""
+    names = heads(shown)
+    wide = [max(len(words[number]) for words in [names, *rows]) + 3 for number in range(len(names))]
+    wide[0] = wide[0] // 2 + 3
+    gone: list[str] = []
+    for name in (
+        "removed",
+        "resident",
+        "attended",
+        *reversed(shown.families),
+        AGAINST_RIVAL,
+        "interval",
+        "against full",
+    ):
+        if sum(size for head, size in zip(names, wide, strict=True) if head not in gone) < width:
+            break
+        gone += [name] if name in names else []
+    return gone

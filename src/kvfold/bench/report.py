@@ -1,4 +1,4 @@
-"""Records as one page that needs nothing beside itself: tables that sort, curves, and what ran where.
+"""Records as one page that needs nothing beside itself: tables that sort, curves, each method, and what ran where.
 
 The page is plain HTML with its style, script and pictures inside; it loads nothing. The words of the tables come from
 `tables.py`, the curves from `plot.py`, the frame from `report.html.j2`. It is written whole or not at all.
@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from kvfold.bench import tables
+from kvfold.bench import methods, tables
+from kvfold.bench.overview import overview
 from kvfold.bench.plot import score_over_bytes
 from kvfold.bench.record import Record
+from kvfold.bench.times import over_context, time_over_context
 from kvfold.errors import FileError
 
 FILE_NAME = "report.html"
@@ -31,8 +33,8 @@ def _block(shown: tables.Table) -> dict:
     return {
         "table": shown,
         "picture": Markup(score_over_bytes(shown)),
-        "heads": (*tables.HEADS, *shown.families),
-        "rows": [{"kind": _kind(row), "cells": tables.cells(row)} for row in shown.rows],
+        "heads": tables.heads(shown),
+        "rows": [{"kind": _kind(row), "cells": tables.cells(shown, row)} for row in shown.rows],
         "notes": tables.notes(shown),
     }
 
@@ -56,26 +58,32 @@ def _place(record: Record, versions: Sequence[str]) -> tuple[str, ...]:
 def html(records: Sequence[Record]) -> str:
     """The page as text."""
     from jinja2 import Environment
+    from markupsafe import Markup
 
     source = resources.files("kvfold.bench").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True).from_string(source)
     versions = sorted({name for record in records for name in record.versions})
     return page.render(
         count=len(records),
+        times=[Markup(time_over_context(curves)) for curves in over_context(records)],
+        method_heads=methods.HEADS,
+        methods=methods.methods(records),
         blocks=[_block(shown) for shown in tables.tables(records)],
         places={"heads": (*PLACES, *versions), "rows": [_place(record, versions) for record in records]},
     )
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """All tables as Markdown."""
+def markdown(records: Sequence[Record], *, whole: bool = True) -> str:
+    """All tables as Markdown; not the whole of them: one table over all suites."""
+    if not whole:
+        return overview(tables.tables(records))
     return "\n".join(tables.markdown(shown) for shown in tables.tables(records))
 
 
 BEGIN, END = "<!-- kvfold tables: begin -->", "<!-- kvfold tables: end -->"
 
 
-def write_into(records: Sequence[Record], path: Path) -> Path:
+def write_into(records: Sequence[Record], path: Path, *, whole: bool = True) -> Path:
     """Replace what stands between the two marks of a Markdown file by the tables. Raises FileError without marks."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -87,7 +95,7 @@ def write_into(records: Sequence[Record], path: Path) -> Path:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise FileError(f"tables were to go into {path}; it has no place for them; write {BEGIN} and {END} into it")
-    return write_whole(path, f"{before}{BEGIN}\n\n{markdown(records)}\n{END}{after}")
+    return write_whole(path, f"{before}{BEGIN}\n\n{markdown(records, whole=whole)}\n{END}{after}")
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -40,7 +40,7 @@ EDGES = (Job(plan=CEILING, keep=None), Job(plan=FLOOR, keep=None))
 class Watcher(Protocol):
     """Told what happens while it happens."""
 
-    def begin(self, job: Job, n: int) -> None: ...
+    def begin(self, job: Job, n: int, foretold: str) -> None: ...
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None: ...
     def finish(self, job: Job, record: Record) -> None: ...
 
@@ -127,7 +127,8 @@ def _finished(record: Record | None) -> Record | None:
 def _measure(setting: Setting, job: Job, executor: Executor, watcher: Watcher) -> Measured:
     outcomes: list[Outcome] = []
     where = InProcess() if is_rival(job.plan) else executor  # a rival has a process of its own already
-    watcher.begin(job, setting.n)
+    foretold = "" if is_rival(job.plan) else setting.suite.foretold(setting.subject, job.plan)
+    watcher.begin(job, setting.n, foretold)
     start = perf_counter()
     for some in where.map(setting, job.plan, setting.spans):
         outcomes += some
@@ -187,7 +188,7 @@ def _told(setting: Setting, job: Job, edges: Edges) -> dict[str, Any]:
             "query_aware": setting.suite.query_aware and job.looks_at_queries,
             "git": git_revision(),
             "versions": versions() | (rivals.versions(job.plan) if rivals is not None and is_rival(job.plan) else {}),
-            "remarks": edges.remarks,
+            "remarks": edges.remarks if setting.suite.has_floor else (),
         }
     )
 

@@ -87,6 +87,7 @@ class Suite(ABC):
     version: int
     rows: int  # samples that are asked together
     query_aware: bool = False  # is the question known when the history folds
+    has_floor: bool = True  # does forgetting everything score low; else nobody is warned where it does not
     data_file: str = ""  # what is read where `--data` is a folder
     scopes: tuple[str, ...] = ()  # scopes in which an evicting plan is run when its text names none
 
@@ -106,6 +107,10 @@ class Suite(ABC):
     @abstractmethod
     def shortcut(self, samples: Sequence[Any]) -> Mapping[str, float] | None:
         """What the best trick without memory of bindings scores in each family; None where there is none."""
+
+    def foretold(self, subject: Subject, plan: str) -> str:
+        """What can be said before a plan is measured, such as a time that it cannot beat; "" where nothing can."""
+        return ""
 
     def metrics(self, outcomes: Sequence[Outcome]) -> Mapping[str, float]:
         """What records hold beside the score: the mean of each metric over the samples that have it."""

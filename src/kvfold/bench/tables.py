@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from kvfold.bench.peers.plans import is_rival
 from kvfold.bench.record import Record
 from kvfold.bench.statistics import Difference, difference
 
@@ -23,6 +24,7 @@ class Row:
     record: Record
     label: str  # the plan, scope apart
     against_full: Difference | None  # None for `full` itself, and where `full` was not run
+    against_rival: Difference | None  # from the best rival of the same keep; None for rivals, and where none ran
     standing: str  # among the plans of the same keep: "best", "tie" with the best, or ""; "failed" for a rival that did
 
 
@@ -34,6 +36,16 @@ class Table:
     rows: tuple[Row, ...]
     families: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def digits(self) -> int:
+        """How many digits of a score are shown: more where even the ceiling is small, as likelihoods are."""
+        return 3 if self.rows[0].record.full >= 0.1 else 5
+
+    @property
+    def has_rivals(self) -> bool:
+        """Whether other people's caches were asked the same."""
+        return any(is_rival(row.record.plan) for row in self.rows)
 
 
 def without_scope(plan: str) -> str:
@@ -67,15 +79,24 @@ def _order(record: Record) -> tuple[bool, bool, float, str]:
     return not is_full(record), not is_none(record), -keep, record.plan
 
 
-def _standing(record: Record, rivals: Sequence[Record]) -> str:
+def _standing(record: Record, others: Sequence[Record]) -> str:
+    """Beside the others of its size. Where several are equally good, each is in a tie and none is the best."""
     if record.failure is not None:
         return "failed"
-    if record.keep is None or len(rivals) < 2:
+    if record.keep is None or len(others) < 2:
         return ""
-    best = max(rivals, key=lambda rival: rival.score)
+    best = max(others, key=lambda other: other.score)
     if record.score == best.score:
-        return "best"
+        return "best" if sum(other.score == best.score for other in others) == 1 else "tie"
     return "tie" if difference(record.outcomes, best.outcomes).tie else ""
+
+
+def _from_rival(record: Record, others: Sequence[Record]) -> Difference | None:
+    """How a plan of ours stands beside the best rival of its size."""
+    rivals = [other for other in others if is_rival(other.plan)]
+    if record.failure is not None or record.keep is None or is_rival(record.plan) or not rivals:
+        return None
+    return difference(record.outcomes, max(rivals, key=lambda rival: rival.score).outcomes)
 
 
 def _warnings(records: Sequence[Record]) -> tuple[str, ...]:
@@ -97,17 +118,19 @@ def table(records: Sequence[Record]) -> Table:
     assert len({record.samples for record in records}) == 1, "a table compares on the same samples only"
     shown = sorted(better_scopes(records), key=_order)
     full = next((record for record in shown if is_full(record)), None)
-    rows = [
-        Row(
-            record=record,
-            label=without_scope(record.plan),
-            against_full=(
-                None if full in (None, record) or record.failure else difference(record.outcomes, full.outcomes)
-            ),
-            standing=_standing(record, [o for o in shown if o.keep == record.keep and o.failure is None]),
+    rows = []
+    for record in shown:
+        others = [other for other in shown if other.keep == record.keep and other.failure is None]
+        lost = None if full in (None, record) or record.failure else difference(record.outcomes, full.outcomes)
+        rows.append(
+            Row(
+                record=record,
+                label=without_scope(record.plan),
+                against_full=lost,
+                against_rival=_from_rival(record, others),
+                standing=_standing(record, others),
+            )
         )
-        for record in shown
-    ]
     one = shown[0]
     title = f"{one.suite} {one.suite_version} on {one.model} ({one.dtype}, {one.n} samples, seed {one.seed})"
     return Table(title=title, rows=tuple(rows), families=tuple(one.by_family), warnings=_warnings(shown))
@@ -122,16 +145,22 @@ def tables(records: Iterable[Record]) -> list[Table]:
 
 
 HEADS = ("plan", "kept", "removed", "resident", "attended", "score", "interval", "against full")
+AGAINST_RIVAL = "against best rival"
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """The words of one row under HEADS; the families follow in the table's order."""
+def heads(shown: Table) -> tuple[str, ...]:
+    """The head of every column; the families come last."""
+    return (*HEADS, *([AGAINST_RIVAL] if shown.has_rivals else []), *shown.families)
+
+
+def cells(shown: Table, row: Row) -> tuple[str, ...]:
+    """The words of one row of a table, under its heads."""
     record = row.record
     if record.failure is not None:
         failed = f"failed ({record.failure.partition(':')[0]})"
-        return (record.plan, "", "", "", "", failed, *("" for _ in HEADS[6:]))
-    gap = row.against_full
+        return (record.plan, "", "", "", "", failed, *("" for _ in heads(shown)[6:]))
     claims = "" if record.claimed is None else f" (claims {record.claimed:.3f})"
+    digits = shown.digits
     mark = {"best": " (best)", "tie": " (tie)", "": ""}[row.standing]
     return (
         record.plan,
@@ -139,11 +168,18 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{1 - record.stored:.3f}",
         f"{record.resident:.3f}",
         f"{record.attended:.3f}",
-        f"{record.score:.3f}{mark}",
-        f"{record.interval[0]:.3f} to {record.interval[1]:.3f}",
-        "" if gap is None else "tie" if gap.tie else f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})",
-        *(f"{score:.3f}" for score in record.by_family.values()),
+        f"{record.score:.{digits}f}{mark}",
+        f"{record.interval[0]:.{digits}f} to {record.interval[1]:.{digits}f}",
+        _gap(row.against_full, digits),
+        *([_gap(row.against_rival, digits)] if shown.has_rivals else []),
+        *(f"{score:.{digits}f}" for score in record.by_family.values()),
     )
+
+
+def _gap(gap: Difference | None, digits: int) -> str:
+    if gap is None:
+        return ""
+    return "tie" if gap.tie else f"{gap.mean:+.{digits}f} ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
 
 
 def notes(shown: Table) -> list[str]:
@@ -161,9 +197,8 @@ def notes(shown: Table) -> list[str]:
 
 def markdown(shown: Table) -> str:
     """A table for a README: title, head, rows, notes."""
-    heads = (*HEADS, *shown.families)
-    lines = [f"**{shown.title}**", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += [
-        "| " + " | ".join(f"`{c}`" if i == 0 else c for i, c in enumerate(cells(row))) + " |" for row in shown.rows
-    ]
+    lines = [f"**{shown.title}**", "", "| " + " | ".join(heads(shown)) + " |", "|" + "---|" * len(heads(shown))]
+    for row in shown.rows:
+        plan, *rest = cells(shown, row)
+        lines.append("| " + " | ".join([f"`{plan}`", *rest]) + " |")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(shown))]) + "\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvfold.errors import BudgetError, FileError, KvfoldError, PlanError
+from kvfold.errors import BudgetError, DataError, FileError, KvfoldError, PlanError
 
 if TYPE_CHECKING:
     from kvfold.budget.ledger import Ledger
@@ -71,15 +71,18 @@ def _refuse_early(*, plan: str | None, system: str | None, load: Path | None, sa
 
 
 def _talk(talk: "Chat", save: Path | None) -> bool:
-    """Turn after turn until the input ends; whether any of them failed."""
-    prompt, failed = ("> " if sys.stdin.isatty() else ""), False
+    """Turn after turn until the input ends; whether any of them failed, or a script said nothing but empty lines."""
+    prompt, failed, said, empty = ("> " if sys.stdin.isatty() else ""), False, False, False
     if prompt:
         _tell(f"{talk.plan}; commands: {_COMMANDS}; Ctrl-D leaves")
     while True:
         try:
             line = _read(prompt)
         except EOFError:
+            if empty and not said and not prompt:
+                raise DataError("an empty message was sent; there is nothing to reply to; say something") from None
             return failed
+        said, empty = said or bool(line.strip()), empty or not line.strip()
         try:
             if line.strip() == "/quit":
                 return failed
@@ -99,7 +102,7 @@ def _read(prompt: str) -> str:
 
 
 def _turn(talk: "Chat", text: str) -> None:
-    """One turn. Ctrl-C stops the reply and undoes the turn; the conversation goes on."""
+    """One turn. Ctrl-C stops the reply and undoes the turn; who types goes on, a script ends."""
     turns = len(talk.turns)
     pieces = talk.send(text)
     try:
@@ -109,6 +112,8 @@ def _turn(talk: "Chat", text: str) -> None:
     except KeyboardInterrupt:
         pieces.close()
         print(flush=True)
+        if not sys.stdin.isatty():
+            raise
         kept = "stopped while folding; the turn stays" if len(talk.turns) > turns else "stopped; the turn is undone"
         _tell(kept)
         return

@@ -41,7 +41,7 @@ def show_tables(records: "Sequence[Record]") -> None:
     if not console.is_terminal:
         console = Console(width=250)
     for shown in tables(records):
-        console.print(drawn(shown))
+        console.print(drawn(shown, width=console.width))
 
 
 def show_lines(records: "Sequence[Record]") -> None:

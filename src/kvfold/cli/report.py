@@ -21,6 +21,9 @@ def report(
     into: Annotated[
         Path | None, typer.Option(help="Renew the tables between the marks of this Markdown file and nothing else.")
     ] = None,
+    overview: Annotated[
+        bool, typer.Option("--overview", help="Of Markdown: one table, a row for each plan, a column for each suite.")
+    ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="Write the curves of the first table to this SVG file and nothing else.")
     ] = None,
@@ -32,10 +35,10 @@ def report(
     records = journal.gather(places)
     if json:
         show_lines(records)
-    elif markdown:
-        typer.echo(pages.markdown(records), nl=False)
+    elif markdown or (overview and into is None):
+        typer.echo(pages.markdown(records, whole=not overview), nl=False)
     elif into is not None:
-        typer.echo(pages.write_into(records, into))
+        typer.echo(pages.write_into(records, into, whole=not overview))
     elif picture is not None:
         typer.echo(pages.write_whole(picture, plot.score_over_bytes(tables.tables(records)[0])))
     else:

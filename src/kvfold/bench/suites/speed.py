@@ -2,7 +2,7 @@
 
 Made on models of real shapes with random weights (`--model smollm2-135m`, a config.json, or any model). The plan, our
 `full` and the stock cache take turns within one run, so a machine that is slow for a while is slow for all three;
-the score is the ratio full/plan, one per turn. What memory bandwidth predicts stands beside each measured time.
+the score is the ratio full/plan, one per turn. What memory bandwidth predicts is said before anything is measured.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,14 @@ from typing import Any, ClassVar
 import torch
 
 from kvfold.bench.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory
+from kvfold.bench.stages import Stages, staged
 from kvfold.bench.suite import Outcome, Subject, Suite
 from kvfold.errors import SuiteError
 
 STAGES = ("decode", "prefill")
 _WARM_UP = 2  # turns that are not counted
+_STAGED = 3  # forwards after the turns, in which stages are timed
+_GUESSED = 1024  # tokens from which the floor of a longer cache is foretold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,6 @@ class Turn:
     plan: float
     full: float
     stock: float
-    attention: float  # of the plan's turn: attending, appending and folding in all layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,7 @@ class Speed(Suite):
 
     name: ClassVar[str] = "speed"
     version: ClassVar[int] = 1
+    has_floor: ClassVar[bool] = False  # holding nothing is fast
     rows: ClassVar[int] = 1_000_000  # all turns in one chunk: they share the caches
 
     tokens: int = 16384
@@ -48,10 +51,23 @@ class Speed(Suite):
             raise SuiteError(
                 f"stage {self.stage!r} was asked for; speed knows {' and '.join(STAGES)}; give one of them"
             )
+        if self.tokens < 1:
+            raise SuiteError(f"tokens={self.tokens} were asked for; a context has some; give 1 or more")
         return range(seed, seed + n)
 
     def shortcut(self, samples: Sequence[int]) -> None:
         """There is none."""
+
+    def foretold(self, subject: Subject, plan: str) -> str:
+        """The floor of one turn: bytes that must be read over the bandwidth measured here."""
+        made = _Decode(subject, plan, min(self.tokens, _GUESSED), seed=0)
+        held = made.ledger.stored if self.stage == "decode" else 1.0
+        cache_bytes = held * made.ledger.full_bytes * self.tokens / made.ledger.seen
+        moved, speed = cache_bytes + _weight_bytes(subject.model), read_bandwidth()
+        return (
+            f"a turn takes at least {1000 * moved / speed:.1f} ms: {moved / 1e6:.0f} MB at {speed / 1e9:.1f} GB/s, "
+            f"{cache_bytes / 1e6:.0f} MB of them the cache"
+        )
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         """Every turn of a plan, beside full and stock."""
@@ -60,12 +76,15 @@ class Speed(Suite):
             made = bench(subject, plan, self.tokens, seed=samples[0])
             reset_peak_memory()
             turns = [made.turn(number) for number in range(_WARM_UP + len(samples))][_WARM_UP:]
+            peak = peak_memory_bytes()
+            stages = [made.stages(number) for number in range(_STAGED)]
         ledger = made.ledger
         shared = {
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak,
             "moved_bytes": made.moved_bytes,
             "predicted_seconds": made.moved_bytes / read_bandwidth(),
         }
+        shared |= {name: _median([one.metrics[name] for one in stages]) for name in stages[0].metrics}
         return [
             Outcome(
                 family=f"{self.stage} at {self.tokens}",
@@ -96,8 +115,6 @@ def _metrics(turn: Turn) -> dict[str, float]:
         "seconds": turn.plan,
         "full_seconds": turn.full,
         "stock_seconds": turn.stock,
-        "attention_seconds": turn.attention,
-        "other_seconds": turn.plan - turn.attention,
     }
 
 
@@ -122,14 +139,16 @@ class _Decode:
 
     def turn(self, number: int) -> Turn:
         """One token through each; who goes first changes from turn to turn."""
-        spent = _Stopwatch(self.plan)
         work: dict[str, Callable[[], None]] = {
             "plan": partial(_step, self.model, self.plan, number),
             "full": partial(_step, self.model, self.full, number),
             "stock": partial(_step, self.model, self.stock, number),
         }
-        times = _in_turn(self.model, work, number)
-        return Turn(attention=spent.seconds(), **times)
+        return Turn(**_in_turn(self.model, work, number))
+
+    def stages(self, number: int) -> Stages:
+        """Where the plan's time goes in one token."""
+        return _staged(self.model, partial(_step, self.model, self.plan, number))
 
 
 class _Prefill:
@@ -147,36 +166,16 @@ class _Prefill:
 
     def turn(self, number: int) -> Turn:
         """The prompt through each; who goes first changes from turn to turn."""
-        own = self.new(self.text)
-        spent = _Stopwatch(own)
         work: dict[str, Callable[[], None]] = {
-            "plan": partial(_feed, self.model, own, self.tokens, number),
+            "plan": partial(_feed, self.model, self.new(self.text), self.tokens, number),
             "full": partial(_feed, self.model, self.new("full"), self.tokens, number),
             "stock": partial(_feed, self.model, None, self.tokens, number),
         }
-        times = _in_turn(self.model, work, number)
-        return Turn(attention=spent.seconds(), **times)
+        return Turn(**_in_turn(self.model, work, number))
 
-
-class _Stopwatch:
-    """Adds up what one cache spends in its own attention, appends and folds."""
-
-    def __init__(self, cache: Any) -> None:
-        self._spent = 0.0
-        memory = cache.memory
-        attend = type(memory).attend
-
-        def timed(*args: Any, **settings: Any) -> Any:
-            start = perf_counter()
-            output = attend(memory, *args, **settings)
-            self._spent += perf_counter() - start
-            return output
-
-        memory.attend = timed
-
-    def seconds(self) -> float:
-        """Everything so far."""
-        return self._spent
+    def stages(self, number: int) -> Stages:
+        """Where the plan's time goes in one prompt."""
+        return _staged(self.model, partial(_feed, self.model, self.new(self.text), self.tokens, number))
 
 
 def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> dict[str, float]:
@@ -192,6 +191,11 @@ def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> di
         _synchronise(model)
         times[name] = perf_counter() - start
     return times
+
+
+def _staged(model: Any, work: Callable[[], None]) -> Stages:
+    model.set_attn_implementation("kvfold")
+    return staged(work, synchronise=partial(_synchronise, model))
 
 
 def _step(model: Any, cache: Any, number: int) -> None:

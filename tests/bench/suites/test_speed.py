@@ -1,0 +1,97 @@
+"""The suite speed on a tiny shape. What is held here are ratios, sums and words: no time is compared with a clock."""
+
+import json
+
+import pytest
+
+from kvfold.bench.stages import staged
+from kvfold.bench.subject import open_subject
+from kvfold.bench.suites.speed import SUITE, Speed
+from kvfold.cache.cache import Memory
+from kvfold.cache.layer import Layer
+from kvfold.cache.tail import Tail
+from kvfold.errors import SuiteError
+
+SHAPE = {
+    "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+PLANS = ("full", "none", "h2o(keep=0.25)", "snapkv(keep=0.25)", "streaming_llm(keep=0.25) + int8")
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """A shape of a config file that is nobody's."""
+    path = tmp_path_factory.mktemp("shape") / "config.json"
+    path.write_text(json.dumps(SHAPE))
+    return open_subject(str(path))
+
+
+@pytest.fixture(params=["decode", "prefill"])
+def suite(request):
+    """Both stages, at a length that costs nothing."""
+    return Speed(tokens=128, stage=request.param)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_turn_is_a_ratio_to_full_and_to_the_stock_cache(subject, suite, plan):
+    outcomes = suite.ask(subject, plan, suite.samples(n=3, seed=0))
+    assert len(outcomes) == 3
+    for one in outcomes:
+        assert one.score == one.metrics["speedup_over_full"] == one.metrics["full_seconds"] / one.metrics["seconds"]
+        assert one.metrics["speedup_over_stock"] == one.metrics["stock_seconds"] / one.metrics["seconds"]
+        assert one.full_bytes == 128 * 2 * 2 * 2 * 8 * 4  # tokens, layers, keys and values, heads, size, float32
+
+
+def test_stages_are_named_and_a_plan_that_folds_spends_on_selection(subject):
+    suite = Speed(tokens=128, stage="prefill")
+    spent = {plan: suite.ask(subject, plan, [0])[0].metrics for plan in ("full", "snapkv(keep=0.25)")}
+    for metrics in spent.values():
+        assert metrics["attention_seconds"] > 0
+        assert metrics["weights_seconds"] > 0
+        assert metrics["copies_seconds"] > 0
+    assert spent["full"]["selection_seconds"] == 0.0
+    assert spent["snapkv(keep=0.25)"]["selection_seconds"] > 0.0
+
+
+def test_timing_stages_leaves_no_trace_even_after_an_error():
+    methods = [vars(kind)[name] for kind, name in ((Memory, "attend"), (Layer, "fold"), (Tail, "append"))]
+
+    def fails():
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        staged(fails, synchronise=lambda: None)
+    assert methods == [vars(kind)[name] for kind, name in ((Memory, "attend"), (Layer, "fold"), (Tail, "append"))]
+
+
+def test_fewer_bytes_are_moved_where_fewer_are_held(subject):
+    suite = Speed(tokens=128)
+    whole, part = (suite.ask(subject, plan, [0])[0] for plan in ("full", "streaming_llm(keep=0.25)"))
+    saved = whole.metrics["moved_bytes"] - part.metrics["moved_bytes"]
+    assert saved == whole.stored_bytes - part.stored_bytes > 0
+    assert part.metrics["predicted_seconds"] < whole.metrics["predicted_seconds"]
+
+
+def test_the_floor_is_foretold_in_bytes_over_bandwidth(subject, suite):
+    said = suite.foretold(subject, "streaming_llm(keep=0.25)")
+    assert said.startswith("a turn takes at least ")
+    assert "GB/s" in said
+
+
+def test_an_unknown_stage_names_the_real_ones():
+    with pytest.raises(SuiteError, match="decode and prefill"):
+        Speed(stage="sleep").samples(n=1, seed=0)
+
+
+def test_medians_are_what_records_hold(subject):
+    outcomes = Speed(tokens=64).ask(subject, "full", range(5))
+    found = SUITE.metrics(outcomes)
+    assert found["seconds"] == sorted(one.metrics["seconds"] for one in outcomes)[2]
+
+
+def test_a_context_of_nothing_is_refused_and_one_of_a_token_is_measured(subject):
+    with pytest.raises(SuiteError, match="give 1 or more"):
+        Speed(tokens=0).samples(n=1, seed=0)
+    for stage in ("decode", "prefill"):
+        assert Speed(tokens=1, stage=stage).ask(subject, "snapkv(keep=0.5)", [0])[0].score > 0
