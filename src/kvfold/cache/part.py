@@ -60,6 +60,10 @@ class Part(ABC):
     def plain(self) -> dict[str, Any]:
         """What is to be saved besides the tensors, in JSON's types."""
 
+    def shares(self, row: int) -> tuple[Int[Tensor, " S"], Float[Tensor, " S"]] | None:
+        """Position of each slot of a row, oldest first, and which share of its numbers is kept; None: all of them."""
+        return None
+
     @property
     def slots(self) -> int:
         """Entries held over all rows and heads."""
