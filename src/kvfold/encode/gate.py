@@ -54,12 +54,12 @@ def dealt(logits: Float[Tensor, "S L"], dims: Sequence[int], *, rate: float, siz
     """Levels of some slots that together keep at most `rate` of their `size` numbers each, and nearly that."""
     if rate * size >= dims[-1]:
         return torch.full(logits.shape[:1], len(dims) - 1, dtype=torch.long, device=logits.device)
-    return levels_at(logits, shift_for(logits, dims, rate=rate, size=size), slope_of(dims, logits))
+    return levels_at(logits, shift_for(logits, dims, rate=rate, size=size), slope_of(len(dims), logits))
 
 
 def shift_for(logits: Float[Tensor, "*slots L"], dims: Sequence[int], *, rate: float, size: int) -> float:
     """The largest shift under which no more than `rate` of all numbers is kept."""
-    slope = slope_of(dims, logits)
+    slope = slope_of(len(dims), logits)
     kept_of = torch.tensor(dims, device=logits.device)
     allowed = rate * size * logits[..., 0].numel()
     low, high = -_WIDEST, _WIDEST
@@ -70,6 +70,6 @@ def shift_for(logits: Float[Tensor, "*slots L"], dims: Sequence[int], *, rate: f
     return low
 
 
-def slope_of(dims: Sequence[int], like: Tensor) -> Float[Tensor, " L"]:
-    """How much of a shift each level feels: the share of dimensions that it keeps."""
-    return torch.tensor([kept / dims[-1] for kept in dims], dtype=like.dtype, device=like.device)
+def slope_of(levels: int, like: Tensor) -> Float[Tensor, " L"]:
+    """How much of a shift each level feels: evenly more from level to level."""
+    return torch.linspace(0, 1, levels, dtype=like.dtype, device=like.device)
