@@ -36,6 +36,12 @@ class Form:
         """Numbers of a slot in full, keys and values of all heads."""
         return self.bases.keys.mean.shape[0] + self.bases.values.mean.shape[0]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the maps, which belong to the model and not to a cache."""
+        sides = (self.bases.keys, self.bases.values)
+        return sum(tensor.nbytes for side in sides for tensor in (side.encode, side.decode, side.mean))
+
 
 class _Block(NamedTuple):
     """The slots of one row and level."""
@@ -177,6 +183,10 @@ class LowRankPart(Part):
             if tensors[name].shape[0] != count:
                 raise ValueError(f"{count} {name} are promised, and {tensors[name].shape[0]} are there")
         return cls(form=form, dtype=getattr(torch, plain["dtype"]), **tensors)
+
+    def places(self, row: int, head: int) -> Int[Tensor, " S"]:
+        """Positions of the slots of one row, the same for every head, oldest first."""
+        return torch.cat([block.positions for block in self.blocks[row]])[_oldest_first(self.blocks[row])]
 
     def shares(self, row: int) -> tuple[Int[Tensor, " S"], Float[Tensor, " S"]]:
         """Position of each slot of a row, oldest first, and which share of its numbers is kept."""

@@ -33,6 +33,11 @@ class Encode(ABC):
         """For learned members: a folder or Hub name of the adapter, or "shipped"; None for members without one."""
         return None
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that it takes besides what it stores, once a model."""
+        return 0
+
     def bound(self, ranks: Ranks) -> Layout:
         """For learned members: the layout that the settings and an adapter make."""
         return self

@@ -34,4 +34,4 @@ class DynaKV(Learned):
         forms = {
             index: by_gate(own, learned.rate_of(index, self.rate), self.deal) for index, own in learned.layers.items()
         }
-        return RankedLayout(forms=forms, weight_bytes=ranks.weight_bytes)
+        return RankedLayout(forms=forms, weight_bytes=sum(own.weight_bytes for own in learned.layers.values()))

@@ -1,9 +1,10 @@
-"""The gate: from a slot's latent to how much of it is worth keeping.
+"""The gate of DynaKV: from a slot's latent to how much of it is worth keeping. https://arxiv.org/abs/2603.04411
 
-A softmax over the places where a latent may be cut, summed up from behind: the chance that a level is still kept,
-which falls from level to level, so ranks are nested. It sees the latent and what each cut would leave out, weighed by
-how much the model's loss minds. Always in float32 or wider. A rate is met by one number added along the levels, found
-by halving: more of it and every slot keeps more.
+A softmax over the places where a latent may be cut, summed up from behind: the chance that a level is still kept
+falls from level to level, so ranks are nested. In float32 or wider. A rate is met by one number added along the
+levels, found by halving.
+Ours differs: the gate also sees what each cut leaves out, weighed by how much the loss minds; a level is buckets of
+keys and values together; a slot's is where the chance falls below one half, as training sees hard masks.
 """
 
 from collections.abc import Sequence

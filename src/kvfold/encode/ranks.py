@@ -2,11 +2,14 @@
 
 Of every layer: bases for keys and values, how many dimensions each level keeps of either, and a gate that says which
 level a slot is worth. Rates are met exactly: a segment's slots get levels so that together they keep the dimensions
-that the rate allows, and no more. It knows where none of this comes from; hf/adapter_files.py reads it.
+that the rate allows, and no more. It knows where none of this comes from; hf/rank_files.py reads it.
+
+After DynaKV, https://arxiv.org/abs/2603.04411
+Ours differs: a rate is met by every segment, layer by layer, where the paper's follows from the loss it was trained by.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -31,6 +34,11 @@ class LayerRanks:
     gate: Gate
     rates: tuple[float, ...]  # this layer's share of each rate of the model's grid
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the maps and the gate."""
+        return self.form.weight_bytes + sum(getattr(self.gate, one.name).nbytes for one in fields(self.gate))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BasisRanks:
@@ -54,7 +62,6 @@ class Ranks:
     """An adapter of one model: ranks under each basis that it has."""
 
     bases: Mapping[str, BasisRanks]
-    weight_bytes: int  # of what it takes to write and read slots, held beside every cache of the model
 
     def under(self, basis: str) -> BasisRanks:
         """The ranks of one basis."""
@@ -70,7 +77,7 @@ class RankedLayout:
     """The layout of all layers, or of one: a form and a way to deal levels each."""
 
     forms: Mapping[int, tuple[Form, Deal]]
-    weight_bytes: int
+    weight_bytes: int  # of the maps and gates, held once for all caches of a model
     layer: int | None = None
 
     lossless: ClassVar[bool] = False

@@ -68,7 +68,7 @@ def load_ranks(source: str | Path, model: Any) -> Ranks:
         raise
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
         raise FileError(f"{source} was asked for; its tensors cannot be read ({error}); get a sound copy") from error
-    return Ranks(bases=bases, weight_bytes=max((_weight_bytes(own) for own in bases.values()), default=0))
+    return Ranks(bases=bases)
 
 
 def left_out(levels: Levels, keys: int, values: int) -> Tensor:
@@ -114,14 +114,3 @@ _NAMES = (
     *("keys.encode", "keys.mean", "values.encode", "values.mean"),
     *(f"gate.{name}" for name in _GATE),
 )
-
-
-def _weight_bytes(basis: BasisRanks) -> int:
-    """Bytes of one basis's maps and gates in all layers."""
-    total = 0
-    for own in basis.layers.values():
-        sides = (own.form.bases.keys, own.form.bases.values)
-        tensors = [tensor for side in sides for tensor in (side.encode, side.decode, side.mean)]
-        tensors += [getattr(own.gate, name) for name in (*_GATE, "left_out")]
-        total += sum(tensor.nbytes for tensor in tensors)
-    return total

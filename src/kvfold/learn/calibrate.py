@@ -62,6 +62,8 @@ class Moments:
 
 @dataclass(slots=True, kw_only=True)
 class _Layer:
+    """What is added up of one layer. It changes as text is read."""
+
     turned: Moments = field(default_factory=Moments)  # keys as they are scored
     plain: Moments = field(default_factory=Moments)  # keys before rotation
     values: Moments = field(default_factory=Moments)
@@ -87,7 +89,7 @@ def measure(model: Any, texts: Sequence[Sequence[int]], *, seed: int = 0) -> Ran
     found = {
         name: with_gates(bases[name], {index: worths[name, index] / tokens for index in sums}, sums) for name in names
     }
-    return Ranks(bases=found, weight_bytes=0)
+    return Ranks(bases=found)
 
 
 def _rotary(model: Any) -> Rotary | None:

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks
+from kvfold.encode.ranks import BasisName, BasisRanks, LayerRanks, Ranks
 from kvfold.errors import DataError, FileError
 from kvfold.hf.load import load
 from kvfold.hf.rank_files import save_ranks
@@ -28,6 +28,7 @@ from kvfold.learn.texts import Rows
 
 RATES = (0.1, 0.2, 0.3, 0.47, 0.6)
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.47, 0.55, 0.65, 0.8)
+ABLATIONS = ("bases", "gates", "hard", "entropy")  # what a run may go without
 _MEMORY = 0.8  # of the controller's shifts
 
 
@@ -50,6 +51,23 @@ class DynaSettings:
     entropy: float = 0.5  # weight of the cross-entropy beside the distance to the full model
     hard_from: float = 0.4  # share of the run at which every mask is hard; the share of hard masks grows up to there
     save_every: int = 100
+    without: tuple[str, ...] = ()  # ablations, of ABLATIONS
+
+    def __post_init__(self) -> None:
+        strange = [name for name in self.without if name not in ABLATIONS]
+        if strange:
+            raise DataError(
+                f"a run without {', '.join(strange)} was asked; {', '.join(ABLATIONS)} can be left out; name these"
+            )
+        if self.basis not in get_args(BasisName):
+            raise DataError(
+                f"basis {self.basis!r} was asked; there are {', '.join(get_args(BasisName))}; give one of them"
+            )
+        if self.steps < 0 or self.length < 4 * BLOCK:
+            raise DataError(
+                f"{self.steps} steps over rows of {self.length} tokens were asked; a run has 0 steps or more and rows "
+                f"of at least {4 * BLOCK} tokens; give such numbers"
+            )
 
 
 class DynaRun:
@@ -96,10 +114,11 @@ class DynaRun:
             bases[name] = self._with_rates(self.student if own else Student(self.model, bases[name]), trained=own)
         if settings.steps:
             bases[f"{settings.basis}-measured"] = self.start
-        ranks = Ranks(bases=bases, weight_bytes=0)
+        ranks = Ranks(bases=bases)
         about = {
             "steps": self.step, "seconds": round(self.seconds), "seed": settings.seed, "length": settings.length,
             "data": None if settings.data is None else settings.data.name, "losses": self.loss,
+            "without": list(settings.without),
         }  # fmt: skip
         save_ranks(ranks, settings.out, model=self.model, about={"training": about})
         return ranks
@@ -108,6 +127,9 @@ class DynaRun:
         named = list(self.student.layers.named_parameters())
         bases = [one for name, one in named if name.split(".")[1] in ("keys", "values", "keys_mean", "values_mean")]
         gates = [one for name, one in named if name.split(".")[1] in ("weight", "bias", "linear", "square")]
+        for name, group in (("bases", bases), ("gates", gates)):
+            for parameter in group:
+                parameter.requires_grad_(name not in self.settings.without)
         return [{"params": bases, "lr": self.settings.basis_rate}, {"params": gates, "lr": self.settings.gate_rate}]
 
     def _step(self) -> None:
@@ -118,9 +140,10 @@ class DynaRun:
         rate = self.rng.choice(RATES)
         if rate not in self.shifts:
             self.shifts[rate] = self._shift(rate)
-        reading = self._reading(shift=self.shifts[rate], hard=min(1.0, done / max(settings.hard_from, 1e-6)), logits={})
+        hard = 0.0 if "hard" in settings.without else min(1.0, done / max(settings.hard_from, 1e-6))
+        reading = self._reading(shift=self.shifts[rate], hard=hard, logits={})
         distance, entropy = self._losses(reading)
-        (distance + settings.entropy * entropy).backward()
+        (distance + (0.0 if "entropy" in settings.without else settings.entropy) * entropy).backward()
         nn.utils.clip_grad_norm_(self.student.layers.parameters(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -182,7 +205,8 @@ class DynaRun:
     def _record(self) -> dict[str, Any]:
         return {
             "step": self.step, "share": self.step / max(self.settings.steps, 1), "seconds": round(self.seconds, 1),
-            "kl": round(self.loss["kl"], 4), "entropy": round(self.loss["entropy"], 4),
+            "tokens": self.step * self.settings.rows * self.settings.length,
+            "losses": {name: round(value, 4) for name, value in self.loss.items()},
             "shifts": {str(rate): round(shift, 2) for rate, shift in sorted(self.shifts.items())},
         }  # fmt: skip
 
@@ -227,12 +251,3 @@ def _logits(student: Student, batches: Sequence[tuple[Tensor, Tensor]], *, shift
         for index, logits in (reading.logits or {}).items():
             seen[index].append(logits)
     return {index: torch.cat(logits) for index, logits in seen.items()}
-
-
-def check(settings: DynaSettings) -> None:
-    """Refuse settings that no run can have."""
-    if settings.steps < 0 or settings.length < 4 * BLOCK:
-        raise DataError(
-            f"{settings.steps} steps over rows of {settings.length} tokens were asked; a run has 0 steps or more and "
-            f"rows of at least {4 * BLOCK} tokens; give such numbers"
-        )
