@@ -58,11 +58,12 @@ class Bases:
     rotary: Rotary | None = None
 
     def write(self, keys: Float[Tensor, "S H D"], values: Float[Tensor, "S H E"],
-              positions: Int[Tensor, " S"]) -> tuple[Float[Tensor, "S R"], Float[Tensor, "S R"]]:  # fmt: skip
+              positions: Int[Tensor, " S"]) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S V"]]:  # fmt: skip
         """Latents of some slots, in float32 or wider."""
         if self.rotary is not None:
             cosines, sines = self.rotary.at(positions)
-            keys = unrotate(keys.float(), cosines[:, None], sines[:, None])
+            wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
+            keys = unrotate(wide, cosines[:, None], sines[:, None])
         return self.keys.write(keys.flatten(1)), self.values.write(values.flatten(1))
 
     def read_keys(self, block: LatentBlock) -> Float[Tensor, "S H D"]:

@@ -59,8 +59,8 @@ class LowRankPart(Part):
     form: Form
     dtype: torch.dtype  # of keys and values as the model hands them, and of the latents
     held: Int[Tensor, "B levels"]
-    keys: Float[Tensor, " numbers"]
-    values: Float[Tensor, " numbers"]
+    keys: Float[Tensor, " key_numbers"]
+    values: Float[Tensor, " value_numbers"]
     positions: Int[Tensor, " tokens"]
     mass: Float[Tensor, "tokens H"] | None = None
     counts: Counts = field(init=False, compare=False)

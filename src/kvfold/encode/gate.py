@@ -8,7 +8,7 @@ keys and values together; a slot's is where the chance falls below one half, as 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -34,9 +34,11 @@ class Gate:
     def logits(self, keys: Float[Tensor, "*slots K"], values: Float[Tensor, "*slots V"]) -> Float[Tensor, "*slots L"]:
         """How likely each level is the last one kept, before a rate is set."""
         latent = torch.cat([keys, values], dim=-1)
-        lost = (latent.square() * self.cost) @ self.left_out
-        lost = (lost.clamp(min=0) + self.floor).log()
-        return (latent / self.scale) @ self.weight + lost * self.linear + lost.square() * self.square + self.bias
+        cost, left_out, floor, scale, weight, linear, square, bias = (
+            getattr(self, one.name).to(latent.dtype) for one in fields(self)
+        )
+        lost = ((latent.square() * cost) @ left_out + floor).log()
+        return (latent / scale) @ weight + lost * linear + lost.square() * square + bias
 
 
 def keep_chances(logits: Float[Tensor, "*slots L"]) -> Float[Tensor, "*slots L"]:

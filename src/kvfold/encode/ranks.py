@@ -137,7 +137,7 @@ class _GateDeal:
     def __init__(self, own: LayerRanks, rate: float) -> None:
         self.own, self.rate = own, rate
 
-    def __call__(self, keys: Float[Tensor, "S R"], values: Float[Tensor, "S R"],
+    def __call__(self, keys: Float[Tensor, "S K"], values: Float[Tensor, "S V"],
                  positions: Int[Tensor, " S"]) -> Int[Tensor, " S"]:  # fmt: skip
         logits = self.own.gate.logits(keys, values)
         return dealt(logits, [sum(level) for level in self.own.form.levels], rate=self.rate, size=self.own.form.size)
