@@ -33,16 +33,16 @@ class Rotary:
         return cosines[positions.long()], sines[positions.long()]
 
 
-def rotate(keys: Float[Tensor, "*slots D"], cosines: Float[Tensor, "*slots rotated"],
-           sines: Float[Tensor, "*slots rotated"]) -> Float[Tensor, "*slots D"]:  # fmt: skip
+def rotate(keys: Float[Tensor, "*#slots D"], cosines: Float[Tensor, "*#slots rotated"],
+           sines: Float[Tensor, "*#slots rotated"]) -> Float[Tensor, "*#slots D"]:  # fmt: skip
     """Keys as a model turns them before attention. Leading dimensions broadcast."""
     size = cosines.shape[-1]
     turned = keys[..., :size] * cosines + _half(keys[..., :size]) * sines
     return torch.cat([turned, keys[..., size:]], dim=-1) if size < keys.shape[-1] else turned
 
 
-def unrotate(keys: Float[Tensor, "*slots D"], cosines: Float[Tensor, "*slots rotated"],
-             sines: Float[Tensor, "*slots rotated"]) -> Float[Tensor, "*slots D"]:  # fmt: skip
+def unrotate(keys: Float[Tensor, "*#slots D"], cosines: Float[Tensor, "*#slots rotated"],
+             sines: Float[Tensor, "*#slots rotated"]) -> Float[Tensor, "*#slots D"]:  # fmt: skip
     """The keys that `rotate` turns into these."""
     size = cosines.shape[-1]
     grown = cosines.square() + sines.square()  # the square of the attention scaling

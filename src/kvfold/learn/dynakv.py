@@ -75,6 +75,10 @@ class DynaRun:
 
     def __init__(self, settings: DynaSettings) -> None:
         self.settings = settings
+        if settings.resume and not self._checkpoint.is_file():
+            raise FileError(
+                f"resuming from {self._checkpoint} was asked; there is no such checkpoint; leave out --resume to start"
+            )
         self.model, tokenizer = load(settings.model)
         self.model.float().requires_grad_(False)
         torch.manual_seed(settings.seed)
@@ -224,10 +228,6 @@ class DynaRun:
             lines.write(json.dumps(self._record()) + "\n")
 
     def _resume(self) -> None:
-        if not self._checkpoint.is_file():
-            raise FileError(
-                f"resuming from {self._checkpoint} was asked; there is no such checkpoint; leave out --resume to start"
-            )
         state = torch.load(self._checkpoint, weights_only=True)
         self.student.layers.load_state_dict(state["layers"])
         self.optimiser.load_state_dict(state["optimiser"])
