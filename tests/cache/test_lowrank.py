@@ -40,7 +40,8 @@ def test_keep_extend_and_rows_move_slots_and_lose_none(count, more, rows, data):
     for place, row in enumerate(order):
         for name in ("keys", "values", "positions"):
             first, second = getattr(old, name)[row][:, some], getattr(new, name)[row]
-            assert torch.allclose(getattr(found, name)[place].double(), torch.cat([first, second], dim=1).double())
+            wanted = torch.cat([first, second], dim=1).double()
+            assert torch.allclose(getattr(found, name)[place].double(), wanted, rtol=1e-4, atol=1e-4)
         assert torch.equal(mass[place], torch.cat([old_mass[row][:, some], new_mass[row]], dim=1))
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for _, tensor in both.tensors())
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import kvfold
 from driving import error, exact, feed
-from fakes import fresh, model_of, text
+from fakes import model_of, text
 from kvfold.encode.dynakv import DynaKV
 from kvfold.encode.gate import dealt, keep_chances
 from kvfold.encode.ranks import dims_at
@@ -54,7 +54,7 @@ def test_a_rate_is_met_and_never_passed(count, rate):
     levels = dealt(torch.randn(count, len(dims)) * 5, dims, rate=rate, size=size)
     kept = sum(dims[level] for level in levels.tolist())
     assert kept <= rate * size * count + 1e-6
-    assert kept >= rate * size * count - 16 - 1e-6  # one slot's largest step
+    assert kept >= rate * size * count - size - 1e-6  # a slot may climb several levels at once
 
 
 def test_ranks_are_the_same_from_bfloat16_and_float32():
@@ -113,7 +113,7 @@ def test_settings_that_cannot_be_are_refused(wrong):
 
 
 def test_an_adapter_of_another_model_is_refused(adapter):
-    other = fresh("llama")
+    other = model_of("mistral")
     with pytest.raises(ModelError, match="was trained for"):
         kvfold.cache(other, f"dynakv(adapter={adapter('llama')!r})")
 

@@ -31,6 +31,10 @@ class Gate:
     square: Float[Tensor, " L"]
     bias: Float[Tensor, " L"]
 
+    def to(self, device: torch.device) -> "Gate":
+        """The gate on a device."""
+        return Gate(**{one.name: getattr(self, one.name).to(device) for one in fields(self)})
+
     def logits(self, keys: Float[Tensor, "*slots K"], values: Float[Tensor, "*slots V"]) -> Float[Tensor, "*slots L"]:
         """How likely each level is the last one kept, before a rate is set."""
         latent = torch.cat([keys, values], dim=-1)

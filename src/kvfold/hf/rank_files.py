@@ -5,7 +5,8 @@ by their inverse. The way back is not written but computed: it is the inverse.
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kvfold.hf.rotary import rotary_of
 
 KIND = "dynakv"
 _KNOWN: "weakref.WeakKeyDictionary[Any, dict[tuple[Path, int], Ranks]]" = weakref.WeakKeyDictionary()
+_LENT: "weakref.WeakKeyDictionary[Any, Callable[[], Ranks]]" = weakref.WeakKeyDictionary()
 _GATE = ("cost", "floor", "scale", "weight", "linear", "square", "bias")
 
 
@@ -32,12 +34,19 @@ def layout_for(model: Any, encode: Encode) -> Layout:
     """The layout of a plan's encode member for a model: its own, or what it makes of the adapter that it names."""
     if encode.adapter_source is None:
         return encode
+    if encode.adapter_source == "shipped" and model in _LENT:
+        return encode.bound(_LENT[model]())
     folder = folder_for(encode.adapter_source, model, kind=KIND)
     known = _KNOWN.setdefault(model, {})
     written = (folder / WORDS).stat().st_mtime_ns if (folder / WORDS).is_file() else 0
     if (folder, written) not in known:
         known[folder, written] = load_ranks(folder, model)
     return encode.bound(known[folder, written])
+
+
+def lend(model: Any, make: Callable[[], Ranks]) -> None:
+    """Let these ranks, made once they are asked for, be the shipped ones of a model that has no adapter of its own."""
+    _LENT[model] = cache(make)
 
 
 def save_ranks(ranks: Ranks, folder: Path, *, model: Any, about: Mapping[str, Any]) -> None:

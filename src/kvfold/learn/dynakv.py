@@ -23,7 +23,7 @@ from kvfold.errors import DataError, FileError
 from kvfold.hf.load import load
 from kvfold.hf.rank_files import save_ranks
 from kvfold.learn.calibrate import measure
-from kvfold.learn.ranked import BLOCK, Reading, Student, shares_at, shift_of
+from kvfold.learn.ranked import BLOCK, Reading, Student, shares_at, shift_of, spread_at
 from kvfold.learn.texts import Rows
 
 RATES = (0.1, 0.2, 0.3, 0.47, 0.6)
@@ -94,6 +94,7 @@ class DynaRun:
         self.dims = {index: self.student.layer(index).dims for index in self.start.layers}
         self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
         self.shifts: dict[float, float] = {}
+        self.spread: dict[str, list[float]] = {}  # at each rate of the grid, the share of slots in each level
         self.step, self.seconds, self.loss = 0, 0.0, {"kl": 0.0, "entropy": 0.0}
         if settings.resume:
             self._resume()
@@ -122,7 +123,7 @@ class DynaRun:
         about = {
             "steps": self.step, "seconds": round(self.seconds), "seed": settings.seed, "length": settings.length,
             "data": None if settings.data is None else settings.data.name, "losses": self.loss,
-            "without": list(settings.without),
+            "without": list(settings.without), "spread": self.spread,
         }  # fmt: skip
         save_ranks(ranks, settings.out, model=self.model, about={"training": about})
         return ranks
@@ -198,7 +199,10 @@ class DynaRun:
         whole = _logits(student, batches, shift=4096.0)
         for rate in GRID:
             logits = _logits(student, batches, shift=shift_of(whole, dims, rate)) if trained else whole
-            kept = shares_at(logits, dims, shift_of(logits, dims, rate))
+            met = shift_of(logits, dims, rate)
+            kept = shares_at(logits, dims, met)
+            if trained:
+                self.spread[str(rate)] = spread_at(logits, met)
             for index, share in kept.items():
                 rates[index].append(share * rate * len(kept) / sum(kept.values()))
         layers: dict[int, LayerRanks] = {

@@ -171,3 +171,13 @@ def shares_at(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], s
         kept = torch.tensor(dims[index], device=own.device)[levels].double().mean()
         found[index] = float(kept) / dims[index][-1]
     return found
+
+
+def spread_at(logits: Mapping[int, Tensor], shift: float) -> list[float]:
+    """The share of all layers' slots in each level at a shift."""
+    counts = sum(
+        levels_at(own, shift, slope_of(own.shape[-1], own)).flatten().bincount(minlength=own.shape[-1]).double()
+        for own in logits.values()
+    )
+    assert isinstance(counts, Tensor)
+    return [round(share, 4) for share in (counts / counts.sum()).tolist()]
