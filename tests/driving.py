@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from fakes import exact_twin, model_of
+from kvfold.cache.lowrank import Form
+from kvfold.encode.ranks import RankedLayout
 from kvfold.hf.cache_bridge import FoldedCache
 
 Kept = dict[int, list[list[list[int]]]]  # layer -> row -> head -> positions, sorted
@@ -61,8 +63,7 @@ def kept(cache: FoldedCache) -> Kept:
 def _of(part, row, head) -> list[int]:
     if part is None:
         return []
-    start = sum(sum(counts) for counts in part.counts[:row]) + sum(part.counts[row][:head])
-    return part.positions[start : start + part.counts[row][head]].tolist()
+    return part.places(row, head).tolist()
 
 
 class Oracle:
@@ -137,13 +138,16 @@ def close(found, wanted, *, family: str = "llama") -> bool:
 
 
 def storages(thing: object) -> dict[int, int]:
-    """Every distinct storage of a tensor that can be reached from an object, by address: its bytes."""
+    """Every distinct storage of a tensor that can be reached from an object, by address: its bytes.
+
+    What belongs to the model and not to a cache is left out: its modules, and the maps that were learned for it.
+    """
     found: dict[int, int] = {}
     done: set[int] = set()
     todo = [thing]
     while todo:
         one = todo.pop()
-        if id(one) in done or isinstance(one, type | torch.nn.Module | str | bytes):
+        if id(one) in done or isinstance(one, type | torch.nn.Module | str | bytes | Form | RankedLayout):
             continue
         done.add(id(one))
         if isinstance(one, torch.Tensor):

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 from kvfold import encode, place, select
 from kvfold.budget.budget import Budget
 from kvfold.cache.fold import Rules
+from kvfold.cache.part import Layout
 from kvfold.encode.base import Encode
 from kvfold.encode.dense import Dense
 from kvfold.errors import BudgetError, KvfoldError, PlanError
@@ -66,12 +67,15 @@ class Plan:
         texts = [_text_of(member) for axis in _AXES if (member := getattr(self, axis)) != getattr(default, axis)]
         return " + ".join(texts) or "full"
 
-    def rules(self, *, pinned: int, layers: int) -> Rules:
-        """What the layers of a model fold by. Raises BudgetError for a budget that cannot hold the pinned tokens."""
+    def rules(self, *, pinned: int, layers: int, layout: Layout | None = None) -> Rules:
+        """What the layers of a model fold by; `layout` is the encode member's, bound to what was learned of the model.
+
+        Raises BudgetError for a budget that cannot hold the pinned tokens.
+        """
         budget = self.select.budget
         if budget is not None:
             budget.check(pinned=pinned)
-        return Rules(chooser=self.select, codec=self.encode, raw=_DENSE, pinned=pinned, layers=layers)
+        return Rules(chooser=self.select, codec=layout or self.encode, raw=_DENSE, pinned=pinned, layers=layers)
 
     @property
     def keep(self) -> float | None:
@@ -108,6 +112,8 @@ def _members(axis: str) -> tuple[tuple[str, type[Member]], ...]:
     package, base = _AXES[axis]
     found = []
     for module in pkgutil.iter_modules(package.__path__):
+        if module.name == "base":
+            continue
         content = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
         own = [
             kind

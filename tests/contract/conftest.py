@@ -2,9 +2,11 @@
 
 import pytest
 
-from fakes import FAMILIES
+from fakes import FAMILIES, model_of
 from folding import adapter_for
 from kvfold.hf import adapter_files
+from kvfold.hf.rank_files import save_ranks
+from ranks import ranks_for
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,6 +15,9 @@ def shipped_adapters(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for family in FAMILIES:
         adapter_for(family, folder / family / "adapters")
+        save_ranks(
+            ranks_for(model_of(family)), folder / family / "adapters" / "dynakv", model=model_of(family), about={}
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter_files, "SHIPPED", folder)
         yield

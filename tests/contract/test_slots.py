@@ -14,13 +14,15 @@ from kvfold.cache.layer import New
 from kvfold.errors import BudgetError
 from kvfold.plan import Plan
 from plans import TOKENS, Uneven, lossy, pairs
+from ranks import random_ranks
 
 LOSSY = {**lossy(), "uneven": Plan(select=Uneven(tokens=TOKENS)), **pairs()}
 PINNED = 4
+RANKS = random_ranks(2, 4, [0, 1])
 
 
 def memory_of(plan, *, prompt=0, stride=None):
-    rules = plan.rules(pinned=PINNED, layers=2)
+    rules = plan.rules(pinned=PINNED, layers=2, layout=plan.encode.bound(RANKS))
     memory = Memory(rules, layers=[0, 1], boundaries=Boundaries(prompt=prompt, stride=stride), plan=str(plan))
     memory.runner = made_up
     return memory
@@ -47,8 +49,7 @@ def feed(memory, mask, new):
 
 
 def positions_of(part, row, head):
-    start = sum(sum(counts) for counts in part.counts[:row]) + sum(part.counts[row][:head])
-    return part.positions[start : start + part.counts[row][head]].tolist()
+    return part.places(row, head).tolist()
 
 
 def check(memory, mask):

@@ -5,6 +5,7 @@ resident (bytes on the model's device) and attended (slots read per step) are th
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Ledger:
     other_bytes: int  # layers that never fold: sliding windows
     attended_slots: int  # slots that one new token of each row reads, over layers and heads
     parts: tuple[PartLine, ...]
+    weight_bytes: int = 0  # of what was learned to store slots: once a model, not in stored_bytes
     claimed: float | None = None  # the kept fraction that somebody else's cache reports of itself; ours reports this
 
     @property
@@ -53,6 +55,17 @@ class Ledger:
         every = self.seen * self.layers * self.kv_heads
         return self.attended_slots / every if every else 1.0
 
+    @property
+    def stored_with_weights(self) -> float:
+        """The kept fraction when what was learned is counted to this cache alone."""
+        return (self.stored_bytes + self.weight_bytes) / self.full_bytes if self.full_bytes else 1.0
+
+    @property
+    def break_even_tokens(self) -> int | None:
+        """Tokens, over all caches of the model, at which what was learned has saved its own bytes; None: never."""
+        saved = self.full_bytes - self.stored_bytes
+        return ceil(self.weight_bytes * self.seen / saved) if saved > 0 else None
+
     def __str__(self) -> str:
         head = (
             f"{self.plan}: fed {self.fed}, seen {self.seen}, slots {self.slots}\n"
@@ -64,4 +77,10 @@ class Ledger:
             f"  {part.name:<8} {part.device:<6} {part.slots:>10} slots {part.stored_bytes:>12} bytes"
             for part in self.parts
         ]
+        if self.weight_bytes:
+            pays = "never" if self.break_even_tokens is None else f"from {self.break_even_tokens} tokens on"
+            lines.append(
+                f"  learned maps take {self.weight_bytes} bytes once a model: stored {self.stored_with_weights:.3f} "
+                f"with them; they pay {pays}"
+            )
         return "\n".join([head, *lines])

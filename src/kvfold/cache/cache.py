@@ -303,6 +303,7 @@ class Memory:
             other_bytes=other_bytes,
             attended_slots=slots,
             parts=tuple(lines),
+            weight_bytes=self.rules.codec.weight_bytes,
         )
 
 

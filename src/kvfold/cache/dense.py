@@ -151,6 +151,11 @@ class DensePart(Part):
         order, counts = _interleave(self.counts, other.counts, self.positions.device)
         return self.made_of({name: tensor[order] for name, tensor in both.items()}, counts)
 
+    def places(self, row: int, head: int) -> Int[Tensor, " S"]:
+        """Positions of the slots of one row and head, oldest first."""
+        start = sum(sum(held) for held in self.counts[:row]) + sum(self.counts[row][:head])
+        return self.positions[start : start + self.counts[row][head]]
+
     def beside(self, others: "Sequence[DensePart]") -> "DensePart":
         """The part with the others' rows after its own."""
         every = [dict(part.tensors()) for part in (self, *others)]

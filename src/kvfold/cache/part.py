@@ -60,6 +60,14 @@ class Part(ABC):
     def plain(self) -> dict[str, Any]:
         """What is to be saved besides the tensors, in JSON's types."""
 
+    @abstractmethod
+    def places(self, row: int, head: int) -> Int[Tensor, " S"]:
+        """Positions of the slots of one row and head, oldest first."""
+
+    def shares(self, row: int) -> tuple[Int[Tensor, " S"], Float[Tensor, " S"]] | None:
+        """Position of each slot of a row, oldest first, and which share of its numbers is kept; None: all of them."""
+        return None
+
     @property
     def slots(self) -> int:
         """Entries held over all rows and heads."""
@@ -77,6 +85,11 @@ class Layout(Protocol):
 
     lossless: ClassVar[bool]
     together: ClassVar[bool]  # all heads of a layer must keep the same slots
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that it takes besides what it stores, once a model."""
+        ...
 
     def of_layer(self, index: int) -> "Layout":
         """The layout of one layer of the model."""

@@ -1,4 +1,4 @@
-"""`kvfold train`: train the models that kvfold ships or needs: a base model, SONIC's adapter.
+"""`kvfold train`: train the models that kvfold ships or needs: a base model, SONIC's adapter, DynaKV's.
 
 Shows a progress bar on a terminal and plain lines elsewhere. Everything heavy is imported when the verb runs.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Train a model or an adapter: base, sonic.", no_args_is_help=True)
+app = typer.Typer(help="Train a model or an adapter: base, sonic, dynakv.", no_args_is_help=True)
 
 
 @app.callback()
@@ -82,6 +82,38 @@ def sonic(
     typer.echo(f"the adapter is in {out}")
 
 
+@app.command()
+def dynakv(
+    out: Annotated[Path, typer.Option("--out", help="Folder for checkpoint, record and finished adapter.")],
+    model: Annotated[str, typer.Option("--model", help="The model that the adapter is for.")] = "tiny",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Real text to mix in: a folder of *.jsonl.xz, or a file.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Steps of training; 0 only measures bases.", min=0)] = 0,
+    basis: Annotated[str, typer.Option("--basis", help="What is trained: rotated, joint or rotary.")] = "rotated",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of data and order.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    rows: Annotated[int, typer.Option("--rows", help="Rows of text a step.", min=1)] = 3,
+    length: Annotated[int, typer.Option("--length", help="Tokens of a row.")] = 768,
+    without: Annotated[str, typer.Option("--without", help="What is not trained: bases, gates, hard or entropy.")] = "",
+) -> None:
+    """Train DynaKV's ranks for a model: bases and gates, one adapter for every rate.
+
+    Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
+    """
+    from kvfold.learn.dynakv import DynaRun, DynaSettings
+
+    run = DynaRun(
+        DynaSettings(
+            model=model, out=out, data=data, steps=steps, basis=basis, seed=seed, resume=resume, rows=rows,
+            length=length, without=tuple(filter(None, without.split(","))),
+        )
+    )  # fmt: skip
+    _train(run)
+    run.finish()
+    typer.echo(f"the adapter is in {out}")
+
+
 def _weights(text: str, kind: type) -> dict[str, float]:
     """Named numbers of an option, "kl=1,output=0.1"."""
     from dataclasses import fields
@@ -133,4 +165,5 @@ def _line(record: dict) -> str:
     """Where a run stands, in one line."""
     climbed = " ".join(f"{name}@{at}:{right:.2f}" for name, (at, right, _) in record.get("ladders", {}).items())
     climbed += " ".join(f"{name}:{right:.2f}" for name, right in record.get("right", {}).items())
+    climbed += " ".join(f"{name}:{loss:.4f}" for name, loss in record.get("losses", {}).items())
     return f"step {record['step']} tokens {record['tokens']} done {record['share']:.1%} {climbed}"

@@ -1,7 +1,8 @@
-"""What a member of the encode axis is: a codec that writes and reads each slot by itself.
+"""What a member of the encode axis is: settings, and a layout that makes parts of the slots that stay.
 
-A codec is handed keys and values of some slots, [..., D] each, and returns named tensors with the same leading
-dimensions. Because a slot stands alone, slots can be dropped later without being written again.
+A SlotCodec writes each slot by itself: it is handed keys and values of some slots, [..., D] each, and returns named
+tensors with the same leading dimensions, so slots can be dropped later without being written again. A Learned member
+has settings only; hf/ finds what was learned for the model, and `bound` makes the layout of it.
 """
 
 from abc import ABC, abstractmethod
@@ -15,28 +16,48 @@ from torch import Tensor
 
 from kvfold.cache.dense import DensePart
 from kvfold.cache.kv import KV, Payload
-from kvfold.cache.part import Part
+from kvfold.cache.part import Layout, Part
+from kvfold.encode.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encode(ABC):
-    """A codec of single slots."""
+    """A way to store slots."""
 
     lossless: ClassVar[bool] = False
     together: ClassVar[bool] = False  # whether all heads of a layer must keep the same slots
     paper: ClassVar[str | None] = None
 
-    def of_layer(self, index: int) -> "Encode":
-        """The codec of one layer: itself, unless layers differ."""
+    @property
+    def adapter_source(self) -> str | None:
+        """For learned members: a folder or Hub name of the adapter, or "shipped"; None for members without one."""
+        return None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that it takes besides what it stores, once a model."""
+        return 0
+
+    def bound(self, ranks: Ranks) -> Layout:
+        """For learned members: the layout that the settings and an adapter make."""
         return self
 
-    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
-        """A part of the slots that are True: dense, each slot by itself."""
-        return DensePart.of(kv, self, kept=kept, mass=mass)
+    def of_layer(self, index: int) -> "Encode":
+        """The layout of one layer: itself, unless layers differ."""
+        return self
 
+    @abstractmethod
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
+        """A part of the slots that are True."""
+
+    @abstractmethod
     def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
-        """A part from what it saved."""
-        return DensePart.restored(plain, tensors, self)
+        """A part from what it saved. Raises ValueError for what contradicts itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotCodec(Encode):
+    """A codec of single slots."""
 
     @abstractmethod
     def encode(self, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> Payload:
@@ -45,3 +66,37 @@ class Encode(ABC):
     @abstractmethod
     def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values again, in `dtype`."""
+
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
+        """A dense part of the slots that are True."""
+        return DensePart.of(kv, self, kept=kept, mass=mass)
+
+    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+        """A dense part from what it saved."""
+        return DensePart.restored(plain, tensors, self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned(Encode):
+    """A member whose layout is made of an adapter. All heads of a layer share a latent, and so their slots."""
+
+    adapter: str = "shipped"  # or a folder or Hub name of one
+
+    together: ClassVar[bool] = True
+
+    @property
+    def adapter_source(self) -> str | None:
+        """The adapter that was named."""
+        return self.adapter
+
+    @abstractmethod
+    def bound(self, ranks: Ranks) -> Layout:
+        """The layout that these settings and an adapter make."""
+
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
+        """Never called: the layout that `bound` makes packs."""
+        raise AssertionError("a learned member is bound to a model's adapter before it packs")
+
+    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+        """Never called either."""
+        raise AssertionError("a learned member is bound to a model's adapter before it restores")

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvfold.cache.kv import Payload
-from kvfold.encode.base import Encode
+from kvfold.encode.base import SlotCodec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dense(Encode):
+class Dense(SlotCodec):
     """Keys and values themselves."""
 
     lossless: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvfold.cache.kv import Payload
-from kvfold.encode.base import Encode
+from kvfold.encode.base import SlotCodec
 from kvfold.encode.int8 import check_group, in_groups
 
 _LEVELS = 15
@@ -21,7 +21,7 @@ _SMALLEST_STEP = 6e-8  # float16's smallest number: a constant group stays const
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Int4(Encode):
+class Int4(SlotCodec):
     """Asymmetric, 4 bits a number and 32 bits a group. The head size must be even."""
 
     group: int = 32  # dimensions that share a range; the whole head where it does not divide the head size

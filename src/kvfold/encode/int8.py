@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvfold.cache.kv import Payload
-from kvfold.encode.base import Encode
+from kvfold.encode.base import SlotCodec
 from kvfold.errors import PlanError
 
 _LEVELS = 127
@@ -21,7 +21,7 @@ _SMALLEST_SCALE = 6e-8  # float16's smallest number: a group of zeros stays zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Int8(Encode):
+class Int8(SlotCodec):
     """Symmetric, 8 bits a number and 16 bits a group."""
 
     group: int = 32  # dimensions that share a scale; the whole head where it does not divide the head size

@@ -6,7 +6,7 @@ A wrong base model is refused by name. Writing is atomic file by file, the JSON 
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,15 @@ from kvfold.hf.load import SHIPPED, fingerprint
 from kvfold.select.base import Select
 
 VERSION = 1
-_TENSORS, _WORDS = "adapter.safetensors", "adapter.json"
+TENSORS, WORDS = "adapter.safetensors", "adapter.json"
+_ALWAYS = ("kind", "version", "base", "fingerprint")
+_OF_UPDATES = ("layers", "rank", "scale", "rows", "width", "values")
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about: Mapping[str, Any]) -> None:
     """Write an adapter; `about` is its training record and scores, in JSON's types."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in adapter.state_dict().items()}
     words = {
-        "kind": kind,
-        "version": VERSION,
-        "base": model.config.name_or_path,
-        "fingerprint": fingerprint(model),
         "layers": [
             [name, down.shape[1], up.shape[0]]
             for name, down, up in zip(adapter.names, adapter.down, adapter.up, strict=True)
@@ -42,10 +39,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about
         "values": len(adapter.salience.scale),
         **about,
     }
-    save_file(tensors, folder / f"{_TENSORS}.new")
-    os.replace(folder / f"{_TENSORS}.new", folder / _TENSORS)
-    (folder / f"{_WORDS}.new").write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
-    os.replace(folder / f"{_WORDS}.new", folder / _WORDS)
+    write_folder(folder, tensors, kind=kind, model=model, words=words)
 
 
 def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
@@ -53,22 +47,8 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
 
     Raises FileError for what is missing, broken, newer or of another kind, and ModelError for another base model.
     """
-    folder = _folder(source)
-    words = _words(folder)
-    if words["kind"] != kind:
-        raise FileError(
-            f"{source} was asked for as a {kind} adapter; it is one of {words['kind']}; give a {kind} adapter"
-        )
-    if words["version"] > VERSION:
-        raise FileError(
-            f"{source} was asked for; it is of version {words['version']}, this kvfold reads up to {VERSION}; "
-            "upgrade kvfold"
-        )
-    if words["fingerprint"] != fingerprint(model):
-        raise ModelError(
-            f"the adapter {source} was asked for with {model.config.name_or_path}; it was trained for {words['base']} "
-            "with other weights; give the adapter of this model, or train one with `kvfold train`"
-        )
+    folder = folder_for(source, model, kind=kind)
+    words = words_for(folder, model, kind=kind, needed=_OF_UPDATES)
     adapter = Adapter(
         rows=words["rows"],
         width=words["width"],
@@ -78,7 +58,7 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
         values=words["values"],
     )
     try:
-        adapter.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / _TENSORS).items()})
+        adapter.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / TENSORS).items()})
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
         raise FileError(f"{source} was asked for; its tensors cannot be read ({error}); get a sound copy") from error
     adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
@@ -91,17 +71,59 @@ def find_adapter(model: Any, select: Select) -> Adapter | None:
     source = select.adapter_source
     if source is None:
         return None
-    kind = type(select).__module__.rpartition(".")[2]
+    return load_adapter(source, model, kind=type(select).__module__.rpartition(".")[2])
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, torch.Tensor], *, kind: str, model: Any, words: Mapping[str, Any]
+) -> None:
+    """Write an adapter of any kind: its tensors and its JSON, which says for which model it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {
+        "kind": kind,
+        "version": VERSION,
+        "base": model.config.name_or_path,
+        "fingerprint": fingerprint(model),
+        **words,
+    }
+    save_file(dict(tensors), folder / f"{TENSORS}.new")
+    os.replace(folder / f"{TENSORS}.new", folder / TENSORS)
+    (folder / f"{WORDS}.new").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    os.replace(folder / f"{WORDS}.new", folder / WORDS)
+
+
+def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
+    """The folder of an adapter: one on this disk, one fetched from the Hub, or, for "shipped", the model's own."""
     if source != "shipped":
-        return load_adapter(source, model, kind=kind)
+        return _folder(source)
     own = fingerprint(model)
-    for path in sorted(SHIPPED.glob(f"*/adapters/{kind}/{_WORDS}")):
-        if _words(path.parent)["fingerprint"] == own:
-            return load_adapter(path.parent, model, kind=kind)
+    for path in sorted(SHIPPED.glob(f"*/adapters/{kind}/{WORDS}")):
+        if _words(path.parent, ())["fingerprint"] == own:
+            return path.parent
     raise ModelError(
         f"{kind} was asked for with {model.config.name_or_path}; no adapter ships for it; train one by "
         f"`kvfold train {kind}` and give its folder as {kind}(adapter=...)"
     )
+
+
+def words_for(folder: Path, model: Any, *, kind: str, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """What an adapter's JSON says, once it is of this kind, this version or an older one, and for this model."""
+    words = _words(folder, needed if _words(folder, ())["kind"] == kind else ())
+    if words["kind"] != kind:
+        raise FileError(
+            f"{folder} was asked for as a {kind} adapter; it is one of {words['kind']}; give a {kind} adapter"
+        )
+    if words["version"] > VERSION:
+        raise FileError(
+            f"{folder} was asked for; it is of version {words['version']}, this kvfold reads up to {VERSION}; "
+            "upgrade kvfold"
+        )
+    if words["fingerprint"] != fingerprint(model):
+        raise ModelError(
+            f"the adapter {folder} was asked for with {model.config.name_or_path}; it was trained for {words['base']} "
+            "with other weights; give the adapter of this model, or train one with `kvfold train`"
+        )
+    return words
 
 
 def _folder(source: str | Path) -> Path:
@@ -110,7 +132,7 @@ def _folder(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[_TENSORS, _WORDS]))
+        return Path(snapshot_download(str(source), allow_patterns=[TENSORS, WORDS]))
     except Exception as error:  # whatever keeps the Hub from answering, the user must give another source
         first = str(error).splitlines()[0]
         raise FileError(
@@ -118,27 +140,16 @@ def _folder(source: str | Path) -> Path:
         ) from error
 
 
-def _words(folder: Path) -> dict[str, Any]:
+def _words(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
     try:
-        words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
-        missing = {
-            "kind",
-            "version",
-            "base",
-            "fingerprint",
-            "layers",
-            "rank",
-            "scale",
-            "rows",
-            "width",
-            "values",
-        } - set(words)
+        words = json.loads((folder / WORDS).read_text(encoding="utf-8"))
+        missing = {*_ALWAYS, *needed} - set(words)
     except (OSError, ValueError) as error:
         raise FileError(
-            f"the adapter {folder} was asked for; its {_WORDS} cannot be read ({error}); get a sound copy"
+            f"the adapter {folder} was asked for; its {WORDS} cannot be read ({error}); get a sound copy"
         ) from error
     if missing:
         raise FileError(
-            f"the adapter {folder} was asked for; its {_WORDS} lacks {', '.join(sorted(missing))}; get a sound copy"
+            f"the adapter {folder} was asked for; its {WORDS} lacks {', '.join(sorted(missing))}; get a sound copy"
         )
     return words

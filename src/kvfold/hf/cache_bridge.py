@@ -24,6 +24,7 @@ from kvfold.hf import passes, stock_layers
 from kvfold.hf.adapter_files import find_adapter
 from kvfold.hf.adapters import Adapter
 from kvfold.hf.home import Home
+from kvfold.hf.rank_files import layout_for
 from kvfold.hf.stock_layers import StockState
 from kvfold.plan import Plan
 
@@ -56,7 +57,7 @@ def cache(
     chosen = Plan.parse(plan) if isinstance(plan, str) else plan
     stock = stock_layers.layers_for(model)
     folding = [index for index, layer in enumerate(stock) if stock_layers.folds(layer)]
-    rules = chosen.rules(pinned=pinned, layers=len(folding))
+    rules = chosen.rules(pinned=pinned, layers=len(folding), layout=layout_for(model, chosen.encode))
     boundaries = Boundaries(prompt=prompt_tokens, stride=stride if prompt_tokens != 0 else None)
     serve(model)
     return FoldedCache(
@@ -261,7 +262,8 @@ class FoldedCache(Cache):
         Raises PlanError where the plan has no budget and BudgetError where the new one holds nothing.
         """
         plan = self.plan.with_budget(keep=keep, tokens=tokens, max_bytes=max_bytes)
-        rules = plan.rules(pinned=self.memory.rules.pinned, layers=len(self.memory.layers))
+        old = self.memory.rules
+        rules = plan.rules(pinned=old.pinned, layers=len(self.memory.layers), layout=old.codec)
         self._undo()
         self.memory.obey(rules, str(plan))
         self.plan = plan

@@ -6,6 +6,7 @@ minutes on a CPU; its newest tokens are fed for real, so that methods that judge
 """
 
 import json
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from kvfold.cache.tail import Tail
 from kvfold.errors import ModelError
 from kvfold.hf.cache_bridge import FoldedCache
+from kvfold.hf.rank_files import lend
+from kvfold.hf.shape_ranks import ranks_in_shape
 
 _QUERIES_FED = 64  # tokens fed for real at the end of a filled cache
 
@@ -47,7 +50,10 @@ def shaped(shape: str, *, dtype: torch.dtype, positions: int, seed: int = 0) -> 
     settings["max_position_embeddings"] = max(positions, settings.get("max_position_embeddings", 0))
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    known = weakref.ref(model)
+    lend(model, lambda: ranks_in_shape(known()))
+    return model
 
 
 def fill(cache: FoldedCache, model: PreTrainedModel, tokens: int, *, seed: int = 0) -> None:

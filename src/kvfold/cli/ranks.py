@@ -1,0 +1,37 @@
+"""`kvfold ranks`: a page that shows how much of each token of a text a plan keeps.
+
+Reads the text in one forward and folds it. Everything heavy is imported when the verb runs.
+"""
+
+import json as words
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def ranks(
+    text: Annotated[Path, typer.Option("--text", help="The text to read: .txt, .jsonl or .jsonl.xz (its first row).")],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("ranks.html"),
+    model: Annotated[str, typer.Option("--model", help="`tiny`, a folder, or a name on the Hub.")] = "tiny",
+    plan: Annotated[str, typer.Option("--plan", help="How the text is folded.")] = "dynakv(rate=0.3)",
+    tokens: Annotated[int, typer.Option("--tokens", help="How much of the text is read, at most.", min=8)] = 1024,
+    json: Annotated[bool, typer.Option("--json", help="Print what each layer keeps as one JSON object.")] = False,
+) -> None:
+    """Draw a text with each token shaded by how much of it a plan keeps, layer by layer."""
+    from kvfold.bench.ranks import page, shares_of
+    from kvfold.data.files import prose, read_rows
+    from kvfold.hf.load import load
+
+    loaded, tokenizer = load(model)
+    read = prose(read_rows(text)[0])[: 8 * tokens]
+    start = tokenizer.decode(tokenizer(read)["input_ids"][:tokens], skip_special_tokens=True)
+    shares = shares_of(loaded, tokenizer, plan, start)
+    out.write_text(page(shares), encoding="utf-8")
+    kept = {str(index): round(sum(own) / len(own), 4) for index, own in shares.layers.items()}
+    if json:
+        typer.echo(words.dumps({"plan": shares.plan, "tokens": len(shares.tokens), "kept": kept, "page": str(out)}))
+        return
+    for index, share in kept.items():
+        typer.echo(f"layer {index}: {share:.3f} of each token's numbers on average")
+    typer.echo(f"the page is {out}")

@@ -1,0 +1,257 @@
+"""Training DynaKV's ranks for a model: bases and gates, against the model itself; one adapter for all rates.
+
+Every step draws a rate. A controller keeps, for each rate, the shift of the gates at which it is met, and moves it
+either way after every step, by what is stored. The loss is the distance to the full model's predictions and the
+cross-entropy. Writes a checkpoint to resume from, a record of the run and the adapter. No command line here.
+"""
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kvfold.encode.ranks import BasisName, BasisRanks, LayerRanks, Ranks
+from kvfold.errors import DataError, FileError
+from kvfold.hf.load import load
+from kvfold.hf.rank_files import save_ranks
+from kvfold.learn.calibrate import measure
+from kvfold.learn.ranked import BLOCK, Reading, Student, shares_at, shift_of, spread_at
+from kvfold.learn.texts import Rows
+
+RATES = (0.1, 0.2, 0.3, 0.47, 0.6)
+GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.47, 0.55, 0.65, 0.8)
+ABLATIONS = ("bases", "gates", "hard", "entropy")  # what a run may go without
+_MEMORY = 0.8  # of the controller's shifts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynaSettings:
+    """One run."""
+
+    model: str
+    out: Path
+    data: Path | None = None  # a folder of sets, or one file; without it only generated text is read
+    steps: int = 0  # 0: calibration only
+    basis: str = "rotated"
+    seed: int = 0
+    resume: bool = False
+    length: int = 768
+    rows: int = 3
+    calibration: int = 24  # rows that bases are measured on
+    basis_rate: float = 5e-4
+    gate_rate: float = 3e-3
+    entropy: float = 0.5  # weight of the cross-entropy beside the distance to the full model
+    hard_from: float = 0.4  # share of the run at which every mask is hard; the share of hard masks grows up to there
+    save_every: int = 100
+    without: tuple[str, ...] = ()  # ablations, of ABLATIONS
+
+    def __post_init__(self) -> None:
+        strange = [name for name in self.without if name not in ABLATIONS]
+        if strange:
+            raise DataError(
+                f"a run without {', '.join(strange)} was asked; {', '.join(ABLATIONS)} can be left out; name these"
+            )
+        if self.basis not in get_args(BasisName):
+            raise DataError(
+                f"basis {self.basis!r} was asked; there are {', '.join(get_args(BasisName))}; give one of them"
+            )
+        if self.steps < 0 or self.length < 4 * BLOCK:
+            raise DataError(
+                f"{self.steps} steps over rows of {self.length} tokens were asked; a run has 0 steps or more and rows "
+                f"of at least {4 * BLOCK} tokens; give such numbers"
+            )
+
+
+class DynaRun:
+    """A run: everything it needs, made once; `train` and `finish` do the work."""
+
+    def __init__(self, settings: DynaSettings) -> None:
+        self.settings = settings
+        if settings.resume and not self._checkpoint.is_file():
+            raise FileError(
+                f"resuming from {self._checkpoint} was asked; there is no such checkpoint; leave out --resume to start"
+            )
+        self.model, tokenizer = load(settings.model)
+        self.model.float().requires_grad_(False)
+        torch.manual_seed(settings.seed)
+        self.rng = random.Random(settings.seed)
+        self.rows = Rows(tokenizer, settings.data, length=settings.length)
+        self.last = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 20)
+        texts = [
+            self.rows.draw(random.Random(f"calibration:{settings.seed}:{row}")) for row in range(settings.calibration)
+        ]
+        self.measured = measure(self.model, texts, seed=settings.seed)
+        self.start = self.measured.under(settings.basis)
+        self.student = Student(self.model, self.start)
+        self.dims = {index: self.student.layer(index).dims for index in self.start.layers}
+        self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
+        self.shifts: dict[float, float] = {}
+        self.spread: dict[str, list[float]] = {}  # at each rate of the grid, the share of slots in each level
+        self.step, self.seconds, self.loss = 0, 0.0, {"kl": 0.0, "entropy": 0.0}
+        if settings.resume:
+            self._resume()
+
+    def train(self, report: Callable[[dict], None]) -> None:
+        """All steps, with checkpoints; `report` is told where the run stands."""
+        while self.step < self.settings.steps:
+            started = time.monotonic()
+            self._step()
+            self.seconds += time.monotonic() - started
+            if self.step % 10 == 0 or self.step == self.settings.steps:
+                report(self._record())
+            if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
+                self._save()
+
+    def finish(self) -> Ranks:
+        """Measure each layer's share of each rate on fresh rows, and write the adapter."""
+        settings = self.settings
+        bases = dict(self.measured.bases)
+        for name in bases:
+            own = name == settings.basis and settings.steps > 0
+            bases[name] = self._with_rates(self.student if own else Student(self.model, bases[name]), trained=own)
+        if settings.steps:
+            bases[f"{settings.basis}-measured"] = self.start
+        ranks = Ranks(bases=bases)
+        about = {
+            "steps": self.step, "seconds": round(self.seconds), "seed": settings.seed, "length": settings.length,
+            "data": None if settings.data is None else settings.data.name, "losses": self.loss,
+            "without": list(settings.without), "spread": self.spread,
+        }  # fmt: skip
+        save_ranks(ranks, settings.out, model=self.model, about={"training": about})
+        return ranks
+
+    def _groups(self) -> list[dict[str, Any]]:
+        named = list(self.student.layers.named_parameters())
+        bases = [one for name, one in named if name.split(".")[1] in ("keys", "values", "keys_mean", "values_mean")]
+        gates = [one for name, one in named if name.split(".")[1] in ("weight", "bias", "linear", "square")]
+        for name, group in (("bases", bases), ("gates", gates)):
+            for parameter in group:
+                parameter.requires_grad_(name not in self.settings.without)
+        return [{"params": bases, "lr": self.settings.basis_rate}, {"params": gates, "lr": self.settings.gate_rate}]
+
+    def _step(self) -> None:
+        settings = self.settings
+        done = self.step / settings.steps
+        for group, rate in zip(self.optimiser.param_groups, (settings.basis_rate, settings.gate_rate), strict=True):
+            group["lr"] = rate * min(1.0, (self.step + 1) / 20) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        rate = self.rng.choice(RATES)
+        if rate not in self.shifts:
+            self.shifts[rate] = self._shift(rate)
+        hard = 0.0 if "hard" in settings.without else min(1.0, done / max(settings.hard_from, 1e-6))
+        reading = self._reading(shift=self.shifts[rate], hard=hard, logits={})
+        distance, entropy = self._losses(reading)
+        (distance + (0.0 if "entropy" in settings.without else settings.entropy) * entropy).backward()
+        nn.utils.clip_grad_norm_(self.student.layers.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        assert reading.logits is not None
+        met = shift_of(reading.logits, self.dims, rate)
+        self.shifts[rate] += (1 - _MEMORY) * (met - self.shifts[rate])
+        for name, value in (("kl", distance), ("entropy", entropy)):
+            self.loss[name] += 0.05 * (float(value.detach()) - self.loss[name]) if self.step else float(value.detach())
+        self.step += 1
+
+    def _reading(self, **settings: Any) -> Reading:
+        blocks = self.settings.length // BLOCK
+        return Reading(context=BLOCK * self.rng.randint(blocks // 3, max(blocks - 3, 1)), **settings)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        ids = self.rows.batch(self.settings.rows, self.rng).to(self.model.device)
+        start = self.rng.randrange(max(self.last - ids.shape[1], 0) + 1)
+        return ids, (torch.arange(ids.shape[1], device=ids.device) + start).expand_as(ids)
+
+    def _losses(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """Distance to the full model, and cross-entropy, of the tokens after the context."""
+        ids, positions = self._batch()
+        kept = ids.shape[1] - reading.context
+        with torch.no_grad():
+            full = self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1).logits[:, :-1]
+        found = self.student.read(ids, positions, reading)
+        targets = ids[:, reading.context :].flatten()
+        entropy = nn.functional.cross_entropy(found.flatten(0, 1).float(), targets)
+        wanted, got = full.float().log_softmax(dim=-1), found.float().log_softmax(dim=-1)
+        return (wanted.exp() * (wanted - got)).sum(dim=-1).mean(), entropy
+
+    @torch.no_grad()
+    def _shift(self, rate: float) -> float:
+        """Where the controller starts: what meets the rate on one batch that is read in full."""
+        reading = self._reading(shift=4096.0, logits={})
+        self.student.read(*self._batch(), reading)
+        assert reading.logits is not None
+        return shift_of(reading.logits, self.dims, rate)
+
+    @torch.no_grad()
+    def _with_rates(self, student: Student, *, trained: bool) -> BasisRanks:
+        """The layers with their own rates at each rate of the grid; for a trained basis read at that rate."""
+        state, self.rng = self.rng, random.Random("rates")
+        batches = [self._batch() for _ in range(2)]
+        self.rng = state
+        dims = {int(index): student.layer(int(index)).dims for index in student.layers}
+        rates: dict[int, list[float]] = {index: [] for index in dims}
+        whole = _logits(student, batches, shift=4096.0)
+        for rate in GRID:
+            logits = _logits(student, batches, shift=shift_of(whole, dims, rate)) if trained else whole
+            met = shift_of(logits, dims, rate)
+            kept = shares_at(logits, dims, met)
+            if trained:
+                self.spread[str(rate)] = spread_at(logits, met)
+            for index, share in kept.items():
+                rates[index].append(share * rate * len(kept) / sum(kept.values()))
+        layers: dict[int, LayerRanks] = {
+            index: student.layer(index).learned([*own, 1.0]) for index, own in rates.items()
+        }
+        return BasisRanks(layers=layers, grid=(*GRID, 1.0), trained=trained)
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "step": self.step, "share": self.step / max(self.settings.steps, 1), "seconds": round(self.seconds, 1),
+            "tokens": self.step * self.settings.rows * self.settings.length,
+            "losses": {name: round(value, 4) for name, value in self.loss.items()},
+            "shifts": {str(rate): round(shift, 2) for rate, shift in sorted(self.shifts.items())},
+        }  # fmt: skip
+
+    def _save(self) -> None:
+        settings = self.settings
+        settings.out.mkdir(parents=True, exist_ok=True)
+        state = {
+            "layers": self.student.layers.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step,
+            "seconds": self.seconds, "loss": self.loss, "shifts": self.shifts, "rng": self.rng.getstate(),
+            "torch": torch.get_rng_state(),
+        }  # fmt: skip
+        torch.save(state, self._checkpoint.with_suffix(".new"))
+        os.replace(self._checkpoint.with_suffix(".new"), self._checkpoint)
+        with (settings.out / "record.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(self._record()) + "\n")
+
+    def _resume(self) -> None:
+        state = torch.load(self._checkpoint, weights_only=True)
+        self.student.layers.load_state_dict(state["layers"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        self.shifts = state["shifts"]
+        version, numbers, gauss = state["rng"]
+        self.rng.setstate((version, tuple(numbers), gauss))
+        torch.set_rng_state(state["torch"])
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.settings.out / "checkpoint.pt"
+
+
+def _logits(student: Student, batches: Sequence[tuple[Tensor, Tensor]], *, shift: float) -> dict[int, Tensor]:
+    """What the gates of all layers say of some batches, read at a shift."""
+    seen: dict[int, list[Tensor]] = {int(index): [] for index in student.layers}
+    for ids, positions in batches:
+        reading = Reading(context=ids.shape[1] // 2 // BLOCK * BLOCK, shift=shift, logits={})
+        student.read(ids, positions, reading)
+        for index, logits in (reading.logits or {}).items():
+            seen[index].append(logits)
+    return {index: torch.cat(logits) for index, logits in seen.items()}

@@ -1,0 +1,95 @@
+"""Attention over latents, against attention over what the bases read back, and rotations with their inverse."""
+
+import pytest
+import torch
+
+from fakes import model_of
+from kvfold.attention.latent import LatentBlock, attend_latents
+from kvfold.attention.reference import attend_part
+from kvfold.attention.rotary import rotate, unrotate
+from kvfold.hf.rotary import rotary_of
+from ranks import form
+
+HEADS, SIZE, SCALE = 2, 8, 0.3
+
+
+def blocks_of(own, counts, dtype=torch.float32):
+    """Random slots, so many of each level."""
+    start, found = 0, []
+    for count, (keys, values) in zip(counts, own.levels, strict=True):
+        positions = torch.arange(start, start + count, dtype=torch.int32)
+        found.append(
+            LatentBlock(
+                keys=torch.randn(count, keys).to(dtype),
+                values=torch.randn(count, values).to(dtype),
+                positions=positions,
+            )
+        )
+        start += count
+    return [block for block in found if len(block.positions)]
+
+
+def read_back(blocks, bases):
+    keys = torch.cat([bases.read_keys(block) for block in blocks]).transpose(0, 1)[None]
+    values = torch.cat([bases.read_values(block) for block in blocks]).transpose(0, 1)[None]
+    return keys, values
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turned, dtype):
+    own = form(HEADS, SIZE, rotary=rotary_of(model_of("llama")) if turned else None)
+    blocks = blocks_of(own, [3, 0, 5, 1, 2, 0, 4, 7], dtype)
+    queries = torch.randn(6, 5, SIZE).to(dtype)
+    found = attend_latents(queries, blocks, own.bases, scale=SCALE)
+    keys, values = read_back(blocks, own.bases)
+    output, weights = attend_part(queries[None].float(), keys.float(), values.float(), scale=SCALE)
+    close = 3e-2 if dtype == torch.bfloat16 else 1e-4
+    assert found.output.dtype == dtype
+    assert (found.output.float() - output).abs().max() < close * output.abs().max()
+    assert (found.log_sum_exp.float() - weights).abs().max() < close * weights.abs().max()
+
+
+def test_many_queries_are_answered_in_pieces_as_in_one():
+    own = form(HEADS, SIZE)
+    blocks, queries = blocks_of(own, [0, 0, 9, 9, 9, 9, 9, 9]), torch.randn(4, 300, SIZE)
+    whole = attend_latents(queries, blocks, own.bases, scale=SCALE)
+    from kvfold.attention import latent
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latent, "_SCORES", 64)
+        patch.setattr(latent, "_TILE", 4)
+        pieces = attend_latents(queries, blocks, own.bases, scale=SCALE)
+    assert torch.allclose(whole.output, pieces.output, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(whole.log_sum_exp, pieces.log_sum_exp, rtol=1e-4, atol=1e-5)
+
+
+def test_a_latent_cut_to_r_dimensions_is_the_projection_onto_the_first_r():
+    own = form(HEADS, SIZE).bases.keys
+    numbers = torch.randn(20, HEADS * SIZE)
+    for rank in (1, 7, HEADS * SIZE):
+        wanted = (numbers - own.mean) @ own.encode[:, :rank] @ own.decode[:rank] + own.mean
+        assert torch.allclose(own.read(own.write(numbers)[:, :rank]), wanted, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(own.read(own.write(numbers)), numbers, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
+def test_keys_turn_back_to_what_they_were(family):
+    model = model_of(family)
+    positions = torch.tensor([0, 3, 200, 17])
+    cosines, sines = rotary_of(model).at(positions)
+    keys = torch.randn(4, cosines.shape[-1] + 4)
+    scaled = (1.7 * cosines, 1.7 * sines)  # an attention scaling, as long-context kinds have
+    for angles in ((cosines, sines), scaled):
+        assert torch.allclose(unrotate(rotate(keys, *angles), *angles), keys, rtol=1e-4, atol=1e-5)
+
+
+def test_rotations_are_those_of_the_model():
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    model, positions = model_of("llama"), torch.tensor([[0, 5, 77]])
+    keys = torch.randn(1, 2, 3, SIZE)
+    angles = model.model.rotary_emb(keys, positions)
+    wanted = apply_rotary_pos_emb(keys, keys, *angles)[1]
+    cosines, sines = rotary_of(model).at(positions[0])
+    assert torch.allclose(rotate(keys, cosines, sines), wanted, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,100 @@
+"""Calibration and training of ranks: bases are exact, soft and hard agree with the cache, a run resumes as it was."""
+
+import json
+
+import pytest
+import torch
+
+import kvfold
+from driving import feed
+from fakes import model_of, text
+from kvfold.encode.ranks import Ranks
+from kvfold.errors import DataError, FileError
+from kvfold.hf.rank_files import save_ranks
+from kvfold.learn.calibrate import measure
+from kvfold.learn.dynakv import DynaRun, DynaSettings
+from kvfold.learn.ranked import Reading, Student, shares_at, shift_of
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return measure(model_of("llama"), text(8, 96, seed=3).tolist())
+
+
+def test_bases_are_sorted_by_energy_and_undone_by_their_inverse(measured):
+    for name, basis in measured.bases.items():
+        for own in basis.layers.values():
+            for side in (own.form.bases.keys, own.form.bases.values):
+                assert torch.allclose(side.encode @ side.decode, torch.eye(len(side.mean)), atol=1e-4)
+            keys = own.gate.scale[: len(own.form.bases.keys.mean)]
+            assert name == "rotary" or (keys.diff() <= 1e-3 * keys.max()).all()  # there, pairs are sorted
+            assert own.form.levels[0] == (0, 0)
+            assert sum(own.form.levels[-1]) == own.form.size
+
+
+def test_a_rotary_basis_commutes_with_rotation(measured):
+    from kvfold.attention.rotary import rotate
+    from kvfold.hf.rotary import rotary_of
+
+    encode = measured.under("rotary").layers[0].form.bases.keys.encode
+    cosines, sines = rotary_of(model_of("llama")).at(torch.tensor([37]))
+    keys = torch.randn(5, 2, 8)
+    turned = rotate(keys, cosines[:, None], sines[:, None]).flatten(1) @ encode
+    plain = keys.flatten(1) @ encode
+    pairs = [latent.unflatten(1, (-1, 2)).square().sum(dim=2) for latent in (turned, plain)]
+    assert torch.allclose(*pairs, rtol=1e-3, atol=1e-4)  # each pair only turns
+
+
+@pytest.mark.parametrize("basis", ["rotated", "joint", "rotary"])
+def test_the_student_reads_what_the_cache_reads(measured, basis, tmp_path):
+    model, ids = model_of("llama"), text(2, 192, seed=5)
+    ranks = measured.under(basis)
+    student = Student(model, ranks)
+    positions = torch.arange(192).expand_as(ids)
+    with torch.no_grad():
+        reading = Reading(context=64, shift=4096.0, logits={})
+        full = student.read(ids, positions, reading)
+    assert torch.allclose(full, feed(model, ids)[:, 63:-1], rtol=1e-3, atol=1e-3)
+    dims = {index: student.layer(index).dims for index in ranks.layers}
+    shift = shift_of(reading.logits, dims, 0.4)
+    assert abs(sum(shares_at(reading.logits, dims, shift).values()) / len(dims) - 0.4) < 0.01
+    save_ranks(Ranks(bases={basis: ranks}), tmp_path, model=model, about={})
+    plan = f"dynakv(rate=1.0, basis={basis!r}, adapter={str(tmp_path)!r})"
+    cached = feed(model, ids, kvfold.cache(model, plan, prompt_tokens=64, stride=64), sizes=(64, 64))
+    assert torch.allclose(full, cached[:, 63:-1], rtol=1e-3, atol=1e-3)
+
+
+def settings(out, **more):
+    return DynaSettings(model="tiny", out=out, length=256, rows=1, calibration=2, save_every=1, **more)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
+    whole = DynaRun(settings(tmp_path / "whole", steps=3))
+    whole.train(lambda record: None)
+    half = DynaRun(settings(tmp_path / "half", steps=3))
+    half._step()
+    half._save()
+    rest = DynaRun(settings(tmp_path / "half", steps=3, resume=True))
+    rest.train(lambda record: None)
+    for one, other in zip(whole.student.layers.parameters(), rest.student.layers.parameters(), strict=True):
+        assert torch.equal(one, other)
+    rest.finish()
+    words = json.loads((tmp_path / "half" / "adapter.json").read_text())
+    assert words["training"]["steps"] == 3
+    assert words["bases"]["rotated"]["trained"]
+    assert "rotated-measured" in words["bases"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"without": ("sleep",)}, "can be left out"), ({"basis": "round"}, "there are"), ({"steps": -1}, "0 steps")],
+)
+def test_runs_that_cannot_be_are_refused(wrong, said, tmp_path):
+    with pytest.raises(DataError, match=said):
+        DynaSettings(model="tiny", out=tmp_path, **wrong)
+
+
+def test_resuming_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(FileError, match="leave out --resume"):
+        DynaRun(settings(tmp_path, steps=1, resume=True))

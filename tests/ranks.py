@@ -1,0 +1,71 @@
+"""Random ranks: bases and gates as training leaves them, without any, for models and for memories without one."""
+
+import torch
+
+from kvfold.attention.latent import Bases, Basis
+from kvfold.cache.lowrank import Form
+from kvfold.encode.gate import Gate
+from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks
+from kvfold.hf.rank_files import inverse, left_out
+from kvfold.hf.rotary import rotary_of
+from kvfold.hf.tap import folding_layers
+
+GRID = (0.25, 0.5, 1.0)
+
+
+def basis(size):
+    """A random map that is neither orthogonal nor far from it, and a mean."""
+    encode = torch.linalg.qr(torch.randn(size, size))[0] + 0.1 * torch.randn(size, size) / size**0.5
+    return Basis(encode=encode, decode=inverse(encode), mean=torch.randn(size))
+
+
+def levels_of(size):
+    """Eight levels, the first without any dimension, the last with all."""
+    steps = [0, 1, 2, 3, 4, 5, 6, 8]
+    return tuple((step * size // 8, min(step + 1, 8) * size // 8 if step else 0) for step in steps)
+
+
+def form(heads, size, *, rotary=None):
+    bases = Bases(keys=basis(heads * size), values=basis(heads * size), heads=heads, rotary=rotary)
+    return Form(bases=bases, levels=levels_of(heads * size))
+
+
+def gate(own):
+    dims, levels = own.size, len(own.levels)
+    return Gate(
+        cost=torch.rand(dims) + 0.1,
+        left_out=left_out(own.levels, dims // 2, dims // 2),
+        floor=torch.tensor(1e-3),
+        scale=torch.ones(dims),
+        weight=torch.randn(dims, levels) * 0.1,
+        linear=torch.randn(levels) * 0.1,
+        square=torch.randn(levels) * 0.1 - 1,
+        bias=torch.randn(levels) * 0.1,
+    )
+
+
+def random_ranks(heads, size, layers, *, rotary=None):
+    """Ranks under every basis; `joint` only with rotations."""
+    names = ["rotated", "rotary"] + ["joint"] * (rotary is not None)
+    bases = {}
+    for name in names:
+        forms = {index: form(heads, size, rotary=rotary if name == "joint" else None) for index in layers}
+        own = {
+            index: LayerRanks(form=forms[index], gate=gate(forms[index]), rates=(0.2 + 0.05 * (index % 2), 0.5, 1.0))
+            for index in layers
+        }
+        bases[name] = BasisRanks(layers=own, grid=GRID, trained=False)
+    return Ranks(bases=bases)
+
+
+def ranks_for(model):
+    """Random ranks of a model."""
+    config = model.config.get_text_config(decoder=True)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    try:
+        rotary = rotary_of(model)
+    except Exception:
+        rotary = None
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        return random_ranks(config.num_key_value_heads, size, folding_layers(model), rotary=rotary)
