@@ -1,4 +1,8 @@
-"""Joining the processes of one training run, where a launcher has started several."""
+"""Joining the processes of one training run, where a launcher (accelerate, torchrun) has started several.
+
+Each draws samples of its own and gradients are averaged; the first one writes the files. On machines without a GPU
+accelerate must be told so, else every process takes itself for the only one.
+"""
 
 import os
 
