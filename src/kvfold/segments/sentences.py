@@ -27,7 +27,12 @@ _CLOSER = 0b100000  # quotes and brackets that belong to what is before them
 _STEM = 0b1000000  # a dot after it is no end: Dr, e.g, a single letter
 _SOFT_ENDS = frozenset(".,:?!")
 _CLOSERS = frozenset("\"')]”’»」』）】")
-_STEMS = frozenset("mr mrs ms dr prof st no vs etc fig eq sec vol jr sr inc ltd e.g i.e cf al approx".split())
+_STEMS = frozenset(
+    {
+        *("mr", "mrs", "ms", "dr", "prof", "st", "no", "vs", "etc", "fig", "eq", "sec", "vol", "jr", "sr", "inc", "ltd"),
+        *("e.g", "i.e", "cf", "al", "approx"),
+    }
+)
 _BEST = 7.0
 
 
@@ -45,7 +50,7 @@ def mark(text: str) -> int:
         flags |= _CLOSER
     if last in _SOFT_ENDS and ended.endswith(last):
         flags |= _SOFT
-    if bare.lower().rstrip(".") in _STEMS or (len(bare) == 1 and bare.isalpha() and bare.isascii()):
+    if bare.lower().rstrip(".") in _STEMS or (len(bare) == 1 and bare.isupper() and bare != "I"):
         flags |= _STEM
     return level | flags
 
@@ -54,7 +59,7 @@ def table(texts: Iterable[str]) -> bytes:
     """A mark for every vocabulary entry, in order of their ids.
 
     >>> list(table(["a", ".", "\\n"]))
-    [64, 31, 23]
+    [0, 31, 23]
     """
     return bytes(map(mark, texts))
 
