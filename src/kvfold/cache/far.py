@@ -55,31 +55,27 @@ class Store:
         stops = [held + more for held, more in zip(counts, sizes, strict=True)]
         with self._lock:
             mine = counts == self.filled or not any(self.filled)
-            if mine and max(stops) <= self.capacity:
+            if mine and self.regions and max(stops) <= self.capacity:
                 self._put(counts, payload, sizes)
                 self.filled = tuple(stops)
                 return self
-        most = max(stops)
+        most = max(*stops, 1)
         grown = self._copy(counts, payload, most + most // 8 if any(counts) else most)
         grown._put(counts, payload, sizes)
         grown.filled = tuple(stops)
         return grown
 
-    def gather(self, flat: Tensor) -> dict[str, Tensor]:
-        """Slots by lane x capacity + slot, on the device."""
+    def gather(self, flat: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """What these regions hold of slots, by lane x capacity + slot, on the device."""
         where = flat.to(next(iter(self.regions.values())).tensor.device)
         return {
-            name: region.tensor.flatten(0, 1).index_select(0, where).to(self.device, non_blocking=True)
-            for name, region in self.regions.items()
+            name: self.regions[name].tensor.flatten(0, 1).index_select(0, where).to(self.device, non_blocking=True)
+            for name in names
         }
 
-    def block(self, start: int, stop: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def block(self, start: int, stop: int, names: Sequence[str]) -> dict[str, Tensor]:
         """Slots start to stop of every lane, [lanes, stop - start, ...], on the device."""
-        return {
-            name: region.tensor[:, start:stop].to(self.device, non_blocking=True)
-            for name, region in self.regions.items()
-            if names is None or name in names
-        }
+        return {name: self.regions[name].tensor[:, start:stop].to(self.device, non_blocking=True) for name in names}
 
     def flat(self, counts: tuple[int, ...]) -> dict[str, Tensor]:
         """All slots, lane after lane, in memory of their own on the device."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from kvfold.errors import PlanError
 
@@ -29,11 +29,30 @@ _SOFT_ENDS = frozenset(".,:?!")
 _CLOSERS = frozenset("\"')]”’»」』）】")
 _STEMS = frozenset(
     {
-        *("mr", "mrs", "ms", "dr", "prof", "st", "no", "vs", "etc", "fig", "eq", "sec", "vol", "jr", "sr", "inc", "ltd"),
+        *(
+            "mr",
+            "mrs",
+            "ms",
+            "dr",
+            "prof",
+            "st",
+            "no",
+            "vs",
+            "etc",
+            "fig",
+            "eq",
+            "sec",
+            "vol",
+            "jr",
+            "sr",
+            "inc",
+            "ltd",
+        ),
         *("e.g", "i.e", "cf", "al", "approx"),
     }
 )
 _BEST = 7.0
+_STRONG = 5  # the least level that ends a sentence by itself
 
 
 def mark(text: str) -> int:
@@ -79,6 +98,13 @@ def weights(marks: bytes) -> list[float]:
         if marks[at] & _CLOSER and levels[at - 1] > levels[at]:
             levels[at], levels[at - 1] = levels[at - 1], 0
     return [level / _BEST for level in levels]
+
+
+def ends(marks: Any, after: Any) -> Any:
+    """Whether a sentence ends at a token, by its mark and its successor's; of numbers, or arrays of them."""
+    strong = (marks & _LEVEL) >= _STRONG
+    inside = ((marks & _SOFT) != 0) & ((after & _APART) == 0)
+    return strong & ~inside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
