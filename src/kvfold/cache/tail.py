@@ -50,7 +50,8 @@ class Tail:
         return self.positions[:, : self.length] != PAD
 
     def append(self, keys: Float[Tensor, "B H Q D"], values: Float[Tensor, "B H Q E"], *,
-               positions: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"] | None, marks: UInt8[Tensor, "B Q"] | None = None) -> "Tail":  # fmt: skip
+               positions: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"] | None,
+               marks: UInt8[Tensor, "B Q"] | None = None) -> "Tail":  # fmt: skip
         """The tail with these tokens written behind it; a new set of buffers only when they do not fit."""
         stop = self.length + keys.shape[2]
         grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // 8)
