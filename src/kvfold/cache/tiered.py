@@ -115,10 +115,9 @@ class TieredPart(Part):
         """Slots of every row and head."""
         return tuple(count for row in self.counts for count in row)
 
-    @property
-    def positions(self) -> Int[Tensor, " slots"]:
-        """Where each slot sat in the text, row by row, head by head."""
-        return torch.cat([self.shelf.positions(lane, 0, held) for lane, held in enumerate(self.lanes)])
+    def places(self, row: int, head: int) -> Int[Tensor, " S"]:
+        """Positions of the slots of one row and head, oldest first."""
+        return self.shelf.positions(row * len(self.counts[0]) + head, 0, self.counts[row][head])
 
     @property
     def traffic(self) -> Mapping[str, float]:

@@ -38,8 +38,8 @@ class SentKV(Place):
     tier: Literal["device", "host", "disk"] = "host"
     directory: str | None = None  # of the disk tier's file
     limit_bytes: int | None = None  # of that file
-    length: int = 32  # tokens of a sentence
-    window: int = 14  # so many more or fewer; 0 makes pages
+    length: int = 16  # tokens of a sentence
+    window: int = 8  # so many more or fewer; 0 makes pages
     recent: int = 16  # newest folded tokens, always read; the unfinished sentence is too
     summary: Literal["minmax", "mean", "spread", "halves"] = "minmax"
     debias: bool = True  # longer sentences have wider extremes by chance: take that off

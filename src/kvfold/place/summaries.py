@@ -2,6 +2,8 @@
 
 Each takes keys sentence after sentence and the lengths; a score is q . centre + |q| . spread. Extremes bound every
 q . k of the sentence from above; means rank sentences with one outstanding key low.
+Extremes are Quest's, https://arxiv.org/abs/2406.10774; means SentenceKV's, https://arxiv.org/abs/2504.00970
+Ours differs: extremes are kept as their middle and half their distance, so every form is scored alike.
 """
 
 from collections.abc import Callable, Mapping
