@@ -66,6 +66,17 @@ def test_slots_hold_exactly_what_is_selected(life):
         assert working.spent.fetched == fetched
 
 
+def test_slots_of_a_past_that_was_written_anew_are_fetched_again():
+    working, store = Working(), stored(HostTier())
+    more = {"keys": torch.full((LANES, 3), 7.0), "values": torch.full((LANES, 2), 7.0)}
+    store = store.append((STORED,) * LANES, more, [1] * LANES)
+    other = store.append((STORED,) * LANES, {name: one + 1 for name, one in more.items()}, [1] * LANES)
+    wanted = torch.full((LANES, 1), STORED, dtype=torch.int32)
+    for one, number in ((store, 7), (other, 8), (store, 7)):
+        working.bring(wanted.clone(), fetching(one), stored=STORED + 1, heads=2, lineage=one.lineage)
+        assert bool((working.keys == number).all())
+
+
 def test_what_is_there_is_not_fetched_again():
     working, store = Working(), stored(DeviceTier())
     bring(working, store, [[1, 2, 3, 4]] * LANES)

@@ -5,6 +5,7 @@ head, slots in order. Stores grow by an eighth and are written behind what is th
 store stays valid; a part that is not the newest writes into a copy. It knows no sentences and no attention.
 """
 
+import copy
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ class Store:
         self.regions: dict[str, Region] = {}
         self.capacity = 0
         self.filled: tuple[int, ...] = ()  # slots of each lane that somebody has written
+        self.lineage = object()  # the same for stores whose common slots are the same
         self._lock = threading.Lock()
 
     def append(self, counts: tuple[int, ...], payload: Mapping[str, Tensor], sizes: Sequence[int]) -> "Store":
@@ -63,6 +65,8 @@ class Store:
         grown = self._copy(counts, payload, most + most // 8 if any(counts) else most)
         grown._put(counts, payload, sizes)
         grown.filled = tuple(stops)
+        if mine:
+            grown.lineage = self.lineage
         return grown
 
     def gather(self, flat: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -86,7 +90,7 @@ class Store:
 
     def __deepcopy__(self, memo: dict) -> "Store":
         twin = self._copy(self.filled, {name: one.tensor for name, one in self.regions.items()}, self.capacity)
-        twin.filled = self.filled
+        twin.filled, twin.lineage = self.filled, copy.deepcopy(self.lineage, memo)
         return twin
 
     def _copy(self, counts: tuple[int, ...], like: Mapping[str, Tensor], capacity: int) -> "Store":

@@ -26,6 +26,11 @@ Fetched = tuple[Tensor, Tensor, int]  # keys and values of some slots, and the b
 class Shelf(ABC):
     """Slots of lanes (rows x heads), oldest first."""
 
+    @property
+    @abstractmethod
+    def lineage(self) -> object:
+        """The same for shelves whose common slots are the same; another where a past was written anew."""
+
     @abstractmethod
     def append(self, counts: Counts, fresh: Part) -> "Shelf":
         """The shelf with a part's slots behind the first `counts` of its lanes. Raises FileError where that fails."""
@@ -70,6 +75,11 @@ class DenseShelf(Shelf):
 
     like: DensePart  # without slots: it says how they are written
     store: Store
+
+    @property
+    def lineage(self) -> object:
+        """Its store's."""
+        return self.store.lineage
 
     def append(self, counts: Counts, fresh: Part) -> "DenseShelf":
         """Lane after lane."""
@@ -123,6 +133,11 @@ class LatentShelf(Shelf):
     levels: tuple[Store, ...]
     where: Store
     held: tuple[tuple[int, ...], ...]  # of each level, slots of each row
+
+    @property
+    def lineage(self) -> object:
+        """Its table's."""
+        return self.where.lineage
 
     def append(self, counts: Counts, fresh: Part) -> "LatentShelf":
         """Level by level; a slot's place is how many of its level came before."""

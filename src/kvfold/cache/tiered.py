@@ -204,9 +204,15 @@ class TieredPart(Part):
     def _chosen(self, queries: Tensor, scale: float) -> Partial:
         working, lanes = self.working, self.lanes
         assert self.selected is not None
-        if not self.policy.reuse:
-            working.forget(self.selected)
-        working.bring(self.selected, self.shelf.fetch, stored=max(lanes), heads=len(self.counts[0]))
+        if not self.policy.reuse and not working.holds(self.selected):
+            working.forget()
+        working.bring(
+            self.selected,
+            self.shelf.fetch,
+            stored=max(lanes),
+            heads=len(self.counts[0]),
+            lineage=self.shelf.lineage,
+        )
         assert working.keys is not None
         assert working.values is not None
         began = perf_counter()

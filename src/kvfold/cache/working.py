@@ -49,9 +49,17 @@ class Working:
         self.slots: Tensor | None = None  # lanes budget, int32: which far slot, -1 none
         self.valid: Tensor | None = None  # where a lane has fewer; None: everywhere
         self._holds: Tensor | None = None  # the selection as it was given
+        self._lineage: object = None  # of the slots that are here
 
-    def bring(self, wanted: Int[Tensor, "L budget"], fetch: Fetch, *, stored: int, heads: int) -> None:
-        """Make the slots those that are wanted; -1 is no slot. `stored` is the most slots that a lane has."""
+    def bring(self, wanted: Int[Tensor, "L budget"], fetch: Fetch, *, stored: int, heads: int,
+              lineage: object = None) -> None:  # fmt: skip
+        """Make the slots those that are wanted; -1 is no slot. `stored` is the most slots that a lane has.
+
+        Slots of another lineage may be others by the same number: none of them stays.
+        """
+        if self._lineage is not lineage:
+            self.forget()
+            self._lineage = lineage
         if self._holds is wanted:
             return
         began = perf_counter()
@@ -72,10 +80,15 @@ class Working:
         self._holds = wanted
         self.spent.fetch_seconds += perf_counter() - began
 
-    def forget(self, wanted: Tensor) -> None:
-        """Let go of everything, unless this is what is held."""
-        if self.slots is not None and self._holds is not wanted:
+    def forget(self) -> None:
+        """Let go of everything."""
+        self._holds = None
+        if self.slots is not None:
             self.slots.fill_(-1)
+
+    def holds(self, wanted: Tensor) -> bool:
+        """Whether it was brought just this selection."""
+        return self._holds is wanted
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor held, by name."""
@@ -128,7 +141,8 @@ class Working:
 def _overlap(held: Tensor, wanted: Tensor, stored: int) -> tuple[Tensor, Tensor]:
     """Which wanted slots are held, and which held ones are wanted; the entry behind the last slot stands for none."""
     nowhere = stored
-    held, wanted = held.masked_fill(held < 0, nowhere).long(), wanted.masked_fill(wanted < 0, nowhere).long()
+    gone = (held < 0) | (held >= stored)  # after a step back there may be slots of what is no more
+    held, wanted = held.masked_fill(gone, nowhere).long(), wanted.masked_fill(wanted < 0, nowhere).long()
     table = torch.zeros(held.shape[0], stored + 1, dtype=torch.bool, device=held.device)
     table.scatter_(1, held, True)[:, nowhere] = False
     there = table.gather(1, wanted)
