@@ -4,7 +4,7 @@ Lossless plans have room for everything; lossy ones are small. Members that take
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import pytest
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from kvfold.cache.kv import KV, Observed
 from kvfold.errors import KvfoldError
+from kvfold.place.base import Place
+from kvfold.place.sentkv import SentKV
 from kvfold.plan import Plan, members
 from kvfold.select.base import Select
 
@@ -28,11 +30,28 @@ def _select(name: str, **budget: object) -> Select:
         return kind()
 
 
+def _roomy_place(name: str) -> Place:
+    """A place member that reads everything, if it has a budget."""
+    kind = members("place")[name]
+    return kind(budget=1.0) if "budget" in {field.name for field in fields(kind)} else kind()
+
+
+# Chosen token by token, so that chunks change nothing; forwards of several tokens otherwise read everything.
+PLACED = SentKV(budget=TOKENS, length=5, window=2, recent=2, prompt="chosen", every=1)
+
+
+def placed() -> dict[str, Plan]:
+    """A place member that reads little, alone and with others."""
+    alone = {"sentkv": Plan(place=PLACED), "sentkv-rest": Plan(place=replace(PLACED, rest=True, summary="mean"))}
+    evicted = Plan(select=_select("snapkv", tokens=2 * TOKENS), place=PLACED)
+    return alone | {"snapkv+sentkv": evicted, "int4+sentkv": Plan(encode=members("encode")["int4"](), place=PLACED)}
+
+
 def lossless() -> dict[str, Plan]:
     """Plans that drop nothing and round nothing: every select member with room for all, every lossless codec."""
     roomy = {name: Plan(select=_select(name, tokens=10**6)) for name in members("select") if name != "none"}
     exact = {name: Plan(encode=kind()) for name, kind in members("encode").items() if kind.lossless}
-    every = roomy | exact | {name: Plan(place=kind()) for name, kind in members("place").items()}
+    every = roomy | exact | {name: Plan(place=_roomy_place(name)) for name in members("place")}
     return {name: plan for name, plan in every.items() if name == "full" or plan != Plan()}
 
 
@@ -41,7 +60,7 @@ def lossy() -> dict[str, Plan]:
     alone = {name: Plan(select=_select(name, tokens=TOKENS)) for name in members("select")}
     coded = {name: Plan(encode=kind()) for name, kind in members("encode").items()}
     turns = {f"{name}-turn": plan.with_scope("turn") for name, plan in alone.items() if plan.has_budget}
-    return alone | coded | turns
+    return alone | coded | turns | placed()
 
 
 def pairs() -> dict[str, Plan]:
@@ -60,7 +79,7 @@ def mostly(names: Iterable[str]) -> list[object]:
     return [pytest.param(name, marks=pytest.mark.slow) if name in tail else name for name in names]
 
 
-_SHOWN = ("snapkv+int4", "h2o-turn")
+_SHOWN = ("snapkv+int4", "h2o-turn", "snapkv+sentkv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 from kvfold import encode, place, select
 from kvfold.budget.budget import Budget
 from kvfold.cache.fold import Rules
-from kvfold.cache.part import Layout
+from kvfold.cache.part import Layout, Placer
 from kvfold.encode.base import Encode
 from kvfold.encode.dense import Dense
 from kvfold.errors import BudgetError, KvfoldError, PlanError
@@ -67,15 +67,32 @@ class Plan:
         texts = [_text_of(member) for axis in _AXES if (member := getattr(self, axis)) != getattr(default, axis)]
         return " + ".join(texts) or "full"
 
-    def rules(self, *, pinned: int, layers: int, layout: Layout | None = None) -> Rules:
-        """What the layers of a model fold by; `layout` is the encode member's, bound to what was learned of the model.
+    def rules(self, *, pinned: int, layers: int, layout: Layout | None = None, opened: Placer | None = None) -> Rules:
+        """What the layers of a model fold by; `layout` is the encode member's, bound to what was learned of the model,
+        `opened` the place member's, if their cache has one already.
 
         Raises BudgetError for a budget that cannot hold the pinned tokens.
         """
         budget = self.select.budget
         if budget is not None:
             budget.check(pinned=pinned)
-        return Rules(chooser=self.select, codec=layout or self.encode, raw=_DENSE, pinned=pinned, layers=layers)
+        return Rules(
+            chooser=self.select,
+            codec=layout or self.encode,
+            raw=_DENSE,
+            pinned=pinned,
+            layers=layers,
+            placer=self._placer(pinned) if opened is None else opened,
+        )
+
+    def _placer(self, pinned: int) -> Placer | None:
+        placer = self.place.open(pinned=pinned)
+        if placer is not None and self.select.needs.mass:
+            raise PlanError(
+                f"{self} was asked for; {_name_of(type(self.select))} adds up the attention that every slot receives, "
+                f"and with {_name_of(type(self.place))} most slots are not read; give one without such sums"
+            )
+        return placer
 
     @property
     def keep(self) -> float | None:

@@ -16,7 +16,7 @@ BANNED_PLACES = {"utils", "util", "common", "core", "helpers", "helper", "manage
 BANNED_WORDS = re.compile(r"\b(kv_len|past_len|cur_len|hasattr)\b")
 FUTURE = "from __future__ import annotations"
 
-NO_PAPER = {"__init__", "base", "full", "none", "dense", "device"}
+NO_PAPER = {"__init__", "base", "full", "none", "dense", "device", "tiers"}
 METHODS = [
     path
     for path in source.files()

@@ -10,6 +10,7 @@ from typing import Any
 
 from kvfold.bench.prompts import Prompt
 from kvfold.bench.suite import Subject, held
+from kvfold.budget.ledger import Ledger
 from kvfold.chat.rows import Rows
 
 PIECE = 512  # columns of one forward while a context is read; bounds the memory, changes no result
@@ -49,9 +50,18 @@ def ask_rows(subject: Subject, rows: Any, prompts: Sequence[Prompt]) -> list[Ans
     longest = max(prompt.reply_tokens for prompt in prompts)
     said = rows.answer([prompt.question for prompt in prompts], max_new_tokens=longest, stop=stops(subject))
     cost = sizes | {"ttft_seconds": rows.pace.first_seconds, "tpot_seconds": rows.pace.token_seconds or 0.0}
+    cost["metrics"] = reused(rows.ledger())
     return [
         Answer(tokens=tokens[: prompt.reply_tokens], cost=cost) for prompt, tokens in zip(prompts, said, strict=True)
     ]
+
+
+def reused(spent: Ledger | None) -> dict[str, float]:
+    """The share of fetched slots that stay from selection to selection, for rows that have selected again."""
+    traffic = None if spent is None else spent.traffic
+    if traffic is None or traffic.reuse is None or traffic.reuse_evenly is None:
+        return {}
+    return {"reuse": traffic.reuse, "reuse_evenly": traffic.reuse_evenly, "fetched_bytes": float(traffic.fetched_bytes)}
 
 
 def stops(subject: Subject) -> set[int]:

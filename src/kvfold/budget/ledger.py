@@ -10,13 +10,40 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartLine:
-    """One kind of part, over all layers: `sinks`, `folded`, `tail`, `window`."""
+    """One kind of part, over all layers: `sinks`, `folded`, `tail`, `window`; for far slots `index` and `working`."""
 
     name: str
-    device: str
+    device: str  # or the tier that it lies in: `host`, `disk`
     slots: int  # entries of one layer, row and head
     stored_bytes: int
     slack_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What parts in far tiers have selected and fetched since they were made, over all layers."""
+
+    selections: int  # after the first of each part, which finds nothing
+    wanted: int  # slots of these selections, over rows and heads
+    reused: int  # of those, there already
+    reused_evenly: int  # of those, what would be left if all heads of a row kept as few as the worst of them
+    fetched: int  # slots, those of the first selections too
+    fetched_bytes: int
+    index_seconds: float  # cutting text and summarising sentences, while folding
+    write_seconds: float  # moving slots away
+    select_seconds: float
+    fetch_seconds: float
+    attend_seconds: float  # over what is fetched
+
+    @property
+    def reuse(self) -> float | None:
+        """The share of slots that stay from one selection to the next; None where there was none."""
+        return self.reused / self.wanted if self.wanted else None
+
+    @property
+    def reuse_evenly(self) -> float | None:
+        """The same, if all heads of a row kept as few as the worst of them."""
+        return self.reused_evenly / self.wanted if self.wanted else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +64,7 @@ class Ledger:
     attended_slots: int  # slots that one new token of each row reads, over layers and heads
     parts: tuple[PartLine, ...]
     weight_bytes: int = 0  # of what was learned to store slots: once a model, not in stored_bytes
+    traffic: Traffic | None = None  # of parts in far tiers
     claimed: float | None = None  # the kept fraction that somebody else's cache reports of itself; ours reports this
 
     @property
@@ -83,4 +111,10 @@ class Ledger:
                 f"  learned maps take {self.weight_bytes} bytes once a model: stored {self.stored_with_weights:.3f} "
                 f"with them; they pay {pays}"
             )
-        return "\n".join([head, *lines])
+        return "\n".join([head, *lines, *_said(self.traffic)])
+
+
+def _said(traffic: Traffic | None) -> list[str]:
+    if traffic is None or traffic.reuse is None:
+        return []
+    return [f"  {traffic.selections} selections kept {traffic.reuse:.2f}, fetched {traffic.fetched_bytes} bytes"]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvfold.cache.fold import Rules, State, allowed_slots
+from kvfold.cache.fold import Rules, State, allowed_slots, placed_part, told_part
 from kvfold.cache.kv import KV
 from kvfold.cache.part import Layout, Part, positions_of_rows
 from kvfold.cache.request import Pass, Segment
@@ -88,7 +88,10 @@ def absorb(state: State, rules: Rules, *, columns: int, request: Pass, made: Mad
     if made is not None:
         keys, values = made
         part = _part(keys, values, request.positions, request.real, rules.codec)
-        folded = part if folded is None else folded.extend(part)
+        if folded is not None:
+            folded = told_part(folded, tail, columns).extend(part)
+        else:
+            folded = part if rules.placer is None else placed_part(part, rules.placer, tail, columns)
     return replace(state, folded=folded, tail=tail.after(columns), window=None)
 
 

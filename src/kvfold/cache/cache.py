@@ -7,12 +7,13 @@ done and undoes one that was interrupted. It knows no model and no transformers:
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvfold.budget.ledger import Ledger, PartLine
+from kvfold.budget.ledger import Ledger, PartLine, Traffic
 from kvfold.cache.absorb import Made, absorb, pin, refuse_excess, segment_of, values_of
 from kvfold.cache.fold import Rules, State
 from kvfold.cache.layer import Layer, New
@@ -65,6 +66,7 @@ class Memory:
         self._as_given = boundaries
         self._open: Mark | None = None  # the forward that is running
         self._new = 0
+        self.marks: Tensor | None = None  # of the running forward's tokens, uint8; set by whoever reads the text
         self._folding: int | None = None  # columns that a running fold folds; after an interrupt it goes on
         self._valid: Tensor | None = None  # the mask of that fold
         self.runner: Runner | None = None  # runs a pass through the model; set by whoever knows it
@@ -103,10 +105,14 @@ class Memory:
         if index == next(iter(self.layers)):
             self._check_pads(layer.state.seen, valid)
         stops = self.boundaries.within(self.fed, self._new) if self.rules.folds and not self._waits else []
-        return layer.attend(new, scale=scale, boundaries=stops)
+        output = layer.attend(new, scale=scale, boundaries=stops)
+        if not self._waits:
+            layer.spill()
+        return output
 
     def commit(self) -> None:
         """The forward's last layer is done: its tokens stay."""
+        self.marks = None
         self._open = None
         self.fed += self._new
         self._new = 0
@@ -244,6 +250,8 @@ class Memory:
             own = Layer(layer.rules)
             own.scale, own.state = layer.scale, layer.state
             own.own_tail()
+            if own.state.folded is not None:
+                own.state = replace(own.state, folded=own.state.folded.apart())
             twin.layers[index] = own
         return twin
 
@@ -289,6 +297,7 @@ class Memory:
             for tail in shapes
         )
         slots = sum(line.slots for line in lines if line.name != "window")
+        parts = [state.folded for state in states if state.folded is not None]
         return Ledger(
             plan=self.plan,
             fed=self.fed,
@@ -301,7 +310,8 @@ class Memory:
             slack_bytes=sum(line.slack_bytes for line in lines),
             full_bytes=sum(self.seen) * token_bytes,
             other_bytes=other_bytes,
-            attended_slots=slots,
+            attended_slots=slots - sum(part.slots - part.attended_slots for part in parts),
+            traffic=_traffic(parts),
             parts=tuple(lines),
             weight_bytes=self.rules.codec.weight_bytes,
         )
@@ -314,7 +324,7 @@ def _lines(layers: Mapping[int, Layer]) -> list[PartLine]:
     for layer in layers.values():
         for name, tensor in layer.tensors():
             storage = tensor.untyped_storage()
-            key = (name.split(".")[0], tensor.device.type)
+            key = (_line_of(name), layer.state.tier_of(name) or tensor.device.type)
             fresh = storage.data_ptr() not in counted or not storage.nbytes()
             bytes_of[key] = bytes_of.get(key, 0) + (storage.nbytes() if fresh else 0)
             counted.add(storage.data_ptr())
@@ -329,6 +339,18 @@ def _lines(layers: Mapping[int, Layer]) -> list[PartLine]:
         )
         for (name, device), held in bytes_of.items()
     ]
+
+
+def _line_of(name: str) -> str:
+    """The line that counts a tensor: its part, or what a part sets apart, as in `folded.index.starts`."""
+    return name.split(".")[-2]
+
+
+def _traffic(parts: Sequence[Part]) -> Traffic | None:
+    """The counters of all layers together."""
+    every = [part.traffic for part in parts if part.traffic is not None]
+    sums: Any = {name: sum(own[name] for own in every) for name in every[0]} if every else None
+    return None if sums is None else Traffic(**sums)
 
 
 def _slots(layers: Mapping[int, Layer]) -> dict[str, int]:

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvfold.cache.kv import KV, Chooser, Observed
-from kvfold.cache.part import Layout, Part, positions_of_rows
+from kvfold.cache.kv import KV, Chooser, Needs, Observed
+from kvfold.cache.part import Layout, Part, Placer, positions_of_rows
 from kvfold.cache.tail import Tail
 from kvfold.cache.window import QueryWindow
 from kvfold.errors import CacheError
@@ -31,11 +31,25 @@ class Rules:
     raw: Layout  # how sinks are stored: as they came
     pinned: int  # first real tokens of each row that stay raw
     layers: int  # layers that fold: a budget in bytes is split over them
+    placer: Placer | None = None  # None: parts lie where they are made
 
     @property
     def folds(self) -> bool:
         """Whether a fold changes anything: keeping everything as it is leaves it in the tail."""
-        return self.chooser.budget is not None or self.chooser.by_pass or not self.codec.lossless
+        moves = self.chooser.budget is not None or self.chooser.by_pass or self.placer is not None
+        return moves or not self.codec.lossless
+
+    @property
+    def needs(self) -> Needs:
+        """What must be observed, for the method and for the place."""
+        own = self.chooser.needs
+        return own if self.placer is None else replace(own, queries=max(own.queries, self.placer.queries))
+
+    @property
+    def spill(self) -> int | None:
+        """Raw tokens beyond which older ones move away by themselves: where folding loses nothing."""
+        free = self.chooser.budget is None and self.codec.lossless and not self.chooser.by_pass
+        return self.placer.spill if self.placer is not None and free else None
 
     def of_layer(self, index: int) -> "Rules":
         """What one layer of the model folds by."""
@@ -59,6 +73,11 @@ class State:
         for name, part in parts:
             if part is not None:
                 yield from ((f"{name}.{own}", tensor) for own, tensor in part.tensors())
+
+    def tier_of(self, name: str) -> str | None:
+        """Where a tensor that `tensors` names lies, if that is not the device that it is on."""
+        part, _, own = name.partition(".")
+        return self.folded.tier_of(own) if part == "folded" and self.folded is not None else None
 
     def rows(self, indices: Sequence[int]) -> "State":
         """The state with these rows, in this order, repeats allowed."""
@@ -115,15 +134,31 @@ def fold(state: State, rules: Rules, *, columns: int | None, scale: float) -> St
         _mark(kept, old, group, state)
     folded = _stacked(fresh, back)
     if state.folded is not None:
-        survivors = state.folded if kept.all() else state.folded.keep(kept)
+        told = told_part(state.folded, tail, columns)
+        survivors = told if kept.all() else told.keep(kept)
         folded = survivors.extend(folded) if folded.slots else survivors
+    elif rules.placer is not None:
+        folded = placed_part(folded, rules.placer, tail, columns)
     pinned = sinks if state.sinks is None else state.sinks.extend(sinks) if sinks.slots else state.sinks
     rest = tail.after(columns)
-    return replace(state, sinks=pinned, folded=folded, tail=rest, window=_rest_of_window(state, rest))
+    return replace(state, sinks=pinned, folded=folded, tail=rest, window=_rest_of_window(state, rest, rules))
 
 
-def _rest_of_window(state: State, rest: Tail) -> QueryWindow | None:
-    """The queries of the tokens that are still raw: the others have had their say."""
+def told_part(part: Part, tail: Tail, columns: int) -> Part:
+    """The part after it was told what the text says in the columns that are folded."""
+    return part if tail.marks is None else part.told(tail.positions[:, :columns], tail.marks[:, :columns])
+
+
+def placed_part(fresh: Part, placer: Placer, tail: Tail, columns: int) -> Part:
+    """The first folded part, where it will lie."""
+    text = None if tail.marks is None else (tail.positions[:, :columns], tail.marks[:, :columns])
+    return placer.place(fresh, text)
+
+
+def _rest_of_window(state: State, rest: Tail, rules: Rules) -> QueryWindow | None:
+    """The queries of the tokens that are still raw: the others have had their say, unless only the place asks."""
+    if rules.placer is not None and not rules.chooser.needs.queries:
+        return state.window
     if state.window is None or rest.length == 0:
         return None
     raw = rest.valid.sum(dim=1).tolist()
@@ -254,12 +289,13 @@ def _observed(group: _Group, rules: Rules, mass: Tensor | None, heads: slice, st
     if state.window is None:
         return Observed(scale=scale, seen=seen, mass=mass, together=rules.codec.together)
     window = state.window.rows(group.rows)
-    queries, weights = window.queries, window.log_sum_exp
+    newest = slice(-rules.chooser.needs.queries or None, None)  # the place may have asked for more
+    queries, weights = window.queries[:, :, newest], window.log_sum_exp[:, :, newest]
     if heads != slice(None):
         per_head = queries.shape[1] // group.segment.keys.shape[1]
         of_heads = slice(heads.start * per_head, heads.stop * per_head)
         queries, weights = queries[:, of_heads], weights[:, of_heads]
-    return Observed(scale=scale, seen=seen, mass=mass, queries=queries, query_positions=window.positions,
+    return Observed(scale=scale, seen=seen, mass=mass, queries=queries, query_positions=window.positions[:, newest],
                     log_sum_exp=weights, together=rules.codec.together)  # fmt: skip
 
 

@@ -9,17 +9,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from kvfold.attention.mass import attention_mass
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
+from kvfold.cache.asking import Asking
 from kvfold.cache.fold import Rules, State, fold
 from kvfold.cache.part import Part
 from kvfold.cache.tail import PAD, Tail
 from kvfold.cache.window import remember
 from kvfold.errors import CacheError
+from kvfold.segments.sentences import ends
 
 _PADDED_PIECE = 512  # new columns at a time when rows are padded: masks are written out, so they must stay small
 
@@ -33,6 +35,7 @@ class New:
     values: Float[Tensor, "B H Q E"]
     positions: Int[Tensor, "#B Q"]
     valid: Bool[Tensor, "B Q"] | None  # None: no pads
+    marks: UInt8[Tensor, "B Q"] | None = None  # uint8, what the text says about ends (segments/sentences.py)
 
     def piece(self, start: int, stop: int) -> "New":
         """Some of the columns."""
@@ -43,6 +46,7 @@ class New:
             values=self.values[:, :, some],
             positions=self.positions[:, some],
             valid=None if self.valid is None else self.valid[:, some],
+            marks=None if self.marks is None else self.marks[:, some],
         )
 
 
@@ -60,10 +64,12 @@ class Layer:
         count = new.queries.shape[2]
         outputs, begun = [], 0
         for stop in _stops(count, boundaries, padded=new.valid is not None):
-            outputs.append(self._attend_piece(new.piece(begun, stop) if (begun, stop) != (0, count) else new, scale))
+            while begun < stop:
+                end = begun + self._reach(stop - begun)
+                outputs.append(self._attend_piece(new.piece(begun, end) if (begun, end) != (0, count) else new, scale))
+                begun = end
             if stop in boundaries:
                 self.fold()
-            begun = stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
     def fold(self, columns: int | None = None) -> None:
@@ -129,11 +135,14 @@ class Layer:
         tail = self.state.tail
         if tail is None:
             counts_mass = self.rules.chooser.needs.mass
-            tail = Tail.empty(new.keys, new.values, start=self.state.start, counts_mass=counts_mass)
+            marked = self.rules.placer is not None and self.rules.placer.reads_text
+            tail = Tail.empty(new.keys, new.values, start=self.state.start, counts_mass=counts_mass, marked=marked)
         before, count = tail.length, new.queries.shape[2]
         positions = new.positions.expand(new.queries.shape[0], -1)
-        tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid)
-        answers = [part.attend(new.queries, scale=scale) for part in self._parts()]
+        folded = self._asked(new, tail, scale)
+        tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid, marks=new.marks)
+        parts = [part for part in (self.state.sinks, folded) if part is not None and part.slots]
+        answers = [part.attend(new.queries, scale=scale) for part in parts]
         if count == 1:
             answers.append(_over_tail(new.queries, tail, slice(0, before + 1), scale))
         else:
@@ -144,16 +153,36 @@ class Layer:
         seen = self.state.seen or (0,) * new.queries.shape[0]
         added = [count] * len(seen) if new.valid is None else new.valid.sum(dim=1).tolist()
         seen = tuple(old + int(more) for old, more in zip(seen, added, strict=True))
-        self.state = replace(self.state, tail=tail, seen=seen)
+        self.state = replace(self.state, tail=tail, folded=folded, seen=seen)
         self._observe(new, whole, before, scale)
         return whole.output
 
-    def _parts(self) -> list[Part]:
-        return [part for part in (self.state.sinks, self.state.folded) if part is not None and part.slots]
+    def spill(self) -> None:
+        """Let the older raw columns move away, where there are too many and nothing is lost by it."""
+        tail, limit = self.state.tail, self.rules.spill
+        if tail is not None and limit is not None and tail.length > limit:
+            self.fold(columns=tail.length - limit // 2)
+
+    def _reach(self, new: int) -> int:
+        """How many new tokens attend together: all, unless a part wants to be asked in between."""
+        folded = self.state.folded
+        return new if folded is None or not folded.slots else folded.reach(new)
+
+    def _asked(self, new: New, tail: Tail, scale: float) -> Part | None:
+        """The folded part as the new tokens will read it."""
+        folded = self.state.folded
+        if folded is None or not folded.slots:
+            return folded
+        ended = None
+        if tail.marks is not None and new.marks is not None and tail.length:
+            ended = ends(tail.marks[:, tail.length - 1], new.marks[:, 0])
+        asking = Asking(queries=new.queries, scale=scale, valid=new.valid, window=self.state.window, ended=ended)
+        with torch.no_grad(), torch.inference_mode(False):
+            return folded.asked(asking)
 
     def _observe(self, new: New, whole: Partial, before: int, scale: float) -> None:
         """Keep what the method needs of these queries: a window of them, or the attention that they gave."""
-        needs = self.rules.chooser.needs
+        needs = self.rules.needs
         if not needs.queries and not needs.mass:
             return
         tail, folded, window = self.state.tail, self.state.folded, self.state.window

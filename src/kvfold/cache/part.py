@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from kvfold.attention.partial import Partial
+from kvfold.cache.asking import Asking
 from kvfold.cache.kv import KV
 
 Counts: TypeAlias = tuple[tuple[int, ...], ...]  # slots per row, per key/value head
@@ -68,6 +69,40 @@ class Part(ABC):
         """Position of each slot of a row, oldest first, and which share of its numbers is kept; None: all of them."""
         return None
 
+    def saved(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that a saved file needs; all of them, unless some follow from others."""
+        return self.tensors()
+
+    def tier_of(self, name: str) -> str | None:
+        """Where a tensor lies, by its name, if that is not the device that it is on."""
+        return None
+
+    def apart(self) -> "Part":
+        """The part for a second cache: itself, unless it has something that changes."""
+        return self
+
+    def told(self, positions: Int[Tensor, "B S"], marks: UInt8[Tensor, "B S"]) -> "Part":
+        """The part that knows what the text says at these positions: itself, unless it cuts text."""
+        return self
+
+    def asked(self, asking: Asking) -> "Part":
+        """The part as these new tokens will read it: itself, unless it lets them choose."""
+        return self
+
+    def reach(self, new: int) -> int:
+        """How many of `new` tokens may attend before the part must be asked again."""
+        return new
+
+    @property
+    def traffic(self) -> Mapping[str, float] | None:
+        """Counters of what was selected and fetched, where that is done."""
+        return None
+
+    @property
+    def attended_slots(self) -> int:
+        """Entries that a new token reads, over all rows and heads."""
+        return self.slots
+
     @property
     def slots(self) -> int:
         """Entries held over all rows and heads."""
@@ -100,6 +135,23 @@ class Layout(Protocol):
         ...
 
     def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+        """A part from what it saved. Raises ValueError for what contradicts itself."""
+        ...
+
+
+@runtime_checkable
+class Placer(Protocol):
+    """A member of the place axis, opened for one cache: where parts lie that a fold made."""
+
+    queries: int  # how many of the newest queries its parts are asked with
+    reads_text: bool  # its parts want the marks of the text
+    spill: int | None  # raw tokens beyond which the older ones move away, where nothing is lost by that
+
+    def place(self, fresh: Part, text: tuple[Tensor, Tensor] | None) -> Part:
+        """The part where it will lie. `text` are positions and marks of its rows, as `Part.told` takes them."""
+        ...
+
+    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> Part:
         """A part from what it saved. Raises ValueError for what contradicts itself."""
         ...
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvfold.cache.cache import Boundaries, Mark, Memory
 from kvfold.cache.fold import Rules, State
-from kvfold.cache.part import Layout, Part
+from kvfold.cache.part import Layout, Part, Placer
 from kvfold.cache.tail import Tail
 from kvfold.cache.window import QueryWindow
 from kvfold.errors import CacheError, FileError
@@ -38,7 +38,8 @@ def take(memory: Memory) -> Snapshot:
         parts = {"sinks": state.sinks, "folded": state.folded, "tail": tight, "window": state.window}
         for name, part in parts.items():
             if part is not None:
-                tensors |= {f"{index}.{name}.{own}": tensor for own, tensor in part.tensors()}
+                saved = part.saved() if isinstance(part, Part) else part.tensors()
+                tensors |= {f"{index}.{name}.{own}": tensor for own, tensor in saved}
         layers[str(index)] = _plain(state, memory.layers[index].scale)
     boundaries = {"prompt": mark.boundaries.prompt, "stride": mark.boundaries.stride}
     return Snapshot(tensors=tensors, plain={"fed": mark.fed, "boundaries": boundaries, "layers": layers})
@@ -96,7 +97,7 @@ def _state(plain: Plain, parts: Mapping[str, dict[str, Tensor]], rules: Rules) -
     try:
         return State(
             sinks=_part(plain["sinks"], parts.get("sinks", {}), rules.raw),
-            folded=_part(plain["folded"], parts.get("folded", {}), rules.codec),
+            folded=_part(plain["folded"], parts.get("folded", {}), rules.codec, rules.placer),
             tail=None if plain["tail"] is None else _tail(plain["tail"], parts["tail"]),
             window=QueryWindow(**parts["window"]) if plain["window"] else None,
             seen=tuple(plain["seen"]),
@@ -106,11 +107,11 @@ def _state(plain: Plain, parts: Mapping[str, dict[str, Tensor]], rules: Rules) -
         _contradiction(f"{error} is missing or strange")
 
 
-def _part(plain: Plain | None, tensors: dict[str, Tensor], layout: Layout) -> Part | None:
+def _part(plain: Plain | None, tensors: dict[str, Tensor], layout: Layout, placer: Placer | None = None) -> Part | None:
     if plain is None:
         return None
     try:
-        return layout.restore(plain, tensors)
+        return layout.restore(plain, tensors) if placer is None else placer.restore(plain, tensors, layout)
     except ValueError as error:
         _contradiction(str(error))
 

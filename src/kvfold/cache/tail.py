@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 PAD = -1  # the position of a column that holds no token of this row
@@ -26,9 +26,10 @@ class Tail:
     start: int
     padded: bool  # whether any column is a pad for some row
     mass: Float[Tensor, "B H length"] | None = None  # attention received, where the method asked for it
+    marks: UInt8[Tensor, "B capacity"] | None = None  # uint8, of the text, where the place asked for them
 
     @classmethod
-    def empty(cls, keys: Tensor, values: Tensor, *, start: int, counts_mass: bool) -> "Tail":
+    def empty(cls, keys: Tensor, values: Tensor, *, start: int, counts_mass: bool, marked: bool = False) -> "Tail":
         """A tail of no columns, shaped and typed like these keys and values."""
         rows, heads = keys.shape[:2]
         with torch.inference_mode(False):
@@ -40,6 +41,7 @@ class Tail:
                 start=start,
                 padded=False,
                 mass=torch.zeros(rows, heads, 0, device=keys.device) if counts_mass else None,
+                marks=torch.zeros(rows, 0, dtype=torch.uint8, device=keys.device) if marked else None,
             )
 
     @property
@@ -48,13 +50,16 @@ class Tail:
         return self.positions[:, : self.length] != PAD
 
     def append(self, keys: Float[Tensor, "B H Q D"], values: Float[Tensor, "B H Q E"], *,
-               positions: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"] | None) -> "Tail":  # fmt: skip
+               positions: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"] | None,
+               marks: UInt8[Tensor, "B Q"] | None = None) -> "Tail":  # fmt: skip
         """The tail with these tokens written behind it; a new set of buffers only when they do not fit."""
         stop = self.length + keys.shape[2]
         grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // 8)
         grown.keys[:, :, self.length : stop] = keys
         grown.values[:, :, self.length : stop] = values
         grown.positions[:, self.length : stop] = positions if valid is None else positions.masked_fill(~valid, PAD)
+        if grown.marks is not None:
+            grown.marks[:, self.length : stop] = 0 if marks is None else marks
         mass = self.mass
         if mass is not None:
             mass = torch.cat([mass, mass.new_zeros(*mass.shape[:2], keys.shape[2])], dim=2)
@@ -82,6 +87,7 @@ class Tail:
             start=self.start + columns,
             padded=self.padded and bool((self.positions[:, rest] == PAD).any()),
             mass=None if self.mass is None else self.mass[:, :, columns:].clone(),
+            marks=None if self.marks is None else self.marks[:, rest].clone(),
         )
 
     def rows(self, indices: Sequence[int]) -> "Tail":
@@ -95,6 +101,8 @@ class Tail:
         yield from (("keys", self.keys), ("values", self.values), ("positions", self.positions))
         if self.mass is not None:
             yield "mass", self.mass
+        if self.marks is not None:
+            yield "marks", self.marks
 
     @property
     def slack_bytes(self) -> int:
@@ -102,7 +110,8 @@ class Tail:
         columns = self.keys.shape[2]
         if columns == 0:
             return 0
-        held = sum(tensor.untyped_storage().nbytes() for tensor in (self.keys, self.values, self.positions))
+        buffers = [self.keys, self.values, self.positions, *(() if self.marks is None else (self.marks,))]
+        held = sum(tensor.untyped_storage().nbytes() for tensor in buffers)
         return held // columns * (columns - self.length)
 
     def _with_room(self, capacity: int) -> "Tail":
@@ -111,7 +120,10 @@ class Tail:
             keys = self.keys.new_empty(rows, heads, capacity, self.keys.shape[-1])
             values = self.values.new_empty(rows, heads, capacity, self.values.shape[-1])
             positions = self.positions.new_full((rows, capacity), PAD)
+            marks = None if self.marks is None else self.marks.new_zeros(rows, capacity)
         keys[:, :, : self.length] = self.keys[:, :, : self.length]
         values[:, :, : self.length] = self.values[:, :, : self.length]
         positions[:, : self.length] = self.positions[:, : self.length]
-        return replace(self, keys=keys, values=values, positions=positions)
+        if marks is not None and self.marks is not None:
+            marks[:, : self.length] = self.marks[:, : self.length]
+        return replace(self, keys=keys, values=values, positions=positions, marks=marks)

@@ -72,7 +72,7 @@ class Chat:
         self._stops = frozenset(self.generation.eos_token_id or ())
         self._pinned = max(SINKS, self._template.pinned(messages))
         self._stride = stride
-        self._cache = folded_cache(model, plan, prompt_tokens=0, pinned=self._pinned)
+        self._cache = folded_cache(model, plan, prompt_tokens=0, pinned=self._pinned, tokenizer=tokenizer)
         self._cache.memory.boundaries = Boundaries(prompt=0, stride=stride)
         self._past = Past(messages=messages)
         self._open = False

@@ -102,6 +102,7 @@ def attention(
         values=key.values,
         positions=_positions(cache, kwargs.get("position_ids"), valid, query),
         valid=valid,
+        marks=cache.memory.marks,
     )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = cache.memory.attend(key.index, new, scale=scale, valid=past)

@@ -25,6 +25,7 @@ from kvfold.hf.adapter_files import find_adapter
 from kvfold.hf.adapters import Adapter
 from kvfold.hf.home import Home
 from kvfold.hf.rank_files import layout_for
+from kvfold.hf.reading import Text
 from kvfold.hf.stock_layers import StockState
 from kvfold.plan import Plan
 
@@ -39,12 +40,14 @@ def cache(
     prompt_tokens: int | None = None,
     stride: int | None = STRIDE,
     pinned: int = SINKS,
+    tokenizer: Any = None,
 ) -> "FoldedCache":
     """A folded cache for one model, to be given to `model.generate(..., past_key_values=cache)`.
 
     The first forward is the prompt and is folded at its end, layer by layer; `prompt_tokens` says otherwise (columns,
     pads included; 0 folds only when `cache.fold()` is called). Afterwards it folds every `stride` tokens (None:
-    never by itself). The first `pinned` real tokens of each row stay raw in every plan.
+    never by itself). The first `pinned` real tokens of each row stay raw in every plan. Plans
+    that cut text into sentences read it by `tokenizer`, or by the one beside the model's weights.
 
     >>> folded = cache(model, "snapkv(keep=0.125) + int8")
     >>> model.generate(**inputs, past_key_values=folded)
@@ -65,6 +68,7 @@ def cache(
         plan=chosen,
         stock=stock,
         home=Home.of(model),
+        text=Text.of(model, tokenizer) if rules.placer is not None and rules.placer.reads_text else None,
         adapter=find_adapter(model, chosen.select),
     )
 
@@ -127,13 +131,21 @@ class FoldedCache(Cache):
     """The past of one model, folded by a plan. It changes with every forward."""
 
     def __init__(
-        self, *, memory: Memory, plan: Plan, stock: Sequence[CacheLayerMixin], home: Home, adapter: Adapter | None
+        self,
+        *,
+        memory: Memory,
+        plan: Plan,
+        stock: Sequence[CacheLayerMixin],
+        home: Home,
+        text: Text | None,
+        adapter: Adapter | None,
     ) -> None:
         layers = [FoldingLayer(memory) if stock_layers.folds(layer) else layer for layer in stock]
         super().__init__(layers=layers)
         self.memory = memory
         self.plan = plan
         self.home = home
+        self.text = text
         self.adapter = adapter
         memory.runner = self._run_pass
         memory.judge = None if adapter is None else adapter.salience.worth
@@ -263,7 +275,7 @@ class FoldedCache(Cache):
         """
         plan = self.plan.with_budget(keep=keep, tokens=tokens, max_bytes=max_bytes)
         old = self.memory.rules
-        rules = plan.rules(pinned=old.pinned, layers=len(self.memory.layers), layout=old.codec)
+        rules = plan.rules(pinned=old.pinned, layers=len(self.memory.layers), layout=old.codec, opened=old.placer)
         self._undo()
         self.memory.obey(rules, str(plan))
         self.plan = plan
@@ -285,7 +297,14 @@ class FoldedCache(Cache):
             DynamicLayer() if index in self.memory.layers else copy.deepcopy(layer)
             for index, layer in enumerate(self.layers)
         ]
-        twin = FoldedCache(memory=self.memory.fork(), plan=self.plan, stock=stock, home=self.home, adapter=self.adapter)
+        twin = FoldedCache(
+            memory=self.memory.fork(),
+            plan=self.plan,
+            stock=stock,
+            home=self.home,
+            text=self.text,
+            adapter=self.adapter,
+        )
         twin._branched = self._branched
         return twin
 
@@ -329,6 +348,7 @@ class FoldedCache(Cache):
         self.home.refuse_what_would_be_recomputed(self.memory.fed, new)
         self._before = self._stock_states()
         self.memory.begin(new)
+        self.memory.marks = None if self.text is None else self.text.take(rows, new)
 
     def _undo(self) -> None:
         """Take back a forward that never reached its last layer."""

@@ -1,15 +1,25 @@
 """What a member of the place axis is: a rule for where folded parts lie.
 
-So far every part lies on the model's device; tiers on the host and on disk come with the first member that uses them.
+A member is a value, like every member of a plan. Where parts lie elsewhere than where they are made, it is opened once
+for each cache: files and buffers belong to what is opened, never to the plan.
 """
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kvfold.cache.part import Placer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place(ABC):  # noqa: B024 - what a tier must do comes with the first tier that is not the device
+class Place(ABC):
     """A placement of folded parts."""
 
     paper: ClassVar[str | None] = None
+
+    @abstractmethod
+    def open(self, *, pinned: int) -> Placer | None:
+        """What puts the parts of one cache in their places; None leaves them where they are made.
+
+        Raises BudgetError for a budget that cannot hold what is always read, FileError for a place that cannot be.
+        """

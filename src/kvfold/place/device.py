@@ -12,3 +12,7 @@ from kvfold.place.base import Place
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device(Place):
     """On the model's device, all of it attended."""
+
+    def open(self, *, pinned: int) -> None:
+        """Nothing to do."""
+        return

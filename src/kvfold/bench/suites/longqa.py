@@ -116,7 +116,8 @@ class LongQaSuite(Suite):
             "cut": float(cut),  # whether the document was longer than what was read
         }
         score = f1 if self.score == "f1" else exp(likely)
-        return Outcome(family=question.family, score=score, metrics=metrics, **answer.cost)
+        cost = answer.cost | {"metrics": metrics | answer.cost["metrics"]}
+        return Outcome(family=question.family, score=score, **cost)
 
     def _prompt(self, tokenizer: Any, text: str, question: Question) -> Prompt:
         last = f"Question: {question.question}"

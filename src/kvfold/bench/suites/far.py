@@ -1,0 +1,166 @@
+"""far: what a step of decoding, or a prompt, costs when most slots lie in a far tier, beside our own `full`.
+
+`decode`: on a cache filled to `tokens`, plan and `full` take turns, one token each; the score is how many times
+faster the attention stage is (attending, selecting, fetching, folding, over all layers), summed over the turns, since
+selections come every few of them. `prefill`: a prompt in pieces; the score is the share of its time that is not
+spent on cutting, summarising and moving. Random weights do: time and bytes do not depend on what a model knows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from kvfold.bench.bandwidth import peak_memory_bytes, reset_peak_memory
+from kvfold.bench.suite import Outcome, Subject, Suite, held
+from kvfold.budget.ledger import Ledger
+
+_WARM_UP = 2  # turns that are not counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FarSuite(Suite):
+    """`n` turns of one token, or `n` prompts."""
+
+    name: ClassVar[str] = "far"
+    version: ClassVar[int] = 1
+    rows: ClassVar[int] = 1_000_000  # all turns in one chunk: they share the caches
+
+    tokens: int = 32768
+    stage: Literal["decode", "prefill"] = "decode"
+    piece: int = 512  # tokens of one forward of a prompt
+    beside: bool = True  # whether `full` takes turns with the plan; no for memories that it does not fit
+
+    def samples(self, *, n: int, seed: int) -> Sequence[int]:
+        """Numbers of turns."""
+        return range(seed, seed + n)
+
+    def shortcut(self, samples: Sequence[int]) -> None:
+        """There is none."""
+
+    def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
+        """All turns of a plan."""
+        with torch.no_grad():
+            return (
+                self._decode(subject, plan, samples)
+                if self.stage == "decode"
+                else self._prefill(subject, plan, samples)
+            )
+
+    def _decode(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
+        from kvfold.hf.cache_bridge import cache
+        from kvfold.hf.shapes import fill
+
+        plans = [plan, "full"] if self.beside else [plan]
+        caches = [cache(subject.model, text, prompt_tokens=0) for text in plans]
+        for own in caches:
+            fill(own, subject.model, self.tokens, seed=samples[0])
+        watches = [_Stopwatch(own) for own in caches]
+        first: dict[str, float] = {}
+        for turn in range(_WARM_UP + len(samples)):
+            if turn == _WARM_UP:
+                first = _counters(caches[0].ledger())
+                for watch in watches:
+                    watch.reset()
+            for number in (0, 1) if turn % 2 else (1, 0):  # who goes first changes from turn to turn
+                if number < len(caches):
+                    watches[number].step(subject.model, turn)
+        ledger = caches[0].ledger()
+        own, full = watches[0], watches[-1]
+        metrics = {
+            "attention_speedup": full.attention / own.attention,
+            "step_speedup": full.whole / own.whole,
+            "predicted_step_speedup": full.whole / (own.attention + full.whole - full.attention),
+            "attention_seconds": own.attention / len(samples),
+            "full_attention_seconds": full.attention / len(samples),
+            "step_seconds": own.whole / len(samples),
+            "full_step_seconds": full.whole / len(samples),
+        } | _difference(_counters(ledger), first)
+        return [self._outcome(ledger, metrics["attention_speedup"], metrics, step=metrics["step_seconds"])] * len(
+            samples
+        )
+
+    def _prefill(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
+        from kvfold.hf.cache_bridge import cache
+        from kvfold.hf.shapes import feed
+
+        outcomes = []
+        for number in samples:
+            own = cache(subject.model, plan, prompt_tokens=self.tokens)
+            reset_peak_memory()
+            began = perf_counter()
+            for start in range(0, self.tokens, self.piece):
+                feed(own, subject.model, min(self.piece, self.tokens - start), seed=number + start)
+            seconds = perf_counter() - began
+            spent = _counters(own.ledger())
+            moving = spent.get("index_seconds", 0.0) + spent.get("write_seconds", 0.0)
+            metrics = {"prefill_seconds": seconds, "index_share": spent.get("index_seconds", 0.0) / seconds,
+                       "index_and_move_share": moving / seconds, **spent}  # fmt: skip
+            outcomes.append(self._outcome(own.ledger(), 1 - moving / seconds, metrics, first=seconds))
+        return outcomes
+
+    def _outcome(self, ledger: Ledger, score: float, metrics: dict[str, float], *, first: float = 0.0,
+                 step: float = 0.0) -> Outcome:  # fmt: skip
+        memory = {"anonymous_bytes": anonymous_bytes(), "peak_memory_bytes": peak_memory_bytes()}
+        return Outcome(family=f"{self.stage} at {self.tokens}", score=score, metrics=metrics | memory,
+                       ttft_seconds=first, tpot_seconds=step, **held(ledger, rows=1))  # fmt: skip
+
+
+class _Stopwatch:
+    """Adds up what one cache spends in a model's steps, and of that in its own attention."""
+
+    def __init__(self, cache: Any) -> None:
+        self.cache, self.attention, self.whole = cache, 0.0, 0.0
+        attend = cache.memory.attend
+
+        def timed(*args: Any, **settings: Any) -> Any:
+            began = perf_counter()
+            output = attend(*args, **settings)
+            self.attention += perf_counter() - began
+            return output
+
+        cache.memory.attend = timed
+
+    def reset(self) -> None:
+        """From zero."""
+        self.attention = self.whole = 0.0
+
+    def step(self, model: Any, number: int) -> None:
+        """One token."""
+        began = perf_counter()
+        model(torch.tensor([[number % model.config.vocab_size]], device=model.device), past_key_values=self.cache)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.whole += perf_counter() - began
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is no file's (RssAnon); 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+def _counters(ledger: Ledger) -> dict[str, float]:
+    """What was selected and fetched so far."""
+    traffic = ledger.traffic
+    if traffic is None:
+        return {}
+    names = ("selections", "wanted", "reused", "reused_evenly", "fetched_bytes", "index_seconds", "write_seconds",
+             "select_seconds", "fetch_seconds", "attend_seconds")  # fmt: skip
+    return {name: float(getattr(traffic, name)) for name in names}
+
+
+def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
+    """What came in between, and the share that was reused."""
+    found = {name: value - before[name] for name, value in after.items()}
+    reuse = {"reuse": found["reused"] / found["wanted"]} if found.get("wanted") else {}
+    return found | reuse
+
+
+SUITE = FarSuite()

@@ -1,0 +1,87 @@
+"""The index bounds what it should, and a budget takes exactly its number of slots, whole sentences first."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvfold.cache.index import Index, take
+from kvfold.place.summaries import halves, mean, minmax, spread
+
+
+def indexed(keys, lengths, summarise=minmax):
+    """An index of one lane, summarised at once."""
+    index = Index.empty(1, torch.device("cpu"))
+    flat = torch.tensor(lengths)
+    return index.extend([lengths], summarise(keys[: sum(lengths)], flat))
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_extremes_bound_every_product_of_their_sentence(lengths, seed):
+    torch.manual_seed(seed)
+    keys, queries = torch.randn(sum(lengths), 8), torch.randn(1, 5, 8)
+    scores = indexed(keys, lengths).scores(queries, scale=0.5)[0]
+    for number, piece in enumerate(keys.split(lengths)):
+        best = (queries[0] @ piece.T * 0.5).amax(dim=1)
+        assert bool((scores[:, number] >= best - 1e-5).all())
+
+
+def test_means_and_halves_are_what_they_say():
+    keys = torch.tensor([[0.0, 2.0], [2.0, 4.0], [7.0, 7.0]])
+    lengths = torch.tensor([2, 1])
+    assert mean(keys, lengths).centres[:, 0].tolist() == [[1, 3], [7, 7]]
+    assert spread(keys, lengths).spreads[:, 0].tolist() == [[1, 1], [0, 0]]
+    assert halves(keys, lengths).centres.tolist() == [[[0, 2], [2, 4]], [[7, 7], [7, 7]]]
+
+
+@st.composite
+def lanes(draw):
+    """Lengths of the sentences of some lanes, what is open behind them, budgets, newest, scores."""
+    every = []
+    for _ in range(draw(st.integers(1, 4))):
+        lengths = draw(st.lists(st.integers(1, 9), max_size=12))
+        opened = draw(st.integers(0, 9))
+        if not sum(lengths) + opened:
+            opened = 1
+        stored = sum(lengths) + opened
+        newest = min(max(draw(st.integers(1, 6)), opened), stored)
+        every.append((lengths, stored, draw(st.integers(min(newest, stored), stored)), newest))
+    return every, draw(st.integers(0, 99))
+
+
+@settings(max_examples=200)
+@given(case=lanes())
+def test_a_budget_is_met_exactly_by_the_newest_and_the_best_sentences(case):
+    every, seed = case
+    torch.manual_seed(seed)
+    index = Index.empty(len(every), torch.device("cpu"))
+    lengths = [own for own, *_ in every]
+    flat = torch.tensor([length for own in lengths for length in own], dtype=torch.long)
+    index = index.extend(lengths, mean(torch.randn(int(flat.sum()), 4), flat)) if len(flat) else index
+    scores = torch.randn(index.sizes.shape)
+    found = take(index, scores, counts=[one[1] for one in every], budgets=[one[2] for one in every],
+                 newest=[one[3] for one in every])  # fmt: skip
+    for lane, (own, stored, budget, newest) in enumerate(every):
+        slots = [slot for slot in found[lane].tolist() if slot >= 0]
+        assert len(slots) == len(set(slots)) == budget
+        assert set(range(stored - newest, stored)) <= set(slots) <= set(range(stored))
+        assert set(slots) == best_by_hand(own, stored, budget, newest, scores[lane, index.sizes[lane] > 0].tolist())
+
+
+def best_by_hand(lengths, stored, budget, newest, scores):
+    """Sentences one after the other, as a person would take them."""
+    chosen = list(range(stored - newest, stored))
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    for number in sorted(range(len(lengths)), key=lambda number: -scores[number]):
+        span = range(starts[number], min(starts[number] + lengths[number], stored - newest))
+        chosen += list(span)[: budget - len(chosen)]
+    return set(chosen)
+
+
+def test_an_index_grows_as_if_it_had_been_made_at_once():
+    torch.manual_seed(0)
+    keys = torch.randn(30, 4)
+    whole = indexed(keys, [5, 6, 4, 8])
+    grown = indexed(keys, [5, 6]).extend([[4, 8]], minmax(keys[11:23], torch.tensor([4, 8])))
+    assert grown.closed == whole.closed == (23,)
+    for (name, one), (_, other) in zip(grown.tensors(), whole.tensors(), strict=True):
+        assert torch.equal(one, other), name

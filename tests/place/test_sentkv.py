@@ -1,0 +1,155 @@
+"""sentkv reads what it selected and nothing else, exactly its budget; tiers and reuse change no logits."""
+
+import pytest
+import torch
+
+import kvfold
+from driving import close, exact, feed
+from fakes import model_of, text
+from kvfold.errors import BudgetError, CacheError, PlanError
+
+SMALL = "length=5, window=2, recent=2"
+
+
+def run(plan, *, rows=1, tokens=120, stride=16):
+    """Logits of a prompt and of single tokens after it, and the cache."""
+    model, ids = model_of("llama"), text(rows, tokens)
+    cache = kvfold.cache(model, plan, stride=stride)
+    return feed(model, ids, cache, sizes=(tokens - 40, *[1] * 40)), cache
+
+
+def test_a_budget_of_everything_gives_base_logits():
+    found, cache = run("sentkv(budget=1.0)")
+    assert close(found, exact("llama", text(1, 120)))
+    assert cache.ledger().attended == 1.0
+
+
+@pytest.mark.parametrize("other", ["tier='device'", "tier='disk', directory='{folder}'"])
+@pytest.mark.parametrize("more", ["", " + int8", "snapkv(tokens=60) + "])
+def test_host_and_disk_read_what_the_device_reads(tmp_path, other, more):
+    base = f"sentkv(budget=24, {SMALL}"
+    plans = [f"{base})", f"{base}, {other.format(folder=tmp_path)})"]
+    plans = [more + plan if more.endswith("+ ") else plan + more for plan in plans]
+    found = [run(plan, rows=2)[0] for plan in plans]
+    assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("more", ["every=1", "every=8", "every=8, when='drift'", "rest=True", "summary='halves'"])
+def test_reuse_changes_what_is_fetched_and_no_logits(more):
+    found, caches = zip(*(run(f"sentkv(budget=24, {SMALL}, {more}, reuse={on})") for on in (True, False)), strict=True)
+    assert close(found[0], found[1])
+    spent = [cache.ledger().traffic for cache in caches]
+    assert spent[0].fetched < spent[1].fetched
+    assert spent[1].reused == 0
+
+
+@pytest.mark.parametrize("every", [1, 8])
+def test_every_head_and_step_reads_exactly_the_budget(every):
+    model, cache = model_of("llama"), kvfold.cache(model_of("llama"), f"sentkv(budget=24, {SMALL}, every={every})")
+    feed(model, text(2, 90), cache)
+    for step in range(12):
+        feed(model, text(2, 1, seed=step), cache)
+        for layer in cache.memory.layers.values():
+            part = layer.state.folded
+            slots = part.working.slots
+            assert slots.shape == (4, 24 - 4)
+            for lane in slots.tolist():
+                assert len(set(lane)) == 20
+                assert {part.lanes[0] - 1, part.lanes[0] - 2} <= set(lane)
+
+
+def test_forwards_of_several_tokens_read_everything():
+    model, ids = model_of("llama"), text(1, 120)
+    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, spill=16)", prompt_tokens=110)
+    found = feed(model, ids, cache, sizes=(20, 20, 20, 20, 20, 10))
+    assert close(found, exact("llama", ids))
+
+
+def test_a_prompt_in_pieces_never_lies_on_the_device_as_a_whole():
+    model = model_of("llama")
+    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, spill=32)", prompt_tokens=0)
+    for piece in range(12):
+        feed(model, text(1, 16, seed=piece), cache)
+        assert all(layer.state.tail.length <= 32 for layer in cache.memory.layers.values())
+    assert cache.memory.layers[0].state.folded.slots_of_rows == [192 - 4 - cache.memory.layers[0].state.tail.length]
+
+
+def test_the_rest_as_one_mean_slot_is_nearer_to_everything_where_keys_are_alike():
+    torch.manual_seed(0)
+    from kvfold.cache.asking import Asking
+    from kvfold.cache.kv import KV
+    from kvfold.encode.dense import Dense
+    from kvfold.place.sentkv import SentKV
+
+    keys, values = 0.1 * torch.randn(1, 1, 200, 8), torch.randn(1, 1, 200, 8) + 3
+    kv = KV(keys, values, torch.arange(200)[None, None])
+    queries = torch.randn(1, 2, 1, 8)
+    asking = Asking(queries=queries, scale=0.35, valid=None, window=None, ended=None)
+    errors = []
+    for rest in (False, True):
+        policy = SentKV(budget=24, length=5, window=2, recent=2, rest=rest).open(pinned=0)
+        part = policy.place(Dense().pack(kv, torch.ones(1, 1, 200, dtype=torch.bool)), None)
+        whole = part.attend(queries, scale=0.35)
+        some = part.asked(asking).attend(queries, scale=0.35)
+        errors.append(float((some.output - whole.output).norm() + (some.log_sum_exp - whole.log_sum_exp).norm()))
+    assert errors[1] < errors[0] / 4
+
+
+def test_when_a_sentence_ends_it_selects_anew():
+    model = model_of("llama")
+    plan = f"sentkv(budget=24, {SMALL}, when='sentence', every=100)"
+    cache = kvfold.cache(model, plan, stride=None, tokenizer=Spelled())
+    feed(model, torch.randint(10, 90, (1, 90)), cache)
+    for token in (20, 21, STOP, 22, 23, STOP, STOP, 24, 25):
+        feed(model, torch.tensor([[token]]), cache)
+    assert cache.ledger().traffic.selections == 3 * 3  # layers, and stops that something came after
+
+
+STOP = 5
+
+
+class Spelled:
+    """A tokenizer of 97 words, one of them a full stop."""
+
+    def __len__(self):
+        return 97
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"w{number}" for number in ids]
+
+    def batch_decode(self, rows, clean_up_tokenization_spaces):
+        return ["." if number == STOP else f" w{number}" for (number,) in rows]
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "hint"),
+    [
+        ("sentkv(budget=12)", BudgetError, "give budget=29 or more"),
+        ("sentkv(budget=0)", BudgetError, "give 0.1, or 1024"),
+        ("sentkv(budget=1.5)", BudgetError, "give 0.1, or 1024"),
+        ("sentkv(window=15)", PlanError, "give a smaller window"),
+        ("sentkv(every=0)", PlanError, "give 1 or more"),
+        ("sentkv(tier='tape')", PlanError, "'host'"),
+        ("h2o(tokens=20) + sentkv", PlanError, "give one without such sums"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(plan, error, hint):
+    with pytest.raises(error, match=hint) as caught:
+        kvfold.cache(model_of("llama"), plan)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_crop_of_what_was_moved_away_is_refused():
+    _, cache = run(f"sentkv(budget=24, {SMALL})")
+    with pytest.raises(CacheError, match="still raw"):
+        cache.crop(-60)
+
+
+def test_the_ledger_says_what_lies_where():
+    _, cache = run(f"sentkv(budget=24, {SMALL})", tokens=200)
+    ledger = cache.ledger()
+    by_name = {part.name: part for part in ledger.parts}
+    assert by_name["folded"].device == "host"
+    assert by_name["folded"].slots == ledger.slots - by_name["sinks"].slots - by_name["tail"].slots
+    assert ledger.resident_bytes == ledger.stored_bytes - by_name["folded"].stored_bytes
+    assert "selections kept" in str(ledger)
