@@ -119,7 +119,8 @@ def _absorbed_scores(asked: Tensor, blocks: Sequence[LatentBlock], basis: Basis)
     back = basis.decode.to(asked.dtype).unflatten(1, (heads, -1)).permute(1, 2, 0)  # H D R
     inside = torch.bmm(asked, back).flatten(0, 1)  # H x rows, R
     shift = torch.bmm(asked, basis.mean.to(asked.dtype).view(heads, -1, 1))[..., 0]
-    scores = [inside[:, : tile.shape[1]] @ tile.to(asked.dtype).T for block in blocks for tile in _tiles(block.keys)]
+    tiles = (tile for block in blocks for tile in block.keys.split(_TILE))
+    scores = [inside[:, : tile.shape[1]] @ _at_hand(tile, asked.dtype).T for tile in tiles]
     assert rows * heads == inside.shape[0]
     return torch.cat(scores, dim=1), shift
 
@@ -150,6 +151,10 @@ def _weighted(weights: Tensor, blocks: Sequence[LatentBlock], size: int) -> Tens
     return latent
 
 
-def _tiles(keys: Tensor) -> Sequence[Tensor]:
-    """A block's keys in pieces small enough to stay cached when they are widened."""
-    return keys.split(_TILE) if keys.dtype != torch.float32 else (keys,)
+def _at_hand(tile: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tile in the dtype of the product, and in the processor's cache: the product itself reads it across its rows."""
+    if tile.dtype != dtype:
+        return tile.to(dtype)
+    if tile.device.type == "cpu" and tile.numel():
+        tile.amax()  # a quarter off the product's time, where slots come from memory
+    return tile
