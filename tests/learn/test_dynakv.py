@@ -52,7 +52,7 @@ def test_the_student_reads_what_the_cache_reads(measured, basis, tmp_path):
     student = Student(model, ranks)
     positions = torch.arange(192).expand_as(ids)
     with torch.no_grad():
-        reading = Reading(context=64, shift=4096.0, logits={})
+        reading = Reading(context=64, logits={})
         full = student.read(ids, positions, reading)
     assert torch.allclose(full, feed(model, ids)[:, 63:-1], rtol=1e-3, atol=1e-3)
     dims = {index: student.layer(index).dims for index in ranks.layers}

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_HALVINGS = 36
-_WIDEST = 4096.0  # shifts beyond keep everything or nothing
+_HALVINGS = 44
+_WIDEST = 262144.0  # shifts beyond keep everything or nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

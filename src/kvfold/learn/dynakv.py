@@ -1,7 +1,7 @@
 """Training DynaKV's ranks for a model: bases and gates, against the model itself; one adapter for all rates.
 
-Every step draws a rate. A controller keeps, for each rate, the shift of the gates at which it is met, and moves it
-either way after every step, by what is stored. The loss is the distance to the full model's predictions and the
+Every step draws a rate, of which each layer has its measured share; a layer's gate is shifted, either way, until just
+that is stored, as the cache does it. The loss is the distance to the full model's predictions and the
 cross-entropy. Writes a checkpoint to resume from, a record of the run and the adapter. No command line here.
 """
 
@@ -10,15 +10,15 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from kvfold.encode.ranks import BasisName, BasisRanks, LayerRanks, Ranks
+from kvfold.encode.ranks import BasisName, BasisRanks, Ranks
 from kvfold.errors import DataError, FileError
 from kvfold.hf.load import load
 from kvfold.hf.rank_files import save_ranks
@@ -29,7 +29,6 @@ from kvfold.learn.texts import Rows
 RATES = (0.1, 0.2, 0.3, 0.47, 0.6)
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.47, 0.55, 0.65, 0.8)
 ABLATIONS = ("bases", "gates", "hard", "entropy")  # what a run may go without
-_MEMORY = 0.8  # of the controller's shifts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +88,10 @@ class DynaRun:
             self.rows.draw(random.Random(f"calibration:{settings.seed}:{row}")) for row in range(settings.calibration)
         ]
         self.measured = measure(self.model, texts, seed=settings.seed)
-        self.start = self.measured.under(settings.basis)
+        self.start = self._with_rates(self.measured.under(settings.basis))
         self.student = Student(self.model, self.start)
         self.dims = {index: self.student.layer(index).dims for index in self.start.layers}
         self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
-        self.shifts: dict[float, float] = {}
         self.spread: dict[str, list[float]] = {}  # at each rate of the grid, the share of slots in each level
         self.step, self.seconds, self.loss = 0, 0.0, {"kl": 0.0, "entropy": 0.0}
         if settings.resume:
@@ -113,12 +111,10 @@ class DynaRun:
     def finish(self) -> Ranks:
         """Measure each layer's share of each rate on fresh rows, and write the adapter."""
         settings = self.settings
-        bases = dict(self.measured.bases)
-        for name in bases:
-            own = name == settings.basis and settings.steps > 0
-            bases[name] = self._with_rates(self.student if own else Student(self.model, bases[name]), trained=own)
+        bases = {name: self._with_rates(own) for name, own in self.measured.bases.items()}
         if settings.steps:
             bases[f"{settings.basis}-measured"] = self.start
+            bases[settings.basis] = self._trained()
         ranks = Ranks(bases=bases)
         about = {
             "steps": self.step, "seconds": round(self.seconds), "seed": settings.seed, "length": settings.length,
@@ -143,25 +139,18 @@ class DynaRun:
         for group, rate in zip(self.optimiser.param_groups, (settings.basis_rate, settings.gate_rate), strict=True):
             group["lr"] = rate * min(1.0, (self.step + 1) / 20) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
         rate = self.rng.choice(RATES)
-        if rate not in self.shifts:
-            self.shifts[rate] = self._shift(rate)
         hard = 0.0 if "hard" in settings.without else min(1.0, done / max(settings.hard_from, 1e-6))
-        reading = self._reading(shift=self.shifts[rate], hard=hard, logits={})
+        rates = {index: self.start.rate_of(index, rate) for index in self.dims}
+        blocks = settings.length // BLOCK
+        reading = Reading(context=BLOCK * self.rng.randint(blocks // 3, max(blocks - 3, 1)), rates=rates, hard=hard)
         distance, entropy = self._losses(reading)
         (distance + (0.0 if "entropy" in settings.without else settings.entropy) * entropy).backward()
         nn.utils.clip_grad_norm_(self.student.layers.parameters(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        assert reading.logits is not None
-        met = shift_of(reading.logits, self.dims, rate)
-        self.shifts[rate] += (1 - _MEMORY) * (met - self.shifts[rate])
         for name, value in (("kl", distance), ("entropy", entropy)):
             self.loss[name] += 0.05 * (float(value.detach()) - self.loss[name]) if self.step else float(value.detach())
         self.step += 1
-
-    def _reading(self, **settings: Any) -> Reading:
-        blocks = self.settings.length // BLOCK
-        return Reading(context=BLOCK * self.rng.randint(blocks // 3, max(blocks - 3, 1)), **settings)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         ids = self.rows.batch(self.settings.rows, self.rng).to(self.model.device)
@@ -181,41 +170,41 @@ class DynaRun:
         return (wanted.exp() * (wanted - got)).sum(dim=-1).mean(), entropy
 
     @torch.no_grad()
-    def _shift(self, rate: float) -> float:
-        """Where the controller starts: what meets the rate on one batch that is read in full."""
-        reading = self._reading(shift=4096.0, logits={})
-        self.student.read(*self._batch(), reading)
-        assert reading.logits is not None
-        return shift_of(reading.logits, self.dims, rate)
+    def _with_rates(self, ranks: BasisRanks) -> BasisRanks:
+        """The layers with their own share of each rate of the grid, as one shift of all gates deals it."""
+        student = Student(self.model, ranks)
+        dims = {index: student.layer(index).dims for index in ranks.layers}
+        whole = _logits(student, self._fixed_batches(), None)
+        rates: dict[int, list[float]] = {index: [] for index in dims}
+        for rate in GRID:
+            kept = shares_at(whole, dims, shift_of(whole, dims, rate))
+            for index, share in kept.items():
+                rates[index].append(min(share * rate * len(kept) / max(sum(kept.values()), 1e-9), 1.0))
+        layers = {index: replace(own, rates=(*rates[index], 1.0)) for index, own in ranks.layers.items()}
+        return BasisRanks(layers=layers, grid=(*GRID, 1.0), trained=False)
 
     @torch.no_grad()
-    def _with_rates(self, student: Student, *, trained: bool) -> BasisRanks:
-        """The layers with their own rates at each rate of the grid; for a trained basis read at that rate."""
+    def _trained(self) -> BasisRanks:
+        """What was learned; on the way, how its levels spread at each rate."""
+        batches = self._fixed_batches()
+        for rate in GRID:
+            rates = {index: self.start.rate_of(index, rate) for index in self.dims}
+            self.spread[str(rate)] = spread_at(_logits(self.student, batches[:1], rates), self.dims, rates)
+        layers = {index: self.student.layer(index).learned(own.rates) for index, own in self.start.layers.items()}
+        return BasisRanks(layers=layers, grid=self.start.grid, trained=True)
+
+    def _fixed_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The same two batches in every run of a seed, whatever was drawn before."""
         state, self.rng = self.rng, random.Random("rates")
         batches = [self._batch() for _ in range(2)]
         self.rng = state
-        dims = {int(index): student.layer(int(index)).dims for index in student.layers}
-        rates: dict[int, list[float]] = {index: [] for index in dims}
-        whole = _logits(student, batches, shift=4096.0)
-        for rate in GRID:
-            logits = _logits(student, batches, shift=shift_of(whole, dims, rate)) if trained else whole
-            met = shift_of(logits, dims, rate)
-            kept = shares_at(logits, dims, met)
-            if trained:
-                self.spread[str(rate)] = spread_at(logits, met)
-            for index, share in kept.items():
-                rates[index].append(share * rate * len(kept) / sum(kept.values()))
-        layers: dict[int, LayerRanks] = {
-            index: student.layer(index).learned([*own, 1.0]) for index, own in rates.items()
-        }
-        return BasisRanks(layers=layers, grid=(*GRID, 1.0), trained=trained)
+        return batches
 
     def _record(self) -> dict[str, Any]:
         return {
             "step": self.step, "share": self.step / max(self.settings.steps, 1), "seconds": round(self.seconds, 1),
             "tokens": self.step * self.settings.rows * self.settings.length,
             "losses": {name: round(value, 4) for name, value in self.loss.items()},
-            "shifts": {str(rate): round(shift, 2) for rate, shift in sorted(self.shifts.items())},
         }  # fmt: skip
 
     def _save(self) -> None:
@@ -223,7 +212,7 @@ class DynaRun:
         settings.out.mkdir(parents=True, exist_ok=True)
         state = {
             "layers": self.student.layers.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step,
-            "seconds": self.seconds, "loss": self.loss, "shifts": self.shifts, "rng": self.rng.getstate(),
+            "seconds": self.seconds, "loss": self.loss, "rng": self.rng.getstate(),
             "torch": torch.get_rng_state(),
         }  # fmt: skip
         torch.save(state, self._checkpoint.with_suffix(".new"))
@@ -236,7 +225,6 @@ class DynaRun:
         self.student.layers.load_state_dict(state["layers"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
-        self.shifts = state["shifts"]
         version, numbers, gauss = state["rng"]
         self.rng.setstate((version, tuple(numbers), gauss))
         torch.set_rng_state(state["torch"])
@@ -246,11 +234,12 @@ class DynaRun:
         return self.settings.out / "checkpoint.pt"
 
 
-def _logits(student: Student, batches: Sequence[tuple[Tensor, Tensor]], *, shift: float) -> dict[int, Tensor]:
-    """What the gates of all layers say of some batches, read at a shift."""
+def _logits(student: Student, batches: Sequence[tuple[Tensor, Tensor]],
+            rates: Mapping[int, float] | None) -> dict[int, Tensor]:  # fmt: skip
+    """What the gates of all layers say of some batches, read at these rates."""
     seen: dict[int, list[Tensor]] = {int(index): [] for index in student.layers}
     for ids, positions in batches:
-        reading = Reading(context=ids.shape[1] // 2 // BLOCK * BLOCK, shift=shift, logits={})
+        reading = Reading(context=ids.shape[1] // 2 // BLOCK * BLOCK, rates=rates, logits={})
         student.read(ids, positions, reading)
         for index, logits in (reading.logits or {}).items():
             seen[index].append(logits)

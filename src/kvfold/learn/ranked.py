@@ -17,7 +17,7 @@ from kvfold.attention.latent import Bases, Basis
 from kvfold.attention.reference import causal_mask
 from kvfold.attention.rotary import rotate
 from kvfold.cache.lowrank import Form
-from kvfold.encode.gate import Gate, keep_chances, levels_at, slope_of
+from kvfold.encode.gate import Gate, dealt, keep_chances, levels_at, shift_for, slope_of
 from kvfold.encode.ranks import BasisRanks, LayerRanks
 from kvfold.hf.tap import tapped
 from kvfold.learn.calibrate import SINKS
@@ -64,10 +64,10 @@ class LearnedLayer(nn.Module):
 
 @dataclass(slots=True, kw_only=True)
 class Reading:
-    """How one forward reads: what it folds, at what shift of the gates, and what came of it. It changes as it runs."""
+    """How one forward reads: what it folds, at which rate of each layer, and what came of it. It changes as it runs."""
 
     context: int  # tokens that are read raw and then folded
-    shift: float
+    rates: Mapping[int, float] | None = None  # None: in full
     hard: float = 1.0  # share of slots whose mask is hard
     logits: dict[int, Tensor] | None = None  # of every layer's gate, when asked for
 
@@ -128,7 +128,8 @@ class Student:
         logits = layer.gate().logits(*latents)
         if reading.logits is not None:
             reading.logits[index] = logits.detach().view(shape[0], shape[2], -1)[:, SINKS:]
-        mask = _mask(logits, layer, reading)
+        rate = 1.0 if reading.rates is None else reading.rates[index]
+        mask = _mask(logits, layer, rate, reading.hard)
         sides = [latents[0] * mask[:, : levels[-1][0]], latents[1] * mask[:, levels[-1][0] :]]
         few_keys = bases.keys.read(sides[0]).unflatten(-1, (shape[1], -1))
         if bases.rotary is not None:
@@ -140,23 +141,37 @@ class Student:
         return torch.where(sinks, keys, backs[0]), torch.where(sinks, values, backs[1])
 
 
-def _mask(logits: Tensor, layer: LearnedLayer, reading: Reading) -> Float[Tensor, "N X"]:
-    """Which dimensions are read: softly, or as they are stored with the soft mask's gradient."""
+def _mask(logits: Tensor, layer: LearnedLayer, rate: float, hard_share: float) -> Float[Tensor, "N X"]:
+    """Which dimensions are read: softly, or as they are stored with the soft mask's gradient.
+
+    The shift that meets the rate is found anew, and its own change goes into the gradient: a slot can only gain what
+    others lose. Without that every gate would ask for more and more, and the shift would run after it.
+    """
     kept = 1 - layer.own.gate.left_out.T  # levels, dimensions
-    slope = slope_of(len(layer.dims), logits)
-    chances = keep_chances(logits + reading.shift * slope)
+    size = layer.dims[-1]
+    if rate >= 1:
+        return kept[-1].expand(len(logits), -1)
+    still, slope = logits.detach(), slope_of(len(layer.dims), logits)
+    shift = shift_for(still, layer.dims, rate=rate, size=size)
+    steps = torch.tensor(layer.dims, dtype=logits.dtype, device=logits.device).diff()
+    with torch.enable_grad():
+        moved = torch.tensor(shift, dtype=logits.dtype, device=logits.device, requires_grad=True)
+        met = (keep_chances(still + moved * slope)[:, 1:] @ steps).mean()
+        pull = torch.autograd.grad(met, moved)[0].clamp(min=1e-6)
+    kept_softly = (keep_chances(logits + shift * slope)[:, 1:] @ steps).mean()
+    chances = keep_chances(logits + (shift - (kept_softly - kept_softly.detach()) / pull) * slope)
     soft = kept[0] + chances[:, 1:] @ (kept[1:] - kept[:-1])
-    hard = kept[levels_at(logits.detach(), reading.shift, slope)]
-    if reading.hard >= 1:
+    hard = kept[levels_at(still, shift, slope)]
+    if hard_share >= 1:
         return hard + soft - soft.detach()
-    chosen = torch.rand(len(logits), 1, device=logits.device) < reading.hard
+    chosen = torch.rand(len(logits), 1, device=logits.device) < hard_share
     return torch.where(chosen, hard + soft - soft.detach(), soft)
 
 
 def shift_of(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], rate: float) -> float:
     """The shift at which all layers together keep this share of their dimensions."""
-    low, high = -4096.0, 4096.0
-    for _ in range(36):
+    low, high = -262144.0, 262144.0
+    for _ in range(44):
         middle = (low + high) / 2
         kept = shares_at(logits, dims, middle)
         low, high = (middle, high) if sum(kept.values()) / len(kept) <= rate else (low, middle)
@@ -173,11 +188,13 @@ def shares_at(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], s
     return found
 
 
-def spread_at(logits: Mapping[int, Tensor], shift: float) -> list[float]:
-    """The share of all layers' slots in each level at a shift."""
-    counts = sum(
-        levels_at(own, shift, slope_of(own.shape[-1], own)).flatten().bincount(minlength=own.shape[-1]).double()
-        for own in logits.values()
-    )
-    assert isinstance(counts, Tensor)
+def spread_at(
+    logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], rates: Mapping[int, float]
+) -> list[float]:
+    """The share of all layers' slots in each level, when each layer meets its rate."""
+    levels = [
+        dealt(own.flatten(0, -2), dims[index], rate=rates[index], size=dims[index][-1]) for index, own in logits.items()
+    ]
+    most = max(len(own) for own in dims.values())
+    counts = torch.cat(levels).bincount(minlength=most).double()
     return [round(share, 4) for share in (counts / counts.sum()).tolist()]
