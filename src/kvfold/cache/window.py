@@ -21,6 +21,7 @@ class QueryWindow:
     queries: Float[Tensor, "B G W D"]
     log_sum_exp: Float[Tensor, "B G W"]
     positions: Int[Tensor, "B W"]  # int32, PAD where the row has no query there
+    padded: bool = True  # whether there may be such places
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor held, by name."""
@@ -65,11 +66,12 @@ def remember(
         queries = torch.cat([window.queries, queries], dim=2)
         log_sum_exp = torch.cat([window.log_sum_exp, log_sum_exp], dim=2)
         marked = torch.cat([window.positions, marked], dim=1)
-    if valid is None and window is None:
+    if valid is None and (window is None or not window.padded):
         return QueryWindow(
             queries=queries[:, :, -width:].clone(),
             log_sum_exp=log_sum_exp[:, :, -width:].clone(),
             positions=marked[:, -width:].clone(),
+            padded=False,
         )
     return _newest(queries, log_sum_exp, marked, width)
 

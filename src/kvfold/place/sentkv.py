@@ -46,7 +46,7 @@ class SentKV(Place):
     when: Literal["steps", "sentence", "drift"] = "steps"  # what makes it select anew
     every: int = 8  # tokens after which it does in any case
     drift: float = 0.8  # cosine of the mean queries below which the query has drifted
-    queries: int = 16  # newest queries that choose, beside the one that asks
+    queries: int = 8  # newest queries that choose, beside the one that asks
     reuse: bool = True  # fetch only what is not there
     rest: bool = False  # read what is not selected as one mean slot
     prompt: Literal["all", "chosen"] = "all"  # what forwards of several tokens read
@@ -149,8 +149,8 @@ class Sentences:
     def rank(self, index: Index, queries: Float[Tensor, "L K D"], real: Bool[Tensor, "L K"] | None, *,
              scale: float) -> Float[Tensor, "L M"]:  # fmt: skip
         """Each query shares itself out over the sentences; the best share that a sentence gets counts."""
-        scores = index.scores(queries, scale=scale).masked_fill(index.sizes[:, None] == 0, -torch.inf)
-        shares = scores.log_softmax(dim=2)
+        scores = index.scores(queries, scale=scale).masked_fill_(index.sizes[:, None] == 0, -torch.inf)
+        shares = scores.sub_(scores.logsumexp(dim=2, keepdim=True))
         if real is not None:
             shares = shares.masked_fill(~real[..., None], -torch.inf)
         return shares.amax(dim=1)
