@@ -7,21 +7,21 @@ done and undoes one that was interrupted. It knows no model and no transformers:
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.budget.ledger import Ledger, PartLine, Traffic
+from kvfold.budget.ledger import Ledger
 from kvfold.cache.absorb import Made, absorb, pin, refuse_excess, segment_of, values_of
+from kvfold.cache.accounting import account
 from kvfold.cache.fold import Rules, State
 from kvfold.cache.layer import Layer, New
-from kvfold.cache.part import Part
-from kvfold.cache.request import Pass
+from kvfold.cache.request import Pass, Repetition
 from kvfold.errors import CacheError
 
 Runner = Callable[[Pass], Mapping[int, Made]]  # keys and values of a pass's rows, by folding layer
+Repeater = Callable[[Repetition], Mapping[int, Tensor]]  # the most attention to each column of the tail, by layer
 Judge = Callable[[Tensor, Tensor], Tensor]  # values of all folding layers [B, S, all dimensions], real -> worth [B, S]
 
 
@@ -51,6 +51,7 @@ class Mark:
     fed: int
     boundaries: Boundaries
     folding: int | None = None  # a fold that was interrupted and still has to end
+    text: Tensor | None = None
 
 
 class Memory:
@@ -70,6 +71,8 @@ class Memory:
         self._folding: int | None = None  # columns that a running fold folds; after an interrupt it goes on
         self._valid: Tensor | None = None  # the mask of that fold
         self.runner: Runner | None = None  # runs a pass through the model; set by whoever knows it
+        self.repeater: Repeater | None = None  # repeats text through the model; set likewise
+        self.text: Tensor | None = None  # ids of the tail's columns [B, columns], where a method repeats them
         self.judge: Judge | None = None  # says what each token of a segment is worth; set likewise, where one can tell
         self._guarded = 0  # columns that a mark refers to: buffers are copied before others are written there
 
@@ -110,6 +113,17 @@ class Memory:
             layer.spill()
         return output
 
+    def read(self, ids: Int[Tensor, "B Q"] | None) -> None:
+        """Note the running forward's ids, where a method repeats text. Raises CacheError where there are none."""
+        if not self.rules.chooser.needs.repetition:
+            return
+        if ids is None:
+            raise CacheError(
+                f"{self.plan} was to read embeddings; it repeats the text when it folds, and needs ids; feed input_ids"
+            )
+        ids = ids.to(torch.int32)
+        self.text = ids if self.text is None else torch.cat([self.text, ids], dim=1)
+
     def commit(self) -> None:
         """The forward's last layer is done: its tokens stay."""
         self.marks = None
@@ -130,7 +144,7 @@ class Memory:
 
     def _mark(self) -> Mark:
         states = {index: layer.state for index, layer in self.layers.items()}
-        return Mark(states=states, fed=self.fed, boundaries=self.boundaries, folding=self._folding)
+        return Mark(states=states, fed=self.fed, boundaries=self.boundaries, folding=self._folding, text=self.text)
 
     def restore(self, mark: Mark) -> None:
         """Everything as it was at the mark."""
@@ -139,7 +153,7 @@ class Memory:
             if mark.fed < self._guarded:
                 layer.own_tail()
         self.fed, self.boundaries, self._guarded = mark.fed, mark.boundaries, max(self._guarded, mark.fed)
-        self._open, self._new = None, 0
+        self._open, self._new, self.text = None, 0, mark.text
         self._folding, self._valid = mark.folding, None
 
     def fold(self, valid: Bool[Tensor, "B fed"] | None = None, *, until: int | None = None) -> None:
@@ -157,10 +171,14 @@ class Memory:
                     layer.invalidate(valid[:, tail.start : tail.start + tail.length])
         if self.rules.chooser.by_pass:
             self._fold_by_pass(self._folding)
+        if self.rules.chooser.needs.repetition:
+            self._repeat(self._folding)
         for layer, tail in tails if not self.rules.chooser.by_pass else ():
             columns = 0 if tail is None else min(self._folding - tail.start, tail.length)
             if until is None or columns > 0:
                 layer.fold(columns=max(columns, 0))
+            if self.rules.chooser.needs.repetition and layer.state.tail is not None:
+                layer.state = replace(layer.state, tail=replace(layer.state.tail, mass=None))
         self._folding, self._valid = None, None
 
     def _fold_by_pass(self, until: int) -> None:
@@ -187,10 +205,33 @@ class Memory:
         for index, state in states.items():
             layers[index].state = state
 
+    def _repeat(self, until: int) -> None:
+        """Note in every tail how much its columns before `until` are attended to while they are repeated."""
+        layers = {
+            index: layer for index, layer in self.layers.items()
+            if layer.state.tail is not None and layer.state.tail.start < until and layer.state.tail.mass is None
+        }  # fmt: skip
+        tail = next((layer.state.tail for layer in layers.values()), None)
+        columns = 0 if tail is None else min(until - tail.start, tail.length)
+        if tail is None or columns <= 0:
+            return  # nothing to fold, or a fold that was interrupted after its text had been repeated
+        assert self.text is not None, "ids are noted when a method repeats them"
+        assert self.repeater is not None, "a plan that repeats text needs a model to do so"
+        real, seen = tail.valid[:, :columns], torch.tensor(self.seen, device=tail.keys.device)
+        request = Repetition(ids=self.text[:, :columns].long(), real=real, first_position=seen)
+        with torch.inference_mode(False), torch.no_grad():
+            found = self.repeater(request) if bool(real.any()) else {}
+            for index, layer in layers.items():
+                own = layer.state.tail
+                if own is not None and index in found:
+                    layer.state = replace(layer.state, tail=replace(own, mass=found[index]))
+        self.text = self.text[:, columns:].clone()
+
     @property
     def _waits(self) -> bool:
         """Whether folds wait for the next forward: tokens may be taken back, or a fold needs a forward of its own."""
-        return self.tentative or self.rules.chooser.by_pass
+        chooser = self.rules.chooser
+        return self.tentative or chooser.by_pass or chooser.needs.repetition
 
     def obey(self, rules: Rules, plan: str) -> None:
         """Fold by other rules of the same observed needs from now on.
@@ -203,7 +244,7 @@ class Memory:
         try:
             self._put_rules(rules, plan)
             for layer in self.layers.values():
-                if rules.chooser.by_pass:
+                if rules.chooser.by_pass or rules.chooser.needs.repetition:
                     refuse_excess(layer.state, rules)
                 else:
                     layer.fold(columns=0)
@@ -225,6 +266,7 @@ class Memory:
             self.restore(before)
             raise
         self.fed -= columns
+        self.text = None if self.text is None else self.text[:, : self.text.shape[1] - columns].clone()
 
     def take_rows(self, indices: Sequence[int]) -> None:
         """Keep these rows, in this order, repeats allowed."""
@@ -232,11 +274,12 @@ class Memory:
         for layer in self.layers.values():
             if layer.state.seen:
                 layer.take_rows(indices)
+        self.text = None if self.text is None else self.text[list(indices)]
 
     def reset(self) -> None:
         """Forget everything; the rules stay."""
         self._open, self._new, self.fed, self._guarded = None, 0, 0, 0
-        self._folding, self._valid, self.tentative = None, None, False
+        self._folding, self._valid, self.tentative, self.text = None, None, False, None
         self.boundaries = self._as_given
         for layer in self.layers.values():
             layer.state = State()
@@ -288,83 +331,7 @@ class Memory:
 
     def ledger(self, *, device: str, other_bytes: int) -> Ledger:
         """What is held now; `device` is the model's, `other_bytes` what layers that never fold hold."""
-        lines = _lines(self.layers)
-        states = [layer.state for layer in self.layers.values()]
-        shapes = [state.tail for state in states if state.tail is not None]
-        heads = shapes[0].keys.shape[1] if shapes else 0
-        token_bytes = sum(
-            tail.keys.shape[1] * sum(t.shape[-1] * t.element_size() for t in (tail.keys, tail.values))
-            for tail in shapes
-        )
-        slots = sum(line.slots for line in lines if line.name != "window")
-        parts = [state.folded for state in states if state.folded is not None]
-        return Ledger(
-            plan=self.plan,
-            fed=self.fed,
-            seen=sum(self.seen),
-            layers=len(self.layers),
-            kv_heads=heads,
-            slots=slots,
-            stored_bytes=sum(line.stored_bytes for line in lines),
-            resident_bytes=sum(line.stored_bytes for line in lines if line.device == device),
-            slack_bytes=sum(line.slack_bytes for line in lines),
-            full_bytes=sum(self.seen) * token_bytes,
-            other_bytes=other_bytes,
-            attended_slots=slots - sum(part.slots - part.attended_slots for part in parts),
-            traffic=_traffic(parts),
-            parts=tuple(lines),
-            weight_bytes=self.rules.codec.weight_bytes,
-        )
-
-
-def _lines(layers: Mapping[int, Layer]) -> list[PartLine]:
-    """A line per kind of part and device, over all layers; shared storages are counted once."""
-    counted: set[int] = set()
-    bytes_of: dict[tuple[str, str], int] = {}
-    for layer in layers.values():
-        for name, tensor in layer.tensors():
-            storage = tensor.untyped_storage()
-            key = (_line_of(name), layer.state.tier_of(name) or tensor.device.type)
-            fresh = storage.data_ptr() not in counted or not storage.nbytes()
-            bytes_of[key] = bytes_of.get(key, 0) + (storage.nbytes() if fresh else 0)
-            counted.add(storage.data_ptr())
-    slots, slack = _slots(layers), _slack(layers)
-    return [
-        PartLine(
-            name=name,
-            device=device,
-            slots=slots.get(name, 0),
-            stored_bytes=held,
-            slack_bytes=slack if name == "tail" else 0,
-        )
-        for (name, device), held in bytes_of.items()
-    ]
-
-
-def _line_of(name: str) -> str:
-    """The line that counts a tensor: its part, or what a part sets apart, as in `folded.index.starts`."""
-    return name.split(".")[-2]
-
-
-def _traffic(parts: Sequence[Part]) -> Traffic | None:
-    """The counters of all layers together."""
-    every = [part.traffic for part in parts if part.traffic is not None]
-    sums: Any = {name: sum(own[name] for own in every) for name in every[0]} if every else None
-    return None if sums is None else Traffic(**sums)
-
-
-def _slots(layers: Mapping[int, Layer]) -> dict[str, int]:
-    slots = {"sinks": 0, "folded": 0, "tail": 0}
-    for layer in layers.values():
-        state = layer.state
-        named: tuple[tuple[str, Part | None], ...] = (("sinks", state.sinks), ("folded", state.folded))
-        for name, part in named:
-            slots[name] += 0 if part is None else part.slots
-        if state.tail is not None:
-            slots["tail"] += int(state.tail.valid.sum()) * state.tail.keys.shape[1]
-    return slots
-
-
-def _slack(layers: Mapping[int, Layer]) -> int:
-    tails = [layer.state.tail for layer in layers.values()]
-    return sum(tail.slack_bytes for tail in tails if tail is not None)
+        return account(
+            self.layers, self.text, plan=self.plan, fed=self.fed, seen=self.seen, device=device,
+            other_bytes=other_bytes, weight_bytes=self.rules.codec.weight_bytes,
+        )  # fmt: skip

@@ -51,6 +51,11 @@ class Rules:
         free = self.chooser.budget is None and self.codec.lossless and not self.chooser.by_pass
         return self.placer.spill if self.placer is not None and free else None
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the ids of what is fed matter."""
+        return self.chooser.needs.repetition or (self.placer is not None and self.placer.reads_text)
+
     def of_layer(self, index: int) -> "Rules":
         """What one layer of the model folds by."""
         return replace(self, codec=self.codec.of_layer(index))
@@ -130,7 +135,7 @@ def fold(state: State, rules: Rules, *, columns: int | None, scale: float) -> St
     fresh, kept = [], torch.ones(held, dtype=torch.bool, device=tail.keys.device)
     for group in groups:
         old, new = _choose(group, state, rules, scale)
-        fresh.append(rules.codec.pack(group.segment, new, mass=group.mass))
+        fresh.append(rules.codec.pack(group.segment, new, mass=group.mass if rules.chooser.needs.mass else None))
         _mark(kept, old, group, state)
     folded = _stacked(fresh, back)
     if state.folded is not None:

@@ -27,6 +27,15 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repetition:
+    """Text to run once more, behind everything that is held, to see which slots that takes."""
+
+    ids: Int[Tensor, "B S"]  # of the tail's oldest columns
+    real: Bool[Tensor, "B S"]
+    first_position: Int[Tensor, " B"]  # where the repeated text begins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """Rows to run, and what each may see of the segment; sinks and folded slots are seen by all, rows causally."""
 

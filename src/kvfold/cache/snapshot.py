@@ -41,6 +41,8 @@ def take(memory: Memory) -> Snapshot:
                 saved = part.saved() if isinstance(part, Part) else part.tensors()
                 tensors |= {f"{index}.{name}.{own}": tensor for own, tensor in saved}
         layers[str(index)] = _plain(state, memory.layers[index].scale)
+    if mark.text is not None:
+        tensors["text.ids"] = mark.text
     boundaries = {"prompt": mark.boundaries.prompt, "stride": mark.boundaries.stride}
     return Snapshot(tensors=tensors, plain={"fed": mark.fed, "boundaries": boundaries, "layers": layers})
 
@@ -63,7 +65,11 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
         states[index] = _state(plain["layers"][str(index)], _by_part(own), layer.rules)
         layer.scale = plain["layers"][str(index)]["scale"]
     boundaries = Boundaries(**plain["boundaries"])
-    memory.restore(Mark(states=states, fed=plain["fed"], boundaries=boundaries, folding=None))
+    memory.restore(
+        Mark(
+            states=states, fed=plain["fed"], boundaries=boundaries, folding=None, text=snapshot.tensors.get("text.ids")
+        )
+    )
 
 
 def _tight(tail: Tail) -> Tail:

@@ -18,7 +18,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from kvfold.budget.ledger import Ledger
 from kvfold.cache.absorb import Made
 from kvfold.cache.cache import Boundaries, Mark, Memory
-from kvfold.cache.request import Pass
+from kvfold.cache.request import Pass, Repetition
 from kvfold.errors import CacheError
 from kvfold.hf import passes, stock_layers
 from kvfold.hf.adapter_files import find_adapter
@@ -68,7 +68,7 @@ def cache(
         plan=chosen,
         stock=stock,
         home=Home.of(model),
-        text=Text.of(model, tokenizer) if rules.placer is not None and rules.placer.reads_text else None,
+        text=Text.of(model, tokenizer) if rules.reads_text else None,
         adapter=find_adapter(model, chosen.select),
     )
 
@@ -148,6 +148,7 @@ class FoldedCache(Cache):
         self.text = text
         self.adapter = adapter
         memory.runner = self._run_pass
+        memory.repeater = self._repeat
         memory.judge = None if adapter is None else adapter.salience.worth
         self._branched = False
         self._last_index = -1  # the newest layer of the running forward
@@ -321,12 +322,21 @@ class FoldedCache(Cache):
 
     def _run_pass(self, request: Pass) -> dict[int, Made]:
         """Run a method's rows through the model over what is held now."""
+        assert self.adapter is not None, "a method that runs rows of its own has an adapter"
+        return passes.run(self._runner(), self, self.memory, request, self.adapter)
+
+    def _repeat(self, request: Repetition) -> dict[int, Tensor]:
+        """Run text once more through the model, behind what is held now."""
+        return passes.repeat(self._runner(), self, self.memory, request)
+
+    def _runner(self) -> PreTrainedModel:
+        """The model, for a forward that a fold asks for."""
         model = self.home.model()
-        if model is None or self.adapter is None:
+        if model is None:
             raise CacheError(
                 f"{self.plan} was to fold; it runs rows through {self.home.name}, which is gone; keep the model alive"
             )
-        return passes.run(model, self, self.memory, request, self.adapter)
+        return model
 
     # A forward's life -------------------------------------------------------------------------------------------
 
@@ -347,8 +357,10 @@ class FoldedCache(Cache):
             self._branched = True
         self.home.refuse_what_would_be_recomputed(self.memory.fed, new)
         self._before = self._stock_states()
+        ids = None if self.text is None else self.text.take(rows, new)  # before a fold that runs text of its own
         self.memory.begin(new)
-        self.memory.marks = None if self.text is None else self.text.take(rows, new)
+        self.memory.read(ids)
+        self.memory.marks = None if self.text is None or ids is None else self.text.marks(ids)
 
     def _undo(self) -> None:
         """Take back a forward that never reached its last layer."""

@@ -1,4 +1,4 @@
-"""Runs a Pass: rows of a method's own go through the model and read what every layer remembers; nothing is fed.
+"""Runs a Pass or a Repetition: rows go through the model and read what every layer remembers; nothing is fed.
 
 Layer by layer the rows attend over the sinks, the folded slots, the columns of the raw tail that they may see, and
 the rows before them; in sliding layers over the window as it stands, and the rows before them. Their keys and values
@@ -18,7 +18,7 @@ from kvfold.attention.partial import Partial, partial
 from kvfold.cache.absorb import Made
 from kvfold.cache.cache import Memory
 from kvfold.cache.fold import State
-from kvfold.cache.request import Pass
+from kvfold.cache.request import NO_ROW, Pass, Repetition
 from kvfold.hf.adapters import Adapter
 
 
@@ -44,7 +44,26 @@ class PassRows:
     def attend(self, queries: Float[Tensor, "B G K D"], *, scale: float) -> Float[Tensor, "B G K D"]:
         """Output of one layer for the rows."""
         own = partial(queries, self.keys, self.values, scale=scale, causal=True, mask=self.reader.own_mask)
-        return merge([*self.reader.past_of(self.index, queries, scale), own]).output
+        whole = merge([*self.reader.past_of(self.index, queries, scale), own])
+        self.reader.note(self.index, queries, whole.log_sum_exp, scale)
+        return whole.output
+
+
+_PIECE = 256  # tokens repeated at a time
+
+
+def repeat(model: PreTrainedModel, past: Cache, memory: Memory, request: Repetition) -> dict[int, Tensor]:
+    """The most attention [B, H, columns] that any repeated token gives to each column of every folding layer's tail."""
+    found: dict[int, Tensor] = {}
+    decoder: Any = model.get_decoder()
+    order = (~request.real).to(torch.int8).argsort(dim=1, stable=True)  # a row's tokens first
+    ids, real = request.ids.gather(1, order), request.real.gather(1, order)
+    for start in range(0, int(real.sum(dim=1).max()), _PIECE):
+        some = slice(start, start + _PIECE)
+        reader = _Listener(past, memory, real[:, some], found)
+        at = request.first_position[:, None] + torch.arange(start, start + ids[:, some].shape[1], device=ids.device)
+        decoder(input_ids=ids[:, some], position_ids=at, past_key_values=reader, use_cache=True)
+    return found
 
 
 class _Reader(Cache):
@@ -71,6 +90,9 @@ class _Reader(Cache):
         """As `get_seq_length`."""
         return self.memory.fed
 
+    def note(self, index: int, queries: Tensor, log_sum_exp: Tensor, scale: float) -> None:
+        """What a layer's rows looked at; a pass does not care."""
+
     def past_of(self, index: int, queries: Tensor, scale: float) -> list[Partial]:
         """What the rows read of one layer's past."""
         if index not in self.memory.layers:
@@ -91,3 +113,35 @@ class _Reader(Cache):
         columns = torch.arange(tail.length, device=tail.keys.device)
         inside = (columns >= self.request.first[..., None]) & (columns < self.request.stop[..., None])  # B K S
         return (inside & tail.valid[:, None])[:, None]
+
+
+class _Listener(_Reader):
+    """A reader whose rows see the whole tail, and which notes how much they look at it. Each piece sees itself only
+    beside what is held: what was repeated before is no part of the memory."""
+
+    def __init__(self, past: Cache, memory: Memory, real: Bool[Tensor, "B K"], found: dict[int, Tensor]) -> None:
+        columns = next(iter(memory.layers.values())).state.tail
+        assert columns is not None
+        where = torch.zeros_like(real, dtype=torch.long)
+        rows = torch.where(real, 0, NO_ROW)
+        kept = torch.zeros(len(real), 0, dtype=torch.bool)
+        super().__init__(
+            past, memory,
+            Pass(rows=rows, positions=where, first=where, stop=where + columns.length, kept=kept),
+        )  # fmt: skip
+        self.found = found
+
+    def note(self, index: int, queries: Tensor, log_sum_exp: Tensor, scale: float) -> None:
+        """Take the largest weights of these queries over the columns of a layer's tail."""
+        if index not in self.memory.layers:
+            return
+        tail = self.memory.layers[index].state.tail
+        assert tail is not None
+        keys = tail.keys[:, :, : tail.length].float()
+        heads = keys.shape[1]
+        asked, weights = queries.float().unflatten(1, (heads, -1)), log_sum_exp.unflatten(1, (heads, -1))
+        logs = asked @ keys[:, :, None].mT * scale - weights[..., None]  # B H group K S
+        logs = logs.masked_fill(~self.request.real[:, None, None, :, None], -torch.inf)
+        most = logs.amax(dim=(2, 3)).exp().masked_fill(~tail.valid[:, None], 0.0)
+        before = self.found.get(index)
+        self.found[index] = most if before is None else torch.maximum(before, most)

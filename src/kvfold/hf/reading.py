@@ -59,14 +59,15 @@ class Text:
         return self
 
     def take(self, rows: int, new: int) -> Tensor | None:
-        """Marks of the new tokens; None where they are not known."""
+        """Ids of the new tokens; None where they are not known."""
         model = self._model()
-        if model is None:
-            return None
-        ids, marks = _READERS[model].take(rows, new), _MARKS[model]
-        if ids is None or marks is None:
-            return None
-        return marks.to(ids.device)[ids.clamp(0, len(marks) - 1)]
+        return None if model is None else _READERS[model].take(rows, new)
+
+    def marks(self, ids: Tensor) -> Tensor | None:
+        """Marks of these tokens; None where no tokenizer says what they mean."""
+        model = self._model()
+        marks = None if model is None else _MARKS[model]
+        return None if marks is None else marks.to(ids.device)[ids.clamp(0, len(marks) - 1)]
 
 
 _READERS: "weakref.WeakKeyDictionary[PreTrainedModel, Reader]" = weakref.WeakKeyDictionary()

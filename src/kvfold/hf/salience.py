@@ -1,6 +1,6 @@
 """What each token of a segment is worth to later turns, read off the values that its layers remember.
 
-Two small convolutions over the segment's tokens, trained to foretell the attention that later replies give; the answer
+Three small convolutions over the tokens, trained to foretell the attention that later replies give; the answer
 is a rank among the tokens of training, so that "the best fifth of all tokens" is a threshold. In the spirit of KVzap
 and Fast KVzip (https://arxiv.org/abs/2505.23416), which foretell KVzip's scores.
 Ours differs: one worth for all layers and heads, learned from the attention of real replies, read from values only.
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-WIDTH, REACH = 48, 5  # channels, and tokens that a convolution sees
+WIDTH, REACH = 96, 5  # channels, and tokens that a convolution sees
 _LEVELS = 257
 
 
@@ -22,6 +22,7 @@ class Salience(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dimensions), requires_grad=False)  # one over the usual size of a value
         self.first = nn.Conv1d(dimensions, WIDTH, REACH, padding=REACH // 2)
+        self.middle = nn.Conv1d(WIDTH, WIDTH, REACH, padding=REACH // 2)
         self.last = nn.Conv1d(WIDTH, 1, REACH, padding=REACH // 2)
         self.levels = nn.Parameter(torch.linspace(-1.0, 1.0, _LEVELS), requires_grad=False)  # quantiles of the score
 
@@ -29,6 +30,7 @@ class Salience(nn.Module):
         """The score of each token; those of a row come first, without gaps."""
         seen = (values.float() * self.scale).masked_fill(~real[..., None], 0.0).mT
         middle = nn.functional.gelu(self.first(seen)).masked_fill(~real[:, None], 0.0)
+        middle = middle + nn.functional.gelu(self.middle(middle)).masked_fill(~real[:, None], 0.0)
         return self.last(middle)[:, 0]
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2601.21927 (losses and data are our design: no code is pub
 """
 
 import json
+import math
 import random
 import time
 from collections import deque
@@ -33,7 +34,7 @@ from kvfold.select.sonic import ROWS
 KIND = "sonic"
 _TURNS = ((0.08, (3, 4, 6)), (0.2, (4, 8, 12)), (1.0, (4, 8, 16, 20, 24)))  # share of the run -> turns drawn
 _CHECKED = (0.5, 0.2, 0.1, 0.05, 1.0)
-LEAST = 6.9  # minus the logarithm of an attention weight that counts as nothing, 0.001
+NOTHING = 0.03  # an attention weight that counts as nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +151,7 @@ class SonicLoss:
         assert attended.most is not None
         most = attended.most.flatten()[where]
         asked = attended.earlier.any(dim=1).flatten()[where] & real
-        aim = 1 + (most + 1e-3).log() / LEAST
+        aim = 1 - (most.clamp(max=1.0) * (1 - NOTHING) + NOTHING).log() / math.log(NOTHING)
         loss = ((score - aim) ** 2)[asked].mean() if bool(asked.any()) else score.sum() * 0
         self._scores.append(score.detach()[real])
         if len(self._scores) % 5 == 0:

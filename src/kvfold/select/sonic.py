@@ -31,7 +31,7 @@ class Sonic(Select):
     """Nexus slots in place of each segment, once. Give a budget, or `slots` of every segment."""
 
     slots: int | None = None  # of each segment, whatever its length
-    verbatim: float = 0.5  # share of a segment's slots that goes to its most salient tokens, word for word
+    verbatim: float = 1.0  # share of a segment's slots that goes to its most salient tokens, word for word
     adapter: str = "shipped"  # or a folder, or a name on the Hub
     scope: Literal["history", "turn"] = "turn"  # a fold happens once per segment
 
