@@ -70,3 +70,7 @@ def test_a_size_that_is_no_fraction_says_so(text):
 def test_sizes_are_read_as_written():
     assert parse_keeps("0.5, 0.2") == (0.5, 0.2)
     assert parse_keeps(None) == ()
+
+
+def test_a_plan_that_folds_a_segment_once_is_run_in_its_own_scope_alone():
+    assert [job.plan for job in parse_jobs("sonic", keeps=[0.2], scopes=("history", "turn"))] == ["sonic(keep=0.2)"]

@@ -60,7 +60,18 @@ def _sized(text: str, keeps: Sequence[float]) -> list[Plan]:
 def _scoped(plan: Plan, text: str, scopes: Sequence[str]) -> list[Job]:
     if not plan.has_budget or "scope" in _keywords(text):
         return [_job(plan)]
-    return [_job(variant) for variant in [plan.with_scope(scope) for scope in scopes] or [plan]]
+    return [_job(variant) for variant in _variants(plan, scopes) or [plan]]
+
+
+def _variants(plan: Plan, scopes: Sequence[str]) -> list[Plan]:
+    """The plan in each scope that it can be in: what folds a segment once has no other than its own."""
+    found = []
+    for scope in scopes:
+        try:
+            found.append(plan.with_scope(scope))
+        except PlanError:
+            continue
+    return found
 
 
 def _job(plan: Plan) -> Job:
