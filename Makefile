@@ -55,16 +55,17 @@ docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and th
 
 # What `make records` runs. Two suites at a time, each on one thread; what the folders hold already is not run again.
 # int8 and int4 are judged on bfloat16, as byte bars are: of float32 they would look twice as good.
-PLANS ?= int8; int4; streaming_llm; h2o; snapkv; snapkv + int8; snapkv + int4
+PLANS ?= int8; int4; streaming_llm; h2o; snapkv; kvzip; sonic; snapkv + int8; pca(rate=0.47); pca(rate=0.2); \
+  dynakv(rate=0.47); dynakv(rate=0.2); snapkv(keep=0.125) + dynakv(rate=0.47); sentkv(budget=0.2); sentkv(budget=0.06)
 KEEPS ?= 0.5,0.2,0.06
 RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; kvpress:ObservedAttention; \
   kvpress:ThinK; transformers:DynamicCache; transformers:QuantizedCache(backend='fp8')
 DATA ?=
 JOBS ?= 2
-chat_ASKS := --n 64
-needle_ASKS := --n 40 --set tokens=1024
-longqa_ASKS = --n 40 --set score=likelihood --data "$(DATA)"
-fidelity_ASKS := --n 16
+chat_ASKS := --n 32
+needle_ASKS := --n 24 --set tokens=1024
+longqa_ASKS = --n 24 --set score=likelihood --data "$(DATA)"
+fidelity_ASKS := --n 8
 SUITES := chat needle $(if $(DATA),longqa) fidelity
 
 records: setup peers  ## the records that README's tables are made from; longqa needs DATA=folder of real text

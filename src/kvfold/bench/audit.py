@@ -39,8 +39,8 @@ class AuditedRows(Rows):
 
 
 def check_bytes(spent: Ledger, walked: dict[str, int]) -> None:
-    """Raises SuiteError where the bytes found by walking are not those of the ledger, stored and other together."""
-    found, said = sum(walked.values()), spent.stored_bytes + spent.other_bytes
+    """Raises SuiteError where the bytes found by walking are not those of the ledger: stored, other and learned."""
+    found, said = sum(walked.values()), spent.stored_bytes + spent.other_bytes + spent.weight_bytes
     if found != said:
         raise SuiteError(
             f"{spent.plan} says that it holds {said} bytes; its cache keeps {found} bytes alive; "

@@ -190,8 +190,8 @@ class Memory:
             return
         with torch.inference_mode(False), torch.no_grad():
             for layer in layers.values():
-                layer.state = pin(layer.state, self.rules)
-            segment = segment_of(first.state, self.rules, columns)
+                layer.state = pin(layer.state, layer.rules)
+            segment = segment_of(first.state, first.rules, columns)
             if self.judge is not None and bool(segment.real.any()):
                 values = values_of([one.state for one in layers.values()], columns)
                 segment = replace(segment, worth=self.judge(values, segment.real))
@@ -199,7 +199,7 @@ class Memory:
             assert self.runner is not None, "a plan that folds by passes needs a model to run them"
             made = self.runner(request) if bool(request.real.any()) else {}
             states = {
-                index: absorb(layer.state, self.rules, columns=columns, request=request, made=made.get(index))
+                index: absorb(layer.state, layer.rules, columns=columns, request=request, made=made.get(index))
                 for index, layer in layers.items()
             }
         for index, state in states.items():
@@ -329,9 +329,12 @@ class Memory:
                 f"{list(seen)}; give the whole mask, pads 0, and fold rows that ended early by fold(valid=...)"
             )
 
-    def ledger(self, *, device: str, other_bytes: int) -> Ledger:
-        """What is held now; `device` is the model's, `other_bytes` what layers that never fold hold."""
+    def ledger(self, *, device: str, other_bytes: int, adapter_bytes: int = 0) -> Ledger:
+        """What is held now; `device` is the model's, `other_bytes` what layers that never fold hold.
+
+        `adapter_bytes` are what a method has learned, held once a model.
+        """
         return account(
             self.layers, self.text, plan=self.plan, fed=self.fed, seen=self.seen, device=device,
-            other_bytes=other_bytes, weight_bytes=self.rules.codec.weight_bytes,
+            other_bytes=other_bytes, weight_bytes=self.rules.codec.weight_bytes + adapter_bytes,
         )  # fmt: skip

@@ -81,6 +81,11 @@ class Adapter(nn.Module):
                 _HOOKED.add(module)
         return self
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of everything that was learned."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.state_dict().values())
+
     def __deepcopy__(self, memo: dict) -> "Adapter":
         """Itself: a copy of a cache uses the same adapter, as it uses the same model."""
         return self

@@ -288,7 +288,9 @@ class FoldedCache(Cache):
             (tensor.device.type for layer in self.memory.layers.values() for _, tensor in layer.tensors()), "cpu"
         )
         return self.memory.ledger(
-            device=device, other_bytes=sum(stock_layers.bytes_of(layer) for layer in self._stock())
+            device=device,
+            other_bytes=sum(stock_layers.bytes_of(layer) for layer in self._stock()),
+            adapter_bytes=0 if self.adapter is None else self.adapter.size_bytes,
         )
 
     def fork(self) -> "FoldedCache":

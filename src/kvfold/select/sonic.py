@@ -23,7 +23,8 @@ from kvfold.select.base import Select
 
 ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
 BLOCK = 128  # tokens of a segment that share a set of rows
-SAVED = 192  # tokens whose share of the budget quiet segments may save for later ones
+LEAST = 0.6  # share of its part of the budget that a segment spends, however quiet it is
+SAVED = 48  # tokens whose share of the budget quiet segments may save for later ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ class Sonic(Select):
             return most
         own = segment.real[row]
         salient = int((segment.worth[row][own] >= 1 - self.keep).sum())
-        return min(most, max(salient, int(self.keep * tokens / 2), most - int(self.keep * SAVED)))
+        return min(most, max(salient, int(self.keep * tokens * LEAST), most - int(self.keep * SAVED)))
 
 
 def spread(tokens: int, slots: int) -> list[tuple[int, int]]:
