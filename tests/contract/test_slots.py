@@ -130,7 +130,7 @@ def happens(memory, mask, then, plan):
         try:
             memory.obey(lower.rules(pinned=PINNED, layers=2), str(lower))
         except BudgetError:
-            assert plan.select.by_pass or plan.select.needs.repetition, "whole slots can be evicted again and again"
+            assert plan.select.once, "whole slots can be evicted again and again"
     if then == "rows":
         rows = [mask.shape[0] - 1, *range(mask.shape[0])]
         memory.take_rows(rows)

@@ -39,7 +39,7 @@ def test_a_long_segment_is_folded_in_blocks_that_begin_with_the_first_row():
 
 @pytest.fixture
 def plan(tmp_path):
-    return f"sonic(keep=0.3, adapter={str(adapter_for('llama', tmp_path))!r})"
+    return f"sonic(keep=0.3, verbatim=0.5, adapter={str(adapter_for('llama', tmp_path))!r})"
 
 
 def turns(model, cache, *, count=6, length=30, rows=1):

@@ -44,7 +44,7 @@ def segment_of(state: State, rules: Rules, columns: int) -> Segment:
         seen = state.seen[row] - int(rest[row])
         allowed = allowed_slots(state, rules, seen=seen, pinned=state.pinned_of_rows[row])
         held = max(state.folded_of_rows[row], default=0)
-        slots.append(int(count) if allowed is None else min(max(allowed - held, 0), int(count)))
+        slots.append(int(count) if allowed is None else max(allowed - held, 0))
     return Segment(real=real, positions=tail.positions[:, :columns], slots=tuple(slots))
 
 

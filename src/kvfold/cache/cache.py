@@ -244,7 +244,7 @@ class Memory:
         try:
             self._put_rules(rules, plan)
             for layer in self.layers.values():
-                if rules.chooser.by_pass or rules.chooser.needs.repetition:
+                if rules.chooser.once:
                     refuse_excess(layer.state, rules)
                 else:
                     layer.fold(columns=0)

@@ -65,6 +65,7 @@ class Allowance(Protocol):
 class Chooser(Protocol):
     """A member of the select axis, as the layer sees it."""
 
+    once: ClassVar[bool]  # what it folded stays as it is
     by_pass: ClassVar[bool]  # it makes new slots by a pass of its own rows
 
     @property

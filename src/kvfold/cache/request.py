@@ -18,7 +18,7 @@ class Segment:
 
     real: Bool[Tensor, "B S"]  # True where a column is a token of the row's segment
     positions: Int[Tensor, "B S"]  # where it sits in the text
-    slots: tuple[int, ...]  # new slots that each row may have
+    slots: tuple[int, ...]  # new slots that each row may have; it may be more than it has tokens
     worth: Float[Tensor, "B S"] | None = None  # 0 to 1: the share of all tokens that matter less, where one can tell
 
     def tokens(self, row: int) -> list[int]:

@@ -29,11 +29,14 @@ class Select(ABC):
 
     query_aware: ClassVar[bool]  # whether it looks at the newest queries, which may be the question itself
     paper: ClassVar[str | None]
+    once: ClassVar[bool] = False  # whether each segment is folded once, never again; its scope is then "turn"
     by_pass: ClassVar[bool] = False  # whether it makes new slots by running rows of its own through the model
 
     def __post_init__(self) -> None:
         if self.scope not in ("history", "turn"):
             raise PlanError(f"scope={self.scope!r} was asked for; a method knows two; give 'history' or 'turn'")
+        if self.once and self.scope != "turn":
+            raise PlanError(f"scope={self.scope!r} was asked for; a segment is folded once; leave scope away")
         if (self.keep, self.tokens, self.max_bytes) == (None, None, None):
             raise PlanError(
                 "no budget was given; a method must know how much to keep; give keep=, tokens= or max_bytes="

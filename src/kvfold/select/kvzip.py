@@ -13,7 +13,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.cache.kv import KV, Needs, Observed
-from kvfold.errors import PlanError
 from kvfold.select.base import Select, best, newest
 
 
@@ -23,13 +22,9 @@ class KVzip(Select):
 
     scope: Literal["history", "turn"] = "turn"  # a segment is repeated once
 
+    once: ClassVar[bool] = True
     query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2505.23416"
-
-    def __post_init__(self) -> None:
-        Select.__post_init__(self)
-        if self.scope != "turn":
-            raise PlanError(f"scope={self.scope!r} was asked for; a segment is repeated once; leave scope away")
 
     @property
     def needs(self) -> Needs:

@@ -36,13 +36,12 @@ class Sonic(Select):
     adapter: str = "shipped"  # or a folder, or a name on the Hub
     scope: Literal["history", "turn"] = "turn"  # a fold happens once per segment
 
+    once: ClassVar[bool] = True
     query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2601.21927"
     by_pass: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.scope != "turn":
-            raise PlanError(f"scope={self.scope!r} was asked for; a segment is folded once; leave scope away")
         if not 0 <= self.verbatim <= 1:
             raise PlanError(f"verbatim={self.verbatim} was asked for; it is a share of the slots; give 0 to 1")
         if self.slots is None:
