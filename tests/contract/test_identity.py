@@ -96,7 +96,7 @@ def ways(plan, family="llama"):
     """
     model = model_of(family) if plan.encode.lossless else exact_twin(family)
     ids, answers = text(2, 40, seed=6), []
-    for sizes in BY_PASS_WAYS if plan.select.by_pass else WAYS:
+    for sizes in BY_PASS_WAYS if folds_between(plan.select) else WAYS:
         cache = kvfold.cache(model, plan, prompt_tokens=24, stride=6)
         answers.append((feed(model, ids, cache, sizes=sizes), kept(cache)))
     return answers

@@ -125,10 +125,11 @@ def happens(memory, mask, then, plan):
         memory.fold(until=memory.fed // 2)
     if then == "fork":
         memory = memory.fork()
+        memory.repeater = looked_at(memory)
     if then == "less" and plan.has_budget:
         lower = plan.with_budget(tokens=6)
         try:
-            memory.obey(lower.rules(pinned=PINNED, layers=2), str(lower))
+            memory.obey(lower.rules(pinned=PINNED, layers=2, layout=lower.encode.bound(RANKS)), str(lower))
         except BudgetError:
             assert plan.select.once, "whole slots can be evicted again and again"
     if then == "rows":

@@ -26,7 +26,7 @@ def pin(state: State, rules: Rules) -> State:
     assert tail is not None
     missing = torch.tensor([rules.pinned - held for held in state.pinned_of_rows], device=tail.keys.device)
     taken = tail.valid & (tail.valid.cumsum(dim=1) <= missing[:, None])
-    if not bool(taken.any()):
+    if state.sinks is not None and not bool(taken.any()):
         return state
     length = tail.length
     part = _part(tail.keys[:, :, :length], tail.values[:, :, :length], tail.positions[:, :length], taken, rules.raw)
