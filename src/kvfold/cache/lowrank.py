@@ -81,9 +81,9 @@ class LowRankPart(Part):
             keys, values = (tensor[row][:, some].transpose(0, 1) for tensor in (kv.keys, kv.values))
             positions = kv.positions[row, 0, some].to(torch.int32)
             weights = None if mass is None else mass[row][:, some].T
-            latents = form.bases.write(keys, values, positions)
-            whole = _Block(*(latent.to(kv.keys.dtype) for latent in latents), positions, weights)
-            dealt = deal(*latents, positions)
+            low_keys, low_values = form.bases.write(keys, values, positions)
+            whole = _Block(low_keys.to(kv.keys.dtype), low_values.to(kv.keys.dtype), positions, weights)
+            dealt = deal(low_keys, low_values, positions)
             rows.append([_cut(whole, dealt == level, dims) for level, dims in enumerate(form.levels)])
         return _built(rows, form, kv.keys.dtype, device=kv.keys.device, counts_mass=mass is not None)
 
@@ -247,15 +247,21 @@ def _built(rows: Sequence[Sequence[_Block]], form: Form, dtype: torch.dtype, *, 
 
 def _cut(block: _Block, some: Tensor, dims: tuple[int, int] | None) -> _Block:
     """Some slots of a block, and of each its leading dimensions."""
-    picked = _Block(*(None if tensor is None else tensor[some] for tensor in block))
+    mass = None if block.mass is None else block.mass[some]
+    picked = _Block(block.keys[some], block.values[some], block.positions[some], mass)
     return (
         picked if dims is None else picked._replace(keys=picked.keys[:, : dims[0]], values=picked.values[:, : dims[1]])
     )
 
 
 def _joined(blocks: Sequence[_Block]) -> _Block:
-    sides = zip(*blocks, strict=True)
-    return _Block(*(None if side[0] is None else torch.cat(side) for side in sides))
+    masses = [block.mass for block in blocks if block.mass is not None]
+    return _Block(
+        torch.cat([block.keys for block in blocks]),
+        torch.cat([block.values for block in blocks]),
+        torch.cat([block.positions for block in blocks]),
+        torch.cat(masses) if masses else None,
+    )
 
 
 def _oldest_first(blocks: Sequence[_Block]) -> Int[Tensor, " S"]:

@@ -100,12 +100,13 @@ def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _state(plain: Plain, parts: Mapping[str, dict[str, Tensor]], rules: Rules) -> State:
+    window: dict[str, Any] = dict(parts.get("window", {}))
     try:
         return State(
             sinks=_part(plain["sinks"], parts.get("sinks", {}), rules.raw),
             folded=_part(plain["folded"], parts.get("folded", {}), rules.codec, rules.placer),
             tail=None if plain["tail"] is None else _tail(plain["tail"], parts["tail"]),
-            window=QueryWindow(**parts["window"]) if plain["window"] else None,
+            window=QueryWindow(**window) if plain["window"] else None,
             seen=tuple(plain["seen"]),
             start=plain["start"],
         )

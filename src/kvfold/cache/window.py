@@ -5,7 +5,7 @@ than the window has position -1 in front. It is counted in the ledger and emptie
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,7 +30,7 @@ class QueryWindow:
     def rows(self, indices: Sequence[int]) -> "QueryWindow":
         """The window with these rows, in this order, repeats allowed."""
         chosen = torch.tensor(list(indices), device=self.queries.device)
-        return QueryWindow(**{name: tensor[chosen] for name, tensor in self.tensors()})
+        return replace(self, **{name: tensor[chosen] for name, tensor in self.tensors()})
 
     def before(self, position: Int[Tensor, " B"]) -> "QueryWindow":
         """The window without the queries at or after a position of each row."""

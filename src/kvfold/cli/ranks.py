@@ -25,7 +25,7 @@ def ranks(
 
     loaded, tokenizer = load(model)
     read = prose(read_rows(text)[0])[: 8 * tokens]
-    start = tokenizer.decode(tokenizer(read)["input_ids"][:tokens], skip_special_tokens=True)
+    start = str(tokenizer.decode(tokenizer(read)["input_ids"][:tokens], skip_special_tokens=True))
     shares = shares_of(loaded, tokenizer, plan, start)
     out.write_text(page(shares), encoding="utf-8")
     kept = {str(index): round(sum(own) / len(own), 4) for index, own in shares.layers.items()}

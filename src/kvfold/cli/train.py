@@ -38,7 +38,8 @@ def base(
 
     _refuse_no_length(minutes, tokens)
     usual = LoopSettings(seconds=None if minutes is None else minutes * 60, tokens=tokens)
-    loop = replace(usual, matrix_rate=rate * usual.matrix_rate, other_rate=rate * usual.other_rate)
+    matrix_rate = None if usual.matrix_rate is None else rate * usual.matrix_rate
+    loop = replace(usual, matrix_rate=matrix_rate, other_rate=rate * usual.other_rate)
     settings = BaseSettings(preset=preset, out=out, data=data, seed=seed, resume=resume, start=start, loop=loop)
     run = BaseRun(settings)
     _train(run)

@@ -36,7 +36,7 @@ def tapped(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
         yield
     finally:
         _TAPS.reset(token)
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before or "sdpa")
 
 
 def folding_layers(model: PreTrainedModel) -> list[int]:

@@ -122,9 +122,9 @@ class Student:
         """Keys and values [B, H, S, D] as they come back from few dimensions; sinks stay."""
         layer, shape = self.layer(index), keys.shape
         bases, levels = layer.bases(), layer.own.form.levels
-        rows = [side.transpose(1, 2).flatten(0, 1).float() for side in (keys, values)]  # B x S, H, D
+        flat_keys, flat_values = (side.transpose(1, 2).flatten(0, 1).float() for side in (keys, values))  # B x S, H, D
         places = positions.flatten()
-        latents = bases.write(*rows, places)
+        latents = bases.write(flat_keys, flat_values, places)
         logits = layer.gate().logits(*latents)
         if reading.logits is not None:
             reading.logits[index] = logits.detach().view(shape[0], shape[2], -1)[:, SINKS:]

@@ -249,7 +249,7 @@ class SonicRun:
         settings = self.settings
         count = max(1, settings.batch_tokens // (45 * turns))
         source, talks = self.talks.draw(rng, turns=turns, count=count, most=settings.most_tokens)
-        pad = self.tokenizer.pad_token_id or 0
+        pad: Any = self.tokenizer.pad_token_id or 0
         return line_up(talks, draw=settings.draw, rng=rng, pad=pad, source=source, jump=jump)
 
     def train(self, tell: Callable[[dict], None]) -> None:

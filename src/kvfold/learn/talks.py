@@ -73,8 +73,8 @@ class Talks:
         if source == "chat":
             filler, asks = rng.choice((0.0, 0.3, 0.5, 0.75)), rng.choice((0.3, 0.5))
             family = rng.choice(self.families)
-            messages = training_dialogue(family, turns=turns, seed=seed, filler=filler, questions=asks, borrowed=loan)
-            return self.encode(messages, rng, most)
+            made = training_dialogue(family, turns=turns, seed=seed, filler=filler, questions=asks, borrowed=loan)
+            return self.encode(made, rng, most)
         if source == "drill":
             return self.encode(drill(rng.choice(self.drills), keys=rng.choice((3, 4, 6)), seed=seed, borrowed=loan),
                                rng, most)  # fmt: skip

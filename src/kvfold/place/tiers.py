@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -142,7 +142,8 @@ class _Mapped(Region):
         slot = self.tensor.stride(1) * self.tensor.element_size()
         place = self._offset + (lane * self.tensor.shape[1] + start) * slot
         data = values.detach().to("cpu", self.tensor.dtype).contiguous().view(torch.uint8)
-        self._tier.put(place, memoryview(data.flatten().numpy()))
+        flat: Any = data.flatten().numpy()
+        self._tier.put(place, memoryview(flat))
 
 
 def remove_stale(folder: Path) -> list[Path]:

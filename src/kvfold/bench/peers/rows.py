@@ -50,7 +50,7 @@ class PeerRows:
         """What the rows hold together, found by walking."""
         self._take()
         each = [self._held(self._process.ask("held", row=row)) for row in range(len(self.fed_tokens))]
-        sums = {name: sum(one[name] for one in each) for name in SUMMED}
+        sums: Any = {name: sum(one[name] for one in each) for name in SUMMED}
         claims = [one["claimed"] for one in each if one["claimed"] is not None]
         return Ledger(
             plan=str(self.plan),
