@@ -34,7 +34,7 @@ $(PEERS_STAMP): constraints-peers.txt
 	$(PEERS_PIP) transformers kvpress
 	touch $@
 
-demo: setup  ## a real multi-turn benchmark on the shipped model, three methods, a report
+demo: setup  ## a real multi-turn benchmark on the shipped model, four methods, a report
 	$(BIN)/kvfold demo
 
 test: setup  ## every test, on two cores

@@ -12,6 +12,7 @@ from fakes import fresh, model_of, text
 from folding import adapter_for
 from kvfold.errors import BudgetError, FileError, ModelError, PlanError
 from kvfold.hf.adapter_files import load_adapter
+from kvfold.hf.load import SHIPPED
 from kvfold.plan import Plan
 from kvfold.select.sonic import ROWS, SAVED, spread
 
@@ -172,3 +173,9 @@ def test_missing_newer_and_foreign_adapters_say_what_to_do(tmp_path, monkeypatch
 def test_settings_that_cannot_be_say_what_to_give(asked, answer):
     with pytest.raises((PlanError, BudgetError), match=answer):
         Plan.parse(asked)
+
+
+@pytest.mark.parametrize("kind", ["sonic", "dynakv"])
+def test_shipped_adapters_name_their_base_without_saying_where_it_lay(kind):
+    words = json.loads((SHIPPED / "tiny" / "adapters" / kind / "adapter.json").read_text())
+    assert words["base"] == "tiny"

@@ -1,4 +1,4 @@
-"""`kvfold demo`: the chat suite on the shipped model, three methods, two sizes, a table and a page.
+"""`kvfold demo`: the chat suite on the shipped model, four methods, two sizes, a table and a page.
 
 It is `kvfold bench chat` with everything chosen, so that a newcomer sees a real benchmark within three minutes on
 two cores. Stopped and started again, it goes on where it stopped.
@@ -23,7 +23,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="The folder for report.html and the records.")] = FOLDER,
     json: Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")] = False,
 ) -> None:
-    """See a real multi-turn benchmark: the shipped model, full cache, no history, and three methods at two sizes."""
+    """See a real multi-turn benchmark: the shipped model, full cache, no history, and four methods at two sizes."""
     from kvfold.bench import report
 
     # A model this small gains nothing from a second thread, but two processes do twice the work of one.
@@ -31,7 +31,7 @@ def demo(
     records = carry_out(
         "chat",
         model="tiny",
-        plans=PLANS,
+        plans=f"{PLANS}; sonic",
         keep=KEEPS,
         n=n,
         seed=seed,

@@ -82,7 +82,7 @@ def write_folder(
     said = {
         "kind": kind,
         "version": VERSION,
-        "base": model.config.name_or_path,
+        "base": _called(model),
         "fingerprint": fingerprint(model),
         **words,
     }
@@ -124,6 +124,12 @@ def words_for(folder: Path, model: Any, *, kind: str, needed: Sequence[str] = ()
             "with other weights; give the adapter of this model, or train one with `kvfold train`"
         )
     return words
+
+
+def _called(model: Any) -> str:
+    """What a model is called: its name on the Hub, or its folder's name without where that lies."""
+    name = str(model.config.name_or_path)
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _folder(source: str | Path) -> Path:
