@@ -4,9 +4,7 @@ Puts together tokenizer, samples, curriculum and loop; writes checkpoints, a rec
 Knows nothing of the command line.
 """
 
-import json
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +20,7 @@ from kvfold.hf.load import new_llama
 from kvfold.learn.batches import Batch, Samples, make_batch
 from kvfold.learn.card import export, held_out, write_card
 from kvfold.learn.curriculum import base_curriculum
-from kvfold.learn.loop import LoopSettings, Trainer
+from kvfold.learn.loop import LoopSettings, Trainer, carry_out
 from kvfold.learn.losses import TextLoss, TokenLoss
 from kvfold.learn.processes import join_processes
 from kvfold.learn.score import Answerer
@@ -147,17 +145,10 @@ class BaseRun:
 
     def train(self, tell: Callable[[dict], None]) -> None:
         """Train to the end; `tell` gets a record every 25 steps, and the same line goes to record.jsonl."""
-        batches, saved = self.batches(), time.monotonic()
-        while self.trainer.progress.share(self.settings.loop) < 1:
-            self.trainer.step(batches, self._learned)
-            if self.trainer.progress.step % 25 == 0:
-                tell(self._write(self.record()))
-            if self.rank == 0 and time.monotonic() - saved > self.settings.save_every_seconds:
-                self.save()
-                saved = time.monotonic()
-        if self.rank == 0:
-            self.save()
-        tell(self._write(self.record()))
+        carry_out(
+            self.trainer, self.batches(), self._learned, record=self.record, save=self.save, out=self.settings.out,
+            first=self.rank == 0, save_every_seconds=self.settings.save_every_seconds, tell=tell,
+        )  # fmt: skip
 
     def finish(self) -> None:
         """Write the finished model, made of the averaged weights, and its card with held-out scores."""
@@ -191,13 +182,6 @@ class BaseRun:
     def _learned(self, batch: Batch, loss: TokenLoss) -> None:
         if loss.scored:
             self.curriculum.ladders[batch.source].learn(batch.rung, loss.right / loss.scored)
-
-    def _write(self, record: dict) -> dict:
-        if self.rank:
-            return record
-        with (self.settings.out / "record.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
-        return record
 
 
 def fresh_model(preset: str, tokenizer: Tokenizer, *, seed: int = 0) -> torch.nn.Module:

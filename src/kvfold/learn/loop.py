@@ -4,6 +4,7 @@ Given a model and a source of batches it knows nothing of dialogues. Several pro
 torch.distributed is running. A checkpoint is written to a new file and then renamed.
 """
 
+import json
 import os
 import random
 import time
@@ -195,3 +196,29 @@ class Trainer:
         version, numbers, gauss = state["rng"]
         rng.setstate((version, tuple(numbers), gauss))
         return state["more"]
+
+
+def carry_out(trainer: Trainer, batches: Iterator[Any], learned: Callable[[Any, TokenLoss], None], *,
+              record: Callable[[], dict], save: Callable[[], None], out: Path, first: bool, save_every_seconds: float,
+              tell: Callable[[dict], None]) -> None:  # fmt: skip
+    """Train to the end; `tell` gets a record every 25 steps, and the first process writes it, and the checkpoints."""
+
+    def note() -> None:
+        line = record()
+        if first:
+            with (out / "record.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(line) + "\n")
+        tell(line)
+
+    out.mkdir(parents=True, exist_ok=True)
+    saved = time.monotonic()
+    while trainer.progress.share(trainer.settings) < 1:
+        trainer.step(batches, learned)
+        if trainer.progress.step % 25 == 0:
+            note()
+        if first and time.monotonic() - saved > save_every_seconds:
+            save()
+            saved = time.monotonic()
+    if first:
+        save()
+    note()

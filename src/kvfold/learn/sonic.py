@@ -5,10 +5,8 @@ teacher. Dynamic budgets: every step draws what is kept, so one training serves 
 https://arxiv.org/abs/2601.21927 (losses and data are our design: no code is public).
 """
 
-import json
 import math
 import random
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,7 +23,7 @@ from kvfold.hf.adapters import Adapter
 from kvfold.hf.load import load
 from kvfold.learn.distil import Attended, Guide, divergence
 from kvfold.learn.layout import NONE, Draw, Fixed, Layout, Lined, fold_up, line_up
-from kvfold.learn.loop import LoopSettings, Trainer
+from kvfold.learn.loop import LoopSettings, Trainer, carry_out
 from kvfold.learn.losses import TokenLoss, quick_in_bfloat16, whole_replies
 from kvfold.learn.processes import join_processes
 from kvfold.learn.talks import REAL_WEIGHT, Mix, Talks
@@ -254,18 +252,10 @@ class SonicRun:
 
     def train(self, tell: Callable[[dict], None]) -> None:
         """Train to the end; `tell` gets a record every 25 steps, and the same line goes to record.jsonl."""
-        batches, saved = self.batches(), time.monotonic()
-        self.settings.out.mkdir(parents=True, exist_ok=True)
-        while self.trainer.progress.share(self.settings.loop) < 1:
-            self.trainer.step(batches, self._learned)
-            if self.trainer.progress.step % 25 == 0:
-                tell(self._write(self.record()))
-            if self.rank == 0 and time.monotonic() - saved > self.settings.save_every_seconds:
-                self.save()
-                saved = time.monotonic()
-        if self.rank == 0:
-            self.save()
-        tell(self._write(self.record()))
+        carry_out(
+            self.trainer, self.batches(), self._learned, record=self.record, save=self.save, out=self.settings.out,
+            first=self.rank == 0, save_every_seconds=self.settings.save_every_seconds, tell=tell,
+        )  # fmt: skip
 
     def finish(self) -> None:
         """Write the adapter, made of the averaged weights, with its training record and scores."""
@@ -325,12 +315,6 @@ class SonicRun:
             share, before = loss.right / loss.scored, self._right.get(lined.source)
             now = share if before is None else 0.95 * before + 0.05 * share
             self._right = {**self._right, lined.source: now}
-
-    def _write(self, record: dict) -> dict:
-        if self.rank == 0:
-            with (self.settings.out / "record.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(record) + "\n")
-        return record
 
 
 def _share(keep: float, tokens: int) -> int:
