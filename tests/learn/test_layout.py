@@ -7,7 +7,7 @@ import torch
 
 from fakes import model_of, text
 from folding import adapter_for
-from kvfold.hf import parallel
+from kvfold.hf import parallel, stock_layers
 from kvfold.hf.adapter_files import load_adapter
 from kvfold.hf.cache_bridge import cache
 from kvfold.learn.layout import Draw, Fixed, Talk, fold_up, line_up
@@ -39,10 +39,20 @@ def in_parallel(model, adapter, laid_out):
     before = model.config._attn_implementation
     parallel.prepare(model)
     with torch.no_grad(), adapter.active(first=tokens), parallel.observed(look):
-        hidden = parallel.run(model, embeddings=embedded, positions=layout.positions, mask=layout.mask())
+        hidden = parallel.run(model, embeddings=embedded, positions=layout.positions, masks=masks_of(model, layout))
         logits = model.get_output_embeddings()(hidden[:, :tokens])
     model.set_attn_implementation(before)
     return logits, seen
+
+
+def masks_of(model, layout):
+    """Of every layer; sliding ones see their window."""
+    config = model.config.get_text_config(decoder=True)
+    folding = stock_layers.folding(model)
+    masks = layout.masks(folding)
+    for index in set(range(config.num_hidden_layers)) - set(folding):
+        masks[index] = layout.window_mask(config.sliding_window)
+    return masks
 
 
 def turn_by_turn(model, plan, ids):
@@ -55,7 +65,7 @@ def turn_by_turn(model, plan, ids):
     return torch.cat(logits, dim=1), past
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma3"])
 def test_a_parallel_pass_is_the_turn_by_turn_run(family, tmp_path):
     model, folder = model_of(family), adapter_for(family, tmp_path)
     ids = text(1, TURNS[-1][1])
@@ -106,7 +116,7 @@ def test_tokens_are_untouched_by_the_adapter(tmp_path):
 def test_what_a_segment_keeps_is_seen_as_it_is_and_drawn_budgets_stay_inside():
     draw, rng = Draw(raw=1.0, gone=0.0), random.Random(1)
     layout = fold_up(line_up([talk(list(range(71)))], draw=draw, rng=rng, pad=0), None, how=draw, rng=rng)
-    assert layout.stays[0, :60].all()
+    assert layout.stays[..., :60].all()
     assert not layout.folded.any()
     drawn = [Draw(raw=0.0, gone=0.0).slots(rng, 0.05 + 0.45 * rng.random(), 40) for _ in range(200)]
     assert min(drawn) >= 1
@@ -116,11 +126,11 @@ def test_what_a_segment_keeps_is_seen_as_it_is_and_drawn_budgets_stay_inside():
 def test_the_most_salient_tokens_stay_beside_the_rows(tmp_path):
     rng = random.Random(0)
     lined = line_up([talk(list(range(71)))], draw=Draw(), rng=rng, pad=0, jump=False)
-    worth = torch.zeros(1, lined.ids.shape[1])
-    worth[0, [8, 25, 26, 50]] = 1.0
+    worth = torch.zeros(1, 2, 3, lined.ids.shape[1])
+    worth[0, :, 0, 4:16] = 1.0  # one head has much to remember of the first turn
+    worth[..., [25, 26, 50, 51]] = 1.0
     layout = fold_up(lined, worth, how=Fixed(slots_of=lambda tokens: 4, verbatim=0.5), rng=rng)
-    kept = layout.stays[0].nonzero().flatten().tolist()
-    assert kept[:4] == [0, 1, 2, 3]
-    assert {8, 25, 26, 50} <= set(kept)
-    assert len(kept) == 4 + 3 * 2
+    assert int(layout.stays[0, :, 0, 4:16].sum()) == 2 * 3 * 2
+    assert layout.stays[0, 1, 2].nonzero().flatten().tolist() == [0, 1, 2, 3, 25, 26, 50, 51]
+    assert int(layout.stays.sum()) == 2 * 3 * (4 + 3 * 2)
     assert int((layout.segment[0, layout.count :] >= 0).sum()) == 3 * 2

@@ -19,8 +19,8 @@ def merge(parts: Sequence[Partial]) -> Partial:
         return parts[0]
     weights = torch.stack([part.log_sum_exp for part in parts])  # parts B G Q
     total = weights.logsumexp(dim=0)
-    shares = (weights - torch.where(total.isfinite(), total, 0.0)).exp()
-    output = shares[0, ..., None] * parts[0].output
+    shares = (weights - total.clamp(min=torch.finfo(total.dtype).min)).exp()[..., None]
+    output = shares[0] * parts[0].output
     for share, part in zip(shares[1:], parts[1:], strict=True):
-        output = output + share[..., None] * part.output
+        output = torch.addcmul(output, share, part.output)
     return Partial(output.to(parts[0].output.dtype), total)

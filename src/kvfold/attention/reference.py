@@ -15,7 +15,7 @@ def attend_part(
     values: Float[Tensor, "B H S E"],
     *,
     scale: float,
-    mask: Bool[Tensor, "#B 1 #Q S"] | None = None,
+    mask: Bool[Tensor, "#B #G #Q S"] | None = None,
 ) -> tuple[Float[Tensor, "B G Q E"], Float[Tensor, "B G Q"]]:
     """Attention of every query over every slot it may see, and the log-sum-exp of its scores.
 

@@ -29,23 +29,42 @@ def pin(state: State, rules: Rules) -> State:
     if state.sinks is not None and not bool(taken.any()):
         return state
     length = tail.length
-    part = _part(tail.keys[:, :, :length], tail.values[:, :, :length], tail.positions[:, :length], taken, rules.raw)
+    part = _part(
+        tail.keys[:, :, :length], tail.values[:, :, :length], tail.positions[:, :length], taken[:, None], rules.raw
+    )
     sinks = part if state.sinks is None else state.sinks.extend(part)
     return replace(state, sinks=sinks, tail=tail.without(taken))
 
 
-def segment_of(state: State, rules: Rules, columns: int) -> Segment:
-    """What the oldest columns of a pinned state's tail hold, and how many slots its budget has for them."""
+def segment_of(states: Sequence[State], rules: Rules, columns: int) -> Segment:
+    """What the oldest columns of pinned states' tails hold, and how many slots of a head their budget has for them."""
+    state = states[0]
     tail = state.tail
     assert tail is not None
+    held = held_of_rows(states)
     real, rest = tail.valid[:, :columns], tail.valid[:, columns:].sum(dim=1).tolist()
     slots = []
     for row, count in enumerate(real.sum(dim=1).tolist()):
         seen = state.seen[row] - int(rest[row])
         allowed = allowed_slots(state, rules, seen=seen, pinned=state.pinned_of_rows[row])
-        held = max(state.folded_of_rows[row], default=0)
-        slots.append(int(count) if allowed is None else max(allowed - held, 0))
-    return Segment(real=real, positions=tail.positions[:, :columns], slots=tuple(slots))
+        slots.append(int(count) if allowed is None else max(allowed - held[row], 0))
+    return Segment(
+        real=real,
+        positions=tail.positions[:, :columns],
+        slots=tuple(slots),
+        layers=len(states),
+        heads=tail.keys.shape[1],
+        together=rules.codec.together,
+    )
+
+
+def held_of_rows(states: Sequence[State]) -> list[int]:
+    """Folded slots of each row, a mean over the heads of all layers, rounded up."""
+    held = []
+    for counts in zip(*(state.folded_of_rows for state in states), strict=True):
+        of_heads = [count for of_layer in counts for count in of_layer]
+        held.append(-(-sum(of_heads) // max(len(of_heads), 1)))
+    return held
 
 
 def values_of(states: Sequence[State], columns: int) -> Float[Tensor, "B S dimensions"]:
@@ -59,35 +78,36 @@ def values_of(states: Sequence[State], columns: int) -> Float[Tensor, "B S dimen
     return torch.cat(wide, dim=-1)
 
 
-def refuse_excess(state: State, rules: Rules) -> None:
+def refuse_excess(states: Sequence[State], rules: Rules) -> None:
     """Refuse rules that allow less than is folded already: what a pass made of a segment cannot be made smaller."""
+    state = states[0]
     if state.tail is None:
         return
-    for row, held in enumerate(state.folded_of_rows):
+    for row, held in enumerate(held_of_rows(states)):
         allowed = allowed_slots(state, rules, seen=state.seen[row], pinned=state.pinned_of_rows[row])
-        most = max(held, default=0)
-        if allowed is not None and most > allowed:
+        if allowed is not None and held > allowed:
             raise BudgetError(
-                f"a budget of {allowed} folded slots was asked for; {most} are held, and a segment is folded once; "
-                f"give room for {most}, or start anew with the smaller budget"
+                f"a budget of {allowed} folded slots was asked for; {held} are held, and a segment is folded once; "
+                f"give room for {held}, or start anew with the smaller budget"
             )
 
 
-def absorb(state: State, rules: Rules, *, columns: int, request: Pass, made: Made | None) -> State:
-    """The state with a pass's slots, and the columns that it keeps, in place of the oldest columns of the tail.
+def absorb(state: State, rules: Rules, *, columns: int, request: Pass, kept: Bool[Tensor, "B H S"],
+           made: Made | None) -> State:  # fmt: skip
+    """The state with a pass's slots, and those of the layer that stay, in place of the oldest columns of the tail.
 
     None made no slot for any row.
     """
     tail = state.tail
     assert tail is not None
     folded = state.folded
-    if folded is None or bool(request.kept.any()):
+    if folded is None or bool(kept.any()):
         keys, values = tail.keys[:, :, :columns], tail.values[:, :, :columns]
-        part = _part(keys, values, tail.positions[:, :columns], request.kept, rules.codec)
+        part = _part(keys, values, tail.positions[:, :columns], kept, rules.codec)
         folded = part if folded is None else folded.extend(part)
     if made is not None:
         keys, values = made
-        part = _part(keys, values, request.positions, request.real, rules.codec)
+        part = _part(keys, values, request.positions, request.real[:, None], rules.codec)
         if folded is not None:
             folded = told_part(folded, tail, columns).extend(part)
         else:
@@ -95,7 +115,7 @@ def absorb(state: State, rules: Rules, *, columns: int, request: Pass, made: Mad
     return replace(state, folded=folded, tail=tail.after(columns), window=None)
 
 
-def _part(keys: Tensor, values: Tensor, positions: Tensor, taken: Bool[Tensor, "B S"], codec: Layout) -> Part:
-    """The taken columns of every row, for every head."""
+def _part(keys: Tensor, values: Tensor, positions: Tensor, taken: Bool[Tensor, "B H S"], codec: Layout) -> Part:
+    """The taken columns of every row and head; one mask may serve all heads."""
     heads = keys.shape[1]
-    return codec.pack(KV(keys, values, positions_of_rows(positions, heads)), taken[:, None].expand(-1, heads, -1))
+    return codec.pack(KV(keys, values, positions_of_rows(positions, heads)), taken.expand(-1, heads, -1))

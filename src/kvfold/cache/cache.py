@@ -22,7 +22,9 @@ from kvfold.errors import CacheError
 
 Runner = Callable[[Pass], Mapping[int, Made]]  # keys and values of a pass's rows, by folding layer
 Repeater = Callable[[Repetition], Mapping[int, Tensor]]  # the most attention to each column of the tail, by layer
-Judge = Callable[[Tensor, Tensor], Tensor]  # values of all folding layers [B, S, all dimensions], real -> worth [B, S]
+Judge = Callable[
+    [Tensor, Tensor], Tensor
+]  # values of all folding layers [B, S, all dimensions], real -> worth [B, L, H, S]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,17 +193,19 @@ class Memory:
         with torch.inference_mode(False), torch.no_grad():
             for layer in layers.values():
                 layer.state = pin(layer.state, layer.rules)
-            segment = segment_of(first.state, first.rules, columns)
+            pinned = [layer.state for layer in layers.values()]
+            segment = segment_of(pinned, first.rules, columns)
             if self.judge is not None and bool(segment.real.any()):
-                values = values_of([one.state for one in layers.values()], columns)
+                values = values_of(pinned, columns)
                 segment = replace(segment, worth=self.judge(values, segment.real))
             request = self.rules.chooser.request(segment)
             assert self.runner is not None, "a plan that folds by passes needs a model to run them"
             made = self.runner(request) if bool(request.real.any()) else {}
             states = {
-                index: absorb(layer.state, layer.rules, columns=columns, request=request, made=made.get(index))
-                for index, layer in layers.items()
-            }
+                index: absorb(layer.state, layer.rules, columns=columns, request=request, kept=request.kept[:, place],
+                              made=made.get(index))
+                for place, (index, layer) in enumerate(layers.items())
+            }  # fmt: skip
         for index, state in states.items():
             layers[index].state = state
 
@@ -243,11 +247,10 @@ class Memory:
         before, old = self._mark(), (self.rules, self.plan)
         try:
             self._put_rules(rules, plan)
-            for layer in self.layers.values():
-                if rules.chooser.once:
-                    refuse_excess(layer.state, rules)
-                else:
-                    layer.fold(columns=0)
+            if rules.chooser.once:
+                refuse_excess([layer.state for layer in self.layers.values()], rules)
+            for layer in () if rules.chooser.once else self.layers.values():
+                layer.fold(columns=0)
         except BaseException:
             self._put_rules(*old)
             self.restore(before)

@@ -19,7 +19,10 @@ class Segment:
     real: Bool[Tensor, "B S"]  # True where a column is a token of the row's segment
     positions: Int[Tensor, "B S"]  # where it sits in the text
     slots: tuple[int, ...]  # new slots that each row may have; it may be more than it has tokens
-    worth: Float[Tensor, "B S"] | None = None  # 0 to 1: the share of all tokens that matter less, where one can tell
+    layers: int  # that fold
+    heads: int  # key/value heads of each of them
+    together: bool = False  # all heads of a layer must keep the same slots
+    worth: Float[Tensor, "B L H S"] | None = None  # 0 to 1: the share of all slots that matter less, where one can tell
 
     def tokens(self, row: int) -> list[int]:
         """Columns of one row's tokens, in order."""
@@ -43,7 +46,7 @@ class Pass:
     positions: Int[Tensor, "B K"]  # where it stands in the text, inside its segment
     first: Int[Tensor, "B K"]  # it sees columns first <= column < stop of the tail
     stop: Int[Tensor, "B K"]
-    kept: Bool[Tensor, "B S"]  # columns of the segment that stay word for word, beside the new slots
+    kept: Bool[Tensor, "B L H S"]  # slots of the segment that stay word for word, beside the new ones
 
     @property
     def real(self) -> Bool[Tensor, "B K"]:

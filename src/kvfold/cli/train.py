@@ -58,6 +58,9 @@ def sonic(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     rank: Annotated[int, typer.Option("--rank", help="Rank of the adapter's updates.", min=1)] = 32,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 2e-3,
+    judge: Annotated[
+        float, typer.Option("--judge", help="Share of the run that trains the salience alone; 1: no rows at all.")
+    ] = 0.15,
     without: Annotated[str | None, typer.Option("--without", help="A family of dialogues to leave out.")] = None,
     terms: Annotated[str, typer.Option("--terms", help="Weights of the loss, like 'kl=1,output=0'.")] = "",
 ) -> None:
@@ -76,7 +79,7 @@ def sonic(
     )  # fmt: skip
     run = SonicRun(SonicSettings(
         model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, mix=Mix(without=without),
-        terms=Terms(**_weights(terms, Terms)),
+        judge_until=judge, terms=Terms(**_weights(terms, Terms)),
     ))  # fmt: skip
     _train(run)
     run.finish()

@@ -5,7 +5,7 @@ have held-out halves; numbers are drawn at random. A document is a prompt for on
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,6 +63,7 @@ class Document:
     answers: tuple[str, ...]
     reply: str  # the canonical full reply
     rivals: tuple[str, ...]
+    told: tuple[tuple[str, str], ...] = ()  # (key, number) of every needle; none in chains
 
     def correct(self, reply: str) -> bool:
         """Whether the reply holds every answer and no other needle."""
@@ -79,6 +80,7 @@ class _Hidden:
     answers: tuple[str, ...]
     reply: str
     rivals: tuple[str, ...]
+    told: tuple[tuple[str, str], ...] = ()
 
 
 def needle(
@@ -119,7 +121,23 @@ def needle(
         answers=hidden.answers,
         reply=hidden.reply,
         rivals=hidden.rivals,
+        told=hidden.told,
     )
+
+
+def asked_next(document: Document, *, split: str, rng: random.Random) -> tuple[str, str]:
+    """One more question about a document, with its reply: training gets much more out of a long document by many."""
+    if not document.told:
+        return document.question, document.reply
+    key = rng.choice(document.told)[0]
+    values = [value for name, value in document.told if name == key]
+    asks = _ASKS if len(values) == 1 else _ASKS_ALL
+    return frames.ask(rng, split, rng.choice(asks[split]).format(keys=key)), _reply({key: values})
+
+
+def _reply(values: Mapping[str, Sequence[str]]) -> str:
+    """What the assistant says."""
+    return " ".join(f"The magic number for {name} is: {', '.join(each)}." for name, each in values.items())
 
 
 def _haystack(
@@ -154,13 +172,13 @@ def _hidden(rng: random.Random, kind: str, words: Words, *, room: int) -> _Hidde
     asked = rng.sample(names, 2) if kind == "multiquery" else [names[0]]
     answers = [value for name in asked for value in values[name]]
     asks = _ASKS_ALL if kind == "multivalue" else _ASKS
-    reply = " ".join(f"The magic number for {name} is: {', '.join(values[name])}." for name in asked)
     return _Hidden(
         needles=needles,
         question=frames.ask(rng, words.split, rng.choice(asks[words.split]).format(keys=" and ".join(asked))),
         answers=tuple(answers),
-        reply=reply,
+        reply=_reply({name: values[name] for name in asked}),
         rivals=tuple(value for held in values.values() for value in held if value not in answers),
+        told=tuple(told),
     )
 
 

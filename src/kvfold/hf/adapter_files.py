@@ -36,7 +36,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about
         "scale": adapter.scale,
         "rows": adapter.embeddings.shape[0],
         "width": adapter.embeddings.shape[1],
-        "values": len(adapter.salience.scale),
+        "values": adapter.values,
         **about,
     }
     write_folder(folder, tensors, kind=kind, model=model, words=words)
@@ -55,7 +55,7 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
         layers=[tuple(layer) for layer in words["layers"]],
         rank=words["rank"],
         scale=words["scale"],
-        values=words["values"],
+        values=tuple(words["values"]),
     )
     try:
         adapter.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / TENSORS).items()})

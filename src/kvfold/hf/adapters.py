@@ -6,6 +6,7 @@ an active adapter is bit for bit the base, and two chats in two threads do not m
 """
 
 import contextlib
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -37,11 +38,12 @@ class Adapter(nn.Module):
     """
 
     def __init__(
-        self, *, rows: int, width: int, layers: Sequence[tuple[str, int, int]], rank: int, scale: float, values: int
-    ) -> None:
+        self, *, rows: int, width: int, layers: Sequence[tuple[str, int, int]], rank: int, scale: float,
+        values: tuple[int, int, int],
+    ) -> None:  # fmt: skip
         """`layers` are (name, inputs, outputs) of the linear layers; updates start at zero, rows as small noise.
 
-        `values` are the dimensions of all values that a token has in the folding layers.
+        `values` are the folding layers, their key/value heads, and the dimensions of a head's values.
         """
         super().__init__()
         self.names = tuple(name for name, _, _ in layers)
@@ -49,7 +51,8 @@ class Adapter(nn.Module):
         self.embeddings = nn.Parameter(0.02 * torch.randn(rows, width))
         self.down = nn.ParameterList(torch.randn(rank, inputs) * inputs**-0.5 for _, inputs, _ in layers)
         self.up = nn.ParameterList(torch.zeros(outputs, rank) for _, _, outputs in layers)
-        self.salience = Salience(values)
+        self.values = values
+        self.salience = Salience(math.prod(values), layers=values[0], heads=values[1])
         self._index: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
     @classmethod
@@ -63,7 +66,7 @@ class Adapter(nn.Module):
         ]
         embeddings = model.get_input_embeddings().weight.detach().float()
         adapter = cls(
-            rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale, values=value_dimensions(model)
+            rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale, values=shape_of_values(model)
         )
         with torch.no_grad():
             noise = torch.randn(rows, embeddings.shape[1]) * embeddings.std()
@@ -112,11 +115,11 @@ class Adapter(nn.Module):
         return (inputs @ down.T) @ up.T * self.scale
 
 
-def value_dimensions(model: Any) -> int:
-    """Dimensions of the values that the folding layers of a model hold of one token."""
+def shape_of_values(model: Any) -> tuple[int, int, int]:
+    """Folding layers, their heads, and dimensions of a head: the values that a model holds of one token."""
     config = model.config.get_text_config(decoder=True)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return len(stock_layers.folding(model)) * config.num_key_value_heads * size
+    return len(stock_layers.folding(model)), config.num_key_value_heads, size
 
 
 def _correct(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -5,7 +5,7 @@ their rotation to the observer of the calling thread. Nothing is kept on the mod
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "kvfold_parallel"
 Observer = Callable[[int, Tensor, Tensor, Tensor, float], None]  # layer, queries, keys, values, scale
 
+_MASKS: ContextVar[Mapping[int, Tensor] | None] = ContextVar("who sees whom in a parallel pass", default=None)
 _OBSERVER: ContextVar[Observer | None] = ContextVar("observer of a parallel pass", default=None)
 
 
@@ -43,23 +44,23 @@ def run(
     model: Any,
     *,
     positions: Int[Tensor, "B Q"],
-    mask: Bool[Tensor, "B 1 Q Q"] | None = None,
+    masks: Mapping[int, Bool[Tensor, "B H Q Q"]] | None = None,
     ids: Int[Tensor, "B Q"] | None = None,
     embeddings: Float[Tensor, "B Q width"] | None = None,
 ) -> Float[Tensor, "B Q width"]:
-    """The last hidden states of a forward without a cache; no mask means plain causal attention.
+    """The last hidden states of a forward without a cache; no masks mean plain causal attention.
 
-    Without a mask a mask of ones is given: jumps in positions would else be read as packed sequences.
+    `masks` has one for each layer, and for each of its key/value heads or one for all. The model itself is given ones:
+    jumps in positions would else be read as packed sequences.
     """
-    if mask is None:
-        rows = ids if ids is not None else positions
-        given: Tensor = torch.ones_like(rows)
-    else:
-        given = mask
-    decoder = model.get_decoder()
-    output = decoder(
-        input_ids=ids, inputs_embeds=embeddings, position_ids=positions, attention_mask=given, use_cache=False
-    )
+    ones, decoder = torch.ones_like(positions), model.get_decoder()
+    token = _MASKS.set(masks)
+    try:
+        output = decoder(
+            input_ids=ids, inputs_embeds=embeddings, position_ids=positions, attention_mask=ones, use_cache=False
+        )
+    finally:
+        _MASKS.reset(token)
     return output.last_hidden_state
 
 
@@ -75,4 +76,8 @@ def _attention(
     observer = _OBSERVER.get()
     if observer is not None:
         observer(module.layer_idx, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    masks = _MASKS.get()
+    if masks is not None:
+        own = masks[module.layer_idx]
+        attention_mask = own if own.shape[1] == 1 else own.repeat_interleave(query.shape[1] // own.shape[1], dim=1)
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)

@@ -124,7 +124,7 @@ class _Listener(_Reader):
         assert columns is not None
         where = torch.zeros_like(real, dtype=torch.long)
         rows = torch.where(real, 0, NO_ROW)
-        kept = torch.zeros(len(real), 0, dtype=torch.bool)
+        kept = torch.zeros(len(real), 0, 0, 0, dtype=torch.bool)
         super().__init__(
             past, memory,
             Pass(rows=rows, positions=where, first=where, stop=where + columns.length, kept=kept),

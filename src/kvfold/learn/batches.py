@@ -16,10 +16,12 @@ from torch import Tensor
 
 from kvfold.data import NEEDLES, Message, needle, training_dialogue
 from kvfold.data.drills import copies, drill
+from kvfold.data.needles import asked_next
 from kvfold.data.real import borrow
 from kvfold.data.tokenizer import BOS, PAD, SPECIALS, id_of, rendered
 from kvfold.data.words import NOTHING, Borrowed
 
+_NEXT_QUESTIONS = (0, 1, 3, 5)  # asked of one document with needles, one after the other
 _USER_SHARE, _USER_WEIGHT = 0.12, 0.2  # one user token in eight counts, a fifth as much as a reply's
 
 
@@ -121,10 +123,14 @@ class Samples:
             filler=filler,
             borrowed=self._loan(rng).words,
         )
-        messages = (
+        messages = [
             Message(role="user", content=document.prompt),
             Message(role="assistant", content=document.reply, weight=1.0),
-        )
+        ]
+        for _ in range(rng.choice(_NEXT_QUESTIONS) if document.told else 0):
+            question, reply = asked_next(document, split="train", rng=rng)
+            messages.append(Message(role="user", content=question))
+            messages.append(Message(role="assistant", content=reply, weight=1.0))
         return self.encode(messages, rng)
 
 

@@ -89,7 +89,7 @@ class Curriculum:
 
 def base_curriculum() -> Curriculum:
     """The sources of the base model: copies, drills, dialogues, documents, natural text."""
-    keys, turns = (2, 3, 4, 6), (2, 4, 8, 16, 24)
+    keys, turns, far = (2, 3, 4, 6), (2, 4, 8, 16, 24), (256, 512, 1024, 2048, 4096)
     ladders = [
         Ladder(name="copies", rungs=(64, 128, 256), weight=0.8),
         Ladder(name="drill/people", rungs=keys, weight=2.0),
@@ -104,11 +104,11 @@ def base_curriculum() -> Curriculum:
         Ladder(name="chat/coreference", rungs=turns, weight=4.5, after=("drill/people", 1)),
         Ladder(name="chat/arithmetic", rungs=turns, weight=4.5, after=("drill/prices", 1)),
         Ladder(name="chat/rules", rungs=turns, weight=2.5),
-        Ladder(name="needle/single", rungs=(128, 512, 1024, 2048, 4096), weight=1.5, after=("copies", 1)),
-        Ladder(name="needle/multikey", rungs=(256, 512, 1024, 2048, 4096), weight=3.0, after=("copies", 1)),
-        Ladder(name="needle/multivalue", rungs=(256, 512, 1024), weight=0.3, after=("chat/recall", 1)),
-        Ladder(name="needle/multiquery", rungs=(256, 512, 1024), weight=0.3, after=("chat/recall", 1)),
-        Ladder(name="needle/variable", rungs=(256, 512, 1024), weight=0.4, after=("chat/recall", 1)),
+        Ladder(name="needle/single", rungs=far, weight=3.0, after=("copies", 1)),
+        Ladder(name="needle/multikey", rungs=far, weight=6.0, after=("copies", 1)),
+        Ladder(name="needle/multivalue", rungs=far, weight=1.0, after=("chat/recall", 1)),
+        Ladder(name="needle/multiquery", rungs=far, weight=1.5, after=("chat/recall", 1)),
+        Ladder(name="needle/variable", rungs=(256, 512, 1024), weight=0.8, after=("chat/recall", 1)),
         Ladder(name="natural", rungs=(256,), weight=0.8, after=("copies", 1)),
     ]
     return Curriculum(ladders={ladder.name: ladder for ladder in ladders})

@@ -6,6 +6,7 @@ they would have read of the folded tokens, in value and in weight (both: a row o
 however right it is). Knows nothing of data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -59,8 +60,10 @@ class Guide:
     """Adds up, layer by layer, how unlike Nexus rows and folded tokens are to the queries that ask. It changes."""
 
     asks: Int[Tensor, "B P"]  # rows whose queries are looked at
-    text: Bool[Tensor, "B P N"]  # folded tokens that the query would have seen
+    earlier: Bool[Tensor, "B P N"]  # tokens of earlier segments
+    folded: Bool[Tensor, "B L H N"]  # slots that are gone, by folding layer and head
     nexus: Bool[Tensor, "B P K"]  # Nexus rows that it sees instead
+    layers: Sequence[int]  # that fold
     share: float = 0.5  # of the folded tokens' weight that the Nexus rows must have
     output: list[Tensor] = field(default_factory=list)  # relative squared error of what was read, a layer each
     weight: list[Tensor] = field(default_factory=list)  # difference of the log-sum-exp
@@ -68,12 +71,20 @@ class Guide:
 
     def look(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> None:
         """An observer of a parallel pass (hf/parallel.py)."""
-        tokens = self.text.shape[-1]
+        if layer not in self.layers:
+            return
+        tokens, heads = self.earlier.shape[-1], queries.shape[1]
+        gone = self.folded[:, min(self.layers.index(layer), self.folded.shape[1] - 1)]
+        gone = gone.repeat_interleave(heads // gone.shape[1], dim=1)
         at = self.asks[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1])
         asked = queries.gather(2, at)
         with torch.no_grad():
             wanted, mass = attend_part(
-                asked, keys[:, :, :tokens], values[:, :, :tokens], scale=scale, mask=self.text[:, None]
+                asked,
+                keys[:, :, :tokens],
+                values[:, :, :tokens],
+                scale=scale,
+                mask=self.earlier[:, None] & gone[:, :, None],
             )
         read, own = attend_part(
             asked.detach(), keys[:, :, tokens:], values[:, :, tokens:], scale=scale, mask=self.nexus[:, None]
@@ -91,23 +102,23 @@ class Guide:
 @dataclass(slots=True, kw_only=True)
 class Attended:
     """Notes, in a forward with everything in sight, the values of every layer and how much later replies look at each
-    token. It changes with every layer."""
+    slot. It changes with every layer."""
 
     asks: Int[Tensor, "B P"]  # tokens that predict replies
     earlier: Bool[Tensor, "B P N"]  # tokens of earlier segments
-    layers: frozenset[int]  # whose values are noted
-    most: Tensor | None = None  # [B, N]: the largest attention weight of any ask, layer and head
+    layers: Sequence[int]  # that fold: the others are not looked at
+    most: list[Tensor] = field(default_factory=list)  # [B, H, N] a layer: the largest attention weight of any ask
     values: list[Tensor] = field(default_factory=list)
 
     @torch.no_grad()
     def look(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> None:
         """An observer of a parallel pass (hf/parallel.py)."""
-        if layer in self.layers:
-            self.values.append(values.detach().transpose(1, 2).flatten(2))
+        if layer not in self.layers:
+            return
+        self.values.append(values.detach().transpose(1, 2).flatten(2))
         at = self.asks[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1])
         asked = queries.detach().gather(2, at).float().unflatten(1, (keys.shape[1], -1))
         scores = asked @ keys.detach().float()[:, :, None].mT * scale  # B H group P N
         seen = torch.arange(keys.shape[2], device=keys.device) <= self.asks[..., None]
-        weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1).amax(dim=(1, 2))
-        found = weights.masked_fill(~self.earlier, 0.0).amax(dim=1)
-        self.most = found if self.most is None else torch.maximum(self.most, found)
+        weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1).amax(dim=2)
+        self.most.append(weights.masked_fill(~self.earlier[:, None], 0.0).amax(dim=2))

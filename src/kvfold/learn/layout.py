@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.select.sonic import spread
+from kvfold.select.sonic import most_worth, spread
 
 NONE = -1  # no segment: a pad
 
@@ -63,28 +63,52 @@ class Layout:
     nexus: Int[Tensor, "B K"]  # which of the adapter's rows
     segment: Int[Tensor, "B NK"]  # NONE for pads
     column: Int[Tensor, "B NK"]  # of a Nexus row: the token that it stands at
-    stays: Bool[Tensor, "B NK"]  # tokens that later segments see as they are
+    stays: Bool[Tensor, "B L H N"]  # slots that later segments see as they are, by folding layer and head
 
     @property
-    def folded(self) -> Bool[Tensor, "B N"]:
-        """Tokens that are gone once their segment is folded."""
-        tokens = self.count
-        last = self.segment[:, :tokens].amax(dim=1, keepdim=True)
-        own = self.segment[:, :tokens]
-        return (own != NONE) & (own < last) & ~self.stays[:, :tokens]
+    def folded(self) -> Bool[Tensor, "B L H N"]:
+        """Slots that are gone once their segment is folded."""
+        own = self.segment[:, : self.count]
+        last = own.amax(dim=1, keepdim=True)
+        return ((own != NONE) & (own < last))[:, None, None] & ~self.stays
 
-    def mask(self) -> Bool[Tensor, "B 1 NK NK"]:
-        """True where a query (second last dimension) sees a key."""
-        tokens, rows = self.count, self.segment.shape[1]
-        is_nexus = torch.arange(rows) >= tokens
+    def masks(self, layers: Sequence[int]) -> dict[int, Bool[Tensor, "B H NK NK"]]:
+        """For each folding layer, True where a query (second last dimension) sees a key."""
+        tokens, is_nexus = self.count, self._is_nexus
         asks, seen = self.segment[:, :, None], self.segment[:, None]
-        before = self.column[:, None] <= self.column[:, :, None]
-        text = before & ((asks == seen) | self.stays[:, None]) & ~is_nexus
-        order = torch.arange(rows)
-        beside = (asks == seen) & is_nexus[:, None] & (order <= order[:, None])
-        learned = ((seen < asks) | beside) & is_nexus
-        itself = torch.eye(rows, dtype=torch.bool)
-        return ((text | learned) & (seen != NONE) & (asks != NONE) | itself)[:, None]
+        before, real = self.column[:, None] <= self.column[:, :, None], (seen != NONE) & (asks != NONE)
+        always = ((before & (asks == seen) & ~is_nexus) | (self._beside | (seen < asks)) & is_nexus) & real
+        always = (always | torch.eye(len(is_nexus), dtype=torch.bool))[:, None]
+        later = (before & real)[:, None, :, :tokens]
+        masks = []
+        for stays in self.stays.unbind(dim=1):
+            mask = always.repeat(1, stays.shape[1], 1, 1)
+            mask[..., :tokens] |= later & stays[:, :, None]
+            masks.append(mask)
+        return dict(zip(layers, masks * (1 if len(masks) == len(layers) else len(layers)), strict=True))
+
+    def window_mask(self, window: int) -> Bool[Tensor, "B 1 NK NK"]:
+        """The same for a sliding layer, where all is raw: a Nexus row sees the window as its segment's end left it."""
+        is_nexus, asks, seen = self._is_nexus, self.segment[:, :, None], self.segment[:, None]
+        own = self.column[:, :, None]
+        said = (seen <= asks) & (seen != NONE) & ~is_nexus
+        ends = torch.where(said, self.column[:, None], NONE).amax(dim=2)[..., None]
+        last = torch.where(is_nexus[:, None], ends, own)
+        room = torch.where(is_nexus, window - 1, window)[:, None]
+        text = (self.column[:, None] <= last) & (self.column[:, None] > last - room) & ~is_nexus
+        mask = (text | self._beside) & (seen != NONE) & (asks != NONE)
+        return (mask | torch.eye(len(is_nexus), dtype=torch.bool))[:, None]
+
+    @property
+    def _is_nexus(self) -> Bool[Tensor, " NK"]:
+        return torch.arange(self.segment.shape[1]) >= self.count
+
+    @property
+    def _beside(self) -> Bool[Tensor, "B NK NK"]:
+        """Nexus rows and those of the same segment that stand before them."""
+        order = torch.arange(self.segment.shape[1])
+        both = self._is_nexus & self._is_nexus[:, None] & (order <= order[:, None])
+        return both & (self.segment[:, :, None] == self.segment[:, None])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,15 +164,16 @@ def line_up(talks: Sequence[Talk], *, draw: Draw, rng: random.Random, pad: int, 
                  source=source)  # fmt: skip
 
 
-def fold_up(lined: Lined, worth: Float[Tensor, "B N"] | None, *, how: Draw | Fixed, rng: random.Random) -> Layout:
+def fold_up(lined: Lined, worth: Float[Tensor, "B L H N"] | None, *, how: Draw | Fixed, rng: random.Random) -> Layout:
     """The parallel pass of lined-up talks, folded by budgets that are drawn, or that are given."""
-    stays = lined.pinned.clone()
+    layers, heads = (1, 1) if worth is None else worth.shape[1:3]
+    stays = lined.pinned[:, None, None].repeat(1, layers, heads, 1)
     rows = [_fold_row(lined, row, worth, how, rng, stays[row]) for row in range(len(lined.talks))]
     tokens, slots = lined.ids.shape[1], _round(max(len(row) for row in rows))
     wide = (len(rows), tokens + slots)
     positions, column, segment = torch.zeros(wide).long(), torch.zeros(wide).long(), torch.full(wide, NONE)
-    nexus, wide_stays = torch.zeros(len(rows), slots).long(), torch.zeros(wide, dtype=torch.bool)
-    positions[:, :tokens], segment[:, :tokens], wide_stays[:, :tokens] = lined.positions, lined.segment, stays
+    nexus = torch.zeros(len(rows), slots).long()
+    positions[:, :tokens], segment[:, :tokens] = lined.positions, lined.segment
     column[:, :tokens] = torch.arange(tokens)
     for index, row in enumerate(rows):
         own = slice(tokens, tokens + len(row))
@@ -156,7 +181,7 @@ def fold_up(lined: Lined, worth: Float[Tensor, "B N"] | None, *, how: Draw | Fix
         at = torch.tensor([token for _, token in row]).long()
         positions[index, own], column[index, own] = lined.positions[index, at], at
         segment[index, own] = lined.segment[index, at]
-    return Layout(count=tokens, positions=positions, nexus=nexus, segment=segment, column=column, stays=wide_stays)
+    return Layout(count=tokens, positions=positions, nexus=nexus, segment=segment, column=column, stays=stays)
 
 
 def _fold_row(lined: Lined, row: int, worth: Tensor | None, how: Draw | Fixed, rng: random.Random,
@@ -169,11 +194,11 @@ def _fold_row(lined: Lined, row: int, worth: Tensor | None, how: Draw | Fixed, r
         length = max(end - begun, 0)
         slots = how.slots(rng, usual, length) if drawn else how.slots_of(length)
         if slots >= length:
-            stays[begun:end] = True
+            stays[..., begun:end] = True
         else:
             words = 0 if worth is None else round(slots * share)
             if words and worth is not None:
-                stays[begun + worth[row, begun:end].topk(words).indices] = True
+                stays[..., begun:end] = most_worth(worth[row, ..., begun:end], words)
             places += [(own, begun + token) for own, token in spread(length, slots - words)]
         begun = max(end, begun)
     return places

@@ -97,6 +97,7 @@ class Trainer:
             self.optimisers.insert(0, (Muon(matrices, lr=settings.matrix_rate), settings.matrix_rate))
         self.parameters = [parameter for _, parameter in named]
         self.averaged = [parameter.detach().clone() for parameter in self.parameters]
+        self._since: float | None = None  # when time was last counted: waiting for other processes counts too
         self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def rate(self) -> float:
@@ -110,7 +111,7 @@ class Trainer:
 
     def step(self, batches: Iterator[Any], learned: Callable[[Any, TokenLoss], None]) -> None:
         """One step over several batches; `learned` is told the outcome of each."""
-        started, tokens = time.monotonic(), 0
+        tokens, since = 0, self._since or time.monotonic()
         for _ in range(self.settings.batches_a_step):
             batch = next(batches)
             loss = self.loss(batch)
@@ -118,8 +119,8 @@ class Trainer:
             tokens += batch.tokens
             self._note(batch, loss)
             learned(batch, loss)
-        elapsed = self._average_gradients(time.monotonic() - started)
-        started = time.monotonic()
+        self._since = time.monotonic()
+        self.progress.seconds += self._average_gradients(self._since - since)
         nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         for optimiser, rate in self.optimisers:
             for group in optimiser.param_groups:
@@ -131,7 +132,6 @@ class Trainer:
             mean.lerp_(parameter.detach(), 1 - memory)
         self.progress.step += 1
         self.progress.tokens += tokens * self.processes
-        self.progress.seconds += elapsed + (time.monotonic() - started if self.processes == 1 else 0.0)
 
     def _note(self, batch: Batched, loss: TokenLoss) -> None:
         key = f"{batch.source}:{batch.rung}"

@@ -27,7 +27,7 @@ from kvfold.learn.loop import LoopSettings, Trainer, carry_out
 from kvfold.learn.losses import TokenLoss, quick_in_bfloat16, whole_replies
 from kvfold.learn.processes import join_processes
 from kvfold.learn.talks import REAL_WEIGHT, Mix, Talks
-from kvfold.select.sonic import ROWS
+from kvfold.select.sonic import ROWS, VERBATIM
 
 KIND = "sonic"
 _TURNS = ((0.08, (3, 4, 6)), (0.2, (4, 8, 12)), (1.0, (4, 8, 16, 20, 24)))  # share of the run -> turns drawn
@@ -64,7 +64,7 @@ class SonicSettings:
     rank: int = 32
     batch_tokens: int = 3072  # tokens and Nexus rows of a batch
     most_tokens: int = 1600  # of a conversation
-    asks: int = 96  # queries a row whose attention is guided
+    asks: int = 160  # queries a row whose attention is guided
     judge_until: float = 0.15  # share of the run in which only the salience is trained
     save_every_seconds: float = 180.0
     mix: Mix = field(default_factory=Mix)
@@ -82,7 +82,7 @@ class SonicLoss:
         self.bfloat16 = quick_in_bfloat16(model.device)
         self.judging = True  # whether only the salience is trained yet
         self.measured = settings.resume  # whether it is known how large values are
-        self.folding = frozenset(stock_layers.folding(model))
+        self.folding = sorted(stock_layers.folding(model))
         self._scores: deque[Tensor] = deque(maxlen=40)  # of batches, to count ranks among
 
     def __call__(self, lined: Lined) -> TokenLoss:
@@ -132,7 +132,8 @@ class SonicLoss:
         for row, own in enumerate(wanted):
             heavy = own & (lined.weights[row, 1:] >= REAL_WEIGHT)
             at = (heavy if bool(heavy.any()) else own).nonzero().flatten().tolist() or [0]
-            asks[row] = torch.tensor(sorted(self.rng.choices(at, k=self.settings.asks)))
+            some = self.rng.sample(at, min(len(at), self.settings.asks))
+            asks[row] = torch.tensor(sorted(some + self.rng.choices(at, k=self.settings.asks - len(some))))
         return asks
 
     def _judge(self, lined: Lined, attended: Attended) -> tuple[Tensor, Tensor]:
@@ -146,17 +147,16 @@ class SonicLoss:
         where, real = where.to(device), real.to(device)
         with torch.autocast(device.type, enabled=False):
             score = salience(values.flatten(0, 1)[where].float(), real)
-        assert attended.most is not None
-        most = attended.most.flatten()[where]
-        asked = attended.earlier.any(dim=1).flatten()[where] & real
+        most = torch.stack(attended.most, dim=1).permute(0, 3, 1, 2).flatten(0, 1)[where].permute(0, 2, 3, 1)
+        asked = (attended.earlier.any(dim=1).flatten()[where] & real)[:, None, None].expand_as(score)
         aim = 1 - (most.clamp(max=1.0) * (1 - NOTHING) + NOTHING).log() / math.log(NOTHING)
         loss = ((score - aim) ** 2)[asked].mean() if bool(asked.any()) else score.sum() * 0
-        self._scores.append(score.detach()[real])
+        self._scores.append(score.detach().permute(0, 3, 1, 2)[real].flatten())
         if len(self._scores) % 5 == 0:
             salience.calibrate(torch.cat(list(self._scores)))
-        worth = torch.zeros(values.shape[0] * values.shape[1], device=device)
-        worth[where[real]] = score.detach()[real]
-        return loss, worth.view(values.shape[:2]).cpu()
+        worth = torch.zeros(values.shape[0] * values.shape[1], *salience.shape, device=device)
+        worth[where[real]] = score.detach().permute(0, 3, 1, 2)[real]
+        return loss, worth.unflatten(0, values.shape[:2]).permute(0, 2, 3, 1).cpu()
 
     def _learn(self, lined: Lined, layout: Layout, attended: Attended) -> tuple[Tensor, Guide | None]:
         """The student's last hidden states, and how its attention is guided."""
@@ -170,18 +170,28 @@ class SonicLoss:
                 self.model,
                 embeddings=embedded,
                 positions=layout.positions.to(device),
-                mask=layout.mask().to(device),
+                masks=self._masks(layout),
             )
         return student[:, : tokens - 1], guide
+
+    def _masks(self, layout: Layout) -> dict[int, Tensor]:
+        """Who sees whom in every layer."""
+        masks, config = layout.masks(self.folding), self.model.config.get_text_config(decoder=True)
+        sliding = [index for index in range(config.num_hidden_layers) if index not in masks]
+        if sliding:
+            masks |= dict.fromkeys(sliding, layout.window_mask(config.sliding_window))
+        return {index: mask.to(self.model.device) for index, mask in masks.items()}
 
     def _guide(self, layout: Layout, attended: Attended) -> Guide:
         """What the asks would see of folded tokens, and of Nexus rows."""
         asks, tokens = attended.asks.cpu(), layout.count
         of = layout.segment.gather(1, asks)[:, :, None]  # B P 1
         theirs = layout.segment[:, None]
-        gone = (theirs[..., :tokens] < of) & layout.folded[:, None]
+        earlier = (theirs[..., :tokens] < of) & (theirs[..., :tokens] != NONE)
         nexus = (theirs[..., tokens:] < of) & (theirs[..., tokens:] != NONE)
-        return Guide(asks=attended.asks, text=gone.to(asks.device), nexus=nexus.to(asks.device))
+        device = attended.asks.device
+        return Guide(asks=attended.asks, earlier=earlier.to(device), folded=layout.folded.to(device),
+                     nexus=nexus.to(device), layers=self.folding)  # fmt: skip
 
     def _guided(self, guide: Guide | None) -> Tensor | float:
         if guide is None:
@@ -266,7 +276,7 @@ class SonicRun:
         save_adapter(self.adapter, self.settings.out, kind=KIND, model=self.model, about=about)
         self.trainer.swap_averaged()
 
-    def check(self, *, batches: int = 8, verbatim: float = 0.5) -> dict[str, Any]:
+    def check(self, *, batches: int = 8, verbatim: float = VERBATIM) -> dict[str, Any]:
         """Whole replies right, and the loss, of conversations of 16 turns folded at several budgets."""
         found = {}
         for keep in _CHECKED:

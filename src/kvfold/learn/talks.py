@@ -71,7 +71,7 @@ class Talks:
     def _one(self, source: str, rng: random.Random, turns: int, most: int) -> Talk | None:
         seed, loan = rng.getrandbits(48), self._loan(rng)
         if source == "chat":
-            filler, asks = rng.choice((0.0, 0.3, 0.5, 0.75)), rng.choice((0.3, 0.5))
+            filler, asks = rng.choice((0.0, 0.3, 0.5, 0.75)), rng.choice((0.3, 0.5, 0.8))
             family = rng.choice(self.families)
             made = training_dialogue(family, turns=turns, seed=seed, filler=filler, questions=asks, borrowed=loan)
             return self.encode(made, rng, most)

@@ -4,7 +4,8 @@ Chen et al., SONIC: Segmented Optimized Nexus for Information Compression in Key
 https://arxiv.org/abs/2601.21927
 Ours differs: no code is public, so this is our own design from what the paper tells. Nexus rows see one another
 causally (all-to-all could not be cached), stand at evenly spread tokens of their segment and see what lies before
-them; a share of the budget may keep tokens word for word; adapters act on Nexus rows only, so the base is untouched.
+them; a share of the budget may keep slots word for word, each layer and head its own, more where more is looked at;
+adapters act on Nexus rows only, so the base is untouched.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvfold.budget.budget import Budget
@@ -24,6 +25,7 @@ from kvfold.select.base import Select
 ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
 BLOCK = 128  # tokens of a segment that share a set of rows
 LEAST = 0.6  # share of its part of the budget that a segment spends, however quiet it is
+VERBATIM = 1.0  # the share that won (docs/log/sonic.md)
 SAVED = 48  # tokens whose share of the budget quiet segments may save for later ones
 
 
@@ -32,7 +34,7 @@ class Sonic(Select):
     """Nexus slots in place of each segment, once. Give a budget, or `slots` of every segment."""
 
     slots: int | None = None  # of each segment, whatever its length
-    verbatim: float = 1.0  # share of a segment's slots that goes to its most salient tokens, word for word
+    verbatim: float = VERBATIM  # share of a segment's slots that goes to the most salient ones, word for word
     adapter: str = "shipped"  # or a folder, or a name on the Hub
     scope: Literal["history", "turn"] = "turn"  # a fold happens once per segment
 
@@ -68,9 +70,9 @@ class Sonic(Select):
         raise AssertionError("sonic folds by passes")
 
     def request(self, segment: Segment) -> Pass:
-        """The most salient tokens and evenly spread Nexus rows of each segment; one that fits stays as it is."""
+        """The most salient slots and evenly spread Nexus rows of each segment; one that fits stays as it is."""
         batch, columns = segment.real.shape
-        kept = torch.zeros_like(segment.real)
+        kept = segment.real.new_zeros(batch, segment.layers, segment.heads, columns)
         placed: list[list[tuple[int, int]]] = []
         for row in range(batch):
             tokens = segment.tokens(row)
@@ -82,7 +84,7 @@ class Sonic(Select):
             words = 0 if segment.worth is None else round(slots * self.verbatim)
             if words and segment.worth is not None:
                 worth = segment.worth[row].masked_fill(~segment.real[row], -1.0)
-                kept[row, worth.topk(words).indices] = True
+                kept[row] = most_worth(worth, words, together=segment.together)
             placed.append([(own, tokens[at]) for own, at in spread(len(tokens), slots - words)])
         return _pass(placed, segment, kept, columns)
 
@@ -93,9 +95,18 @@ class Sonic(Select):
         most = segment.slots[row]
         if self.keep is None or segment.worth is None:
             return most
-        own = segment.real[row]
-        salient = int((segment.worth[row][own] >= 1 - self.keep).sum())
+        worth = segment.worth[row][..., segment.real[row]]
+        salient = -(-int((worth >= 1 - self.keep).sum()) // (segment.layers * segment.heads))
         return min(most, max(salient, int(self.keep * tokens * LEAST), most - int(self.keep * SAVED)))
+
+
+def most_worth(worth: Float[Tensor, "L H S"], slots: int, *, together: bool = False) -> Bool[Tensor, "L H S"]:
+    """The best `slots` a head on average: heads with more to remember have more; together, only layers differ."""
+    layers, heads, _ = worth.shape
+    among = worth.amax(dim=1, keepdim=True) if together else worth
+    kept = torch.zeros_like(among, dtype=torch.bool).flatten()
+    kept[among.flatten().topk(slots * layers * (1 if together else heads)).indices] = True
+    return kept.view_as(among).expand_as(worth)
 
 
 def spread(tokens: int, slots: int) -> list[tuple[int, int]]:
