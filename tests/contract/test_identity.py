@@ -13,18 +13,10 @@ from fakes import FAMILIES, exact_twin, fresh, model_of, text
 from kvfold.plan import Plan
 from plans import TOKENS, EvenPositions, Uneven, lossless, lossy, mostly, pairs
 
-
-def folds_between(select):
-    """Whether it needs a forward of its own to fold."""
-    return select.by_pass or select.needs.repetition
-
-
 LOSSLESS, LOSSY, PAIRS = lossless(), lossy(), pairs()
 EXACT = {name: plan for name, plan in LOSSY.items() if plan.encode.lossless}
 ATTENDED = {name: plan for name, plan in EXACT.items() if plan.place == Plan().place}  # all that is held is read
-DROPS = {
-    name: plan for name, plan in ATTENDED.items() if not folds_between(plan.select)
-}  # what stays is what was there
+DROPS = {name: plan for name, plan in ATTENDED.items() if not plan.select.by_pass}  # what stays is what was there
 WAYS = ((), (7, 7, 7, 7), (26, *[1] * 14))
 BY_PASS_WAYS = ((24, 6, 6, 4), (7, 7, 10, 3, 3, 5, 1, 4), (24, *[1] * 16))  # a pass runs between two forwards
 SIZES = (20, 1, 1, 5, 1)
@@ -96,7 +88,7 @@ def ways(plan, family="llama"):
     """
     model = model_of(family) if plan.encode.lossless else exact_twin(family)
     ids, answers = text(2, 40, seed=6), []
-    for sizes in BY_PASS_WAYS if folds_between(plan.select) else WAYS:
+    for sizes in BY_PASS_WAYS if plan.select.by_pass else WAYS:
         cache = kvfold.cache(model, plan, prompt_tokens=24, stride=6)
         answers.append((feed(model, ids, cache, sizes=sizes), kept(cache)))
     return answers

@@ -100,18 +100,15 @@ def absorb(state: State, rules: Rules, *, columns: int, request: Pass, kept: Boo
     """
     tail = state.tail
     assert tail is not None
-    folded = state.folded
-    if folded is None or bool(kept.any()):
-        keys, values = tail.keys[:, :, :columns], tail.values[:, :, :columns]
-        part = _part(keys, values, tail.positions[:, :columns], kept, rules.codec)
-        folded = part if folded is None else folded.extend(part)
+    keys, values = tail.keys[:, :, :columns], tail.values[:, :, :columns]
+    folded = _part(keys, values, tail.positions[:, :columns], kept, rules.codec)
     if made is not None:
-        keys, values = made
-        part = _part(keys, values, request.positions, request.real[:, None], rules.codec)
-        if folded is not None:
-            folded = told_part(folded, tail, columns).extend(part)
-        else:
-            folded = part if rules.placer is None else placed_part(part, rules.placer, tail, columns)
+        folded = folded.extend(_part(*made, request.positions, request.real[:, None], rules.codec))
+    if state.folded is not None:
+        told = told_part(state.folded, tail, columns)
+        folded = told.extend(folded) if folded.slots else told
+    elif rules.placer is not None:
+        folded = placed_part(folded, rules.placer, tail, columns)
     return replace(state, folded=folded, tail=tail.after(columns), window=None)
 
 

@@ -17,7 +17,7 @@ from kvfold.cache.absorb import Made, absorb, pin, refuse_excess, segment_of, va
 from kvfold.cache.accounting import account
 from kvfold.cache.fold import Rules, State
 from kvfold.cache.layer import Layer, New
-from kvfold.cache.request import Pass, Repetition
+from kvfold.cache.request import Pass, Repetition, Segment
 from kvfold.errors import CacheError
 
 Runner = Callable[[Pass], Mapping[int, Made]]  # keys and values of a pass's rows, by folding layer
@@ -173,18 +173,14 @@ class Memory:
                     layer.invalidate(valid[:, tail.start : tail.start + tail.length])
         if self.rules.chooser.by_pass:
             self._fold_by_pass(self._folding)
-        if self.rules.chooser.needs.repetition:
-            self._repeat(self._folding)
         for layer, tail in tails if not self.rules.chooser.by_pass else ():
             columns = 0 if tail is None else min(self._folding - tail.start, tail.length)
             if until is None or columns > 0:
                 layer.fold(columns=max(columns, 0))
-            if self.rules.chooser.needs.repetition and layer.state.tail is not None:
-                layer.state = replace(layer.state, tail=replace(layer.state.tail, mass=None))
         self._folding, self._valid = None, None
 
     def _fold_by_pass(self, until: int) -> None:
-        """Fold the columns before `until` by rows that are run through the model; all layers, or none."""
+        """Fold the columns before `until` as the method's request says; all layers, or none."""
         layers = {index: layer for index, layer in self.layers.items() if layer.state.tail is not None}
         first = next(iter(layers.values()), None)
         columns = 0 if first is None or first.state.tail is None else until - first.state.tail.start
@@ -195,9 +191,8 @@ class Memory:
                 layer.state = pin(layer.state, layer.rules)
             pinned = [layer.state for layer in layers.values()]
             segment = segment_of(pinned, first.rules, columns)
-            if self.judge is not None and bool(segment.real.any()):
-                values = values_of(pinned, columns)
-                segment = replace(segment, worth=self.judge(values, segment.real))
+            if bool(segment.real.any()):
+                segment = replace(segment, worth=self._worth(segment))
             request = self.rules.chooser.request(segment)
             assert self.runner is not None, "a plan that folds by passes needs a model to run them"
             made = self.runner(request) if bool(request.real.any()) else {}
@@ -208,34 +203,25 @@ class Memory:
             }  # fmt: skip
         for index, state in states.items():
             layers[index].state = state
+        self.text = None if self.text is None else self.text[:, columns:].clone()
 
-    def _repeat(self, until: int) -> None:
-        """Note in every tail how much its columns before `until` are attended to while they are repeated."""
-        layers = {
-            index: layer for index, layer in self.layers.items()
-            if layer.state.tail is not None and layer.state.tail.start < until and layer.state.tail.mass is None
-        }  # fmt: skip
-        tail = next((layer.state.tail for layer in layers.values()), None)
-        columns = 0 if tail is None else min(until - tail.start, tail.length)
-        if tail is None or columns <= 0:
-            return  # nothing to fold, or a fold that was interrupted after its text had been repeated
+    def _worth(self, segment: Segment) -> Float[Tensor, "B L H S"] | None:
+        """What each slot of a segment is worth: as it is looked at when its text is repeated, or as was learned."""
+        states = [layer.state for layer in self.layers.values()]
+        if not self.rules.chooser.needs.repetition:
+            columns = segment.real.shape[1]
+            return None if self.judge is None else self.judge(values_of(states, columns), segment.real)
         assert self.text is not None, "ids are noted when a method repeats them"
         assert self.repeater is not None, "a plan that repeats text needs a model to do so"
-        real, seen = tail.valid[:, :columns], torch.tensor(self.seen, device=tail.keys.device)
-        request = Repetition(ids=self.text[:, :columns].long(), real=real, first_position=seen)
-        with torch.inference_mode(False), torch.no_grad():
-            found = self.repeater(request) if bool(real.any()) else {}
-            for index, layer in layers.items():
-                own = layer.state.tail
-                if own is not None and index in found:
-                    layer.state = replace(layer.state, tail=replace(own, mass=found[index]))
-        self.text = self.text[:, columns:].clone()
+        seen = torch.tensor(self.seen, device=segment.real.device)
+        ids = self.text[:, : segment.real.shape[1]].long()
+        found = self.repeater(Repetition(ids=ids, real=segment.real, first_position=seen))
+        return torch.stack([found[index][..., : ids.shape[1]] for index in self.layers], dim=1)
 
     @property
     def _waits(self) -> bool:
         """Whether folds wait for the next forward: tokens may be taken back, or a fold needs a forward of its own."""
-        chooser = self.rules.chooser
-        return self.tentative or chooser.by_pass or chooser.needs.repetition
+        return self.tentative or self.rules.chooser.by_pass
 
     def obey(self, rules: Rules, plan: str) -> None:
         """Fold by other rules of the same observed needs from now on.

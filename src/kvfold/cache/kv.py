@@ -49,7 +49,7 @@ class Needs:
 
     queries: int = 0  # how many of the newest queries
     mass: bool = False  # the attention that every slot received
-    repetition: bool = False  # the most that each slot is attended to while its segment is repeated; given as mass
+    repetition: bool = False  # the most that each slot is attended to while its segment is repeated: its worth
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class Chooser(Protocol):
     """A member of the select axis, as the layer sees it."""
 
     once: ClassVar[bool]  # what it folded stays as it is
-    by_pass: ClassVar[bool]  # it makes new slots by a pass of its own rows
+    by_pass: ClassVar[bool]  # it is asked for a segment of all layers at once
 
     @property
     def needs(self) -> Needs: ...
@@ -82,7 +82,7 @@ class Chooser(Protocol):
         ...
 
     def request(self, segment: Segment) -> Pass:
-        """The rows to run for a segment, from a method that folds by passes."""
+        """What stays of a segment and the rows to run for it, from a method that folds by passes."""
         ...
 
 

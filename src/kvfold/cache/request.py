@@ -1,11 +1,13 @@
 """Pass: a request to run rows of a method's own through the model, over what each layer remembers.
 
-A method that makes new slots (SONIC's Nexus rows) cannot do so from one layer's tensors: it asks for a pass, and hf/
-carries it out. Nothing of a pass is text: it feeds no token, moves no counter and leaves sliding layers as they were.
+A method that makes new slots (SONIC's Nexus rows), or shares its budget out over all layers, cannot do so from one
+layer's tensors: it asks for a pass, and hf/ carries it out. Nothing of a pass is text: it feeds no token, moves no
+counter and leaves sliding layers as they were.
 """
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -47,6 +49,12 @@ class Pass:
     first: Int[Tensor, "B K"]  # it sees columns first <= column < stop of the tail
     stop: Int[Tensor, "B K"]
     kept: Bool[Tensor, "B L H S"]  # slots of the segment that stay word for word, beside the new ones
+
+    @classmethod
+    def without_rows(cls, kept: Bool[Tensor, "B L H S"]) -> "Pass":
+        """A pass that only says what stays."""
+        none = torch.zeros(len(kept), 0, dtype=torch.long, device=kept.device)
+        return cls(rows=none, positions=none, first=none, stop=none, kept=kept)
 
     @property
     def real(self) -> Bool[Tensor, "B K"]:

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.select.sonic import most_worth, spread
+from kvfold.select.base import most_worth
+from kvfold.select.sonic import spread
 
 NONE = -1  # no segment: a pad
 

@@ -30,7 +30,9 @@ class Select(ABC):
     query_aware: ClassVar[bool]  # whether it looks at the newest queries, which may be the question itself
     paper: ClassVar[str | None]
     once: ClassVar[bool] = False  # whether each segment is folded once, never again; its scope is then "turn"
-    by_pass: ClassVar[bool] = False  # whether it makes new slots by running rows of its own through the model
+    by_pass: ClassVar[bool] = (
+        False  # whether it says for all layers at once what stays, and which rows of its own to run
+    )
 
     def __post_init__(self) -> None:
         if self.scope not in ("history", "turn"):
@@ -64,7 +66,7 @@ class Select(ABC):
         return None
 
     def request(self, segment: Segment) -> Pass:
-        """For methods that make new slots: the rows to run for a segment."""
+        """For methods that fold by passes: what stays of a segment, and the rows to run for it."""
         raise AssertionError("only a method that folds by passes is asked for one")
 
     @abstractmethod
@@ -90,3 +92,12 @@ def best(scores: Float[Tensor, "B H S"], count: int, *, among: Bool[Tensor, "B H
     ranked = scores.masked_fill(~among, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     kept = torch.zeros_like(among)
     return kept.scatter_(2, ranked[:, :, :count], True) & among
+
+
+def most_worth(worth: Float[Tensor, "L H S"], slots: int, *, together: bool = False) -> Bool[Tensor, "L H S"]:
+    """The best `slots` a head on average: heads with more to remember have more; together, only layers differ."""
+    layers, heads, _ = worth.shape
+    among = worth.amax(dim=1, keepdim=True) if together else worth
+    kept = torch.zeros_like(among, dtype=torch.bool).flatten()
+    kept[among.flatten().topk(slots * layers * (1 if together else heads)).indices] = True
+    return kept.view_as(among).expand_as(worth)

@@ -1,19 +1,21 @@
 """KVzip: keep what the model looks at while it repeats the text.
 
 Kim et al., KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction, https://arxiv.org/abs/2505.23416
-Ours differs: the segment is repeated without a sentence that asks for it, so that no tokenizer is needed; heads of a
-layer keep equally many slots (the paper shares its budget out over all heads); each segment is scored once, when it is
-folded, from what is held then, and the newest token stays.
+As in the paper, all layers and heads share one budget: a head that is looked at more keeps more.
+Ours differs: the segment is repeated without a sentence that asks for it, so that no tokenizer is needed; each segment
+is scored once, when it is folded, from what is held then, and the newest token stays.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.cache.kv import KV, Needs, Observed
-from kvfold.select.base import Select, best, newest
+from kvfold.cache.request import Pass, Segment
+from kvfold.select.base import Select, most_worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,7 @@ class KVzip(Select):
     scope: Literal["history", "turn"] = "turn"  # a segment is repeated once
 
     once: ClassVar[bool] = True
+    by_pass: ClassVar[bool] = True
     query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2505.23416"
 
@@ -32,10 +35,20 @@ class KVzip(Select):
         return Needs(repetition=True)
 
     def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """The newest slot, then those that the repetition looked at most."""
-        assert observed.mass is not None, "a segment is repeated before it is judged"
-        scores = observed.mass
-        if observed.together:
-            scores = scores.mean(dim=1, keepdim=True).expand_as(scores)
-        recent = newest(kv, 1)
-        return recent | best(scores, slots - 1, among=~recent)
+        """Never asked: layers are judged together."""
+        raise AssertionError("kvzip folds by passes")
+
+    def request(self, segment: Segment) -> Pass:
+        """The newest slots, then those that the repetition looked at most; a segment that fits stays as it is."""
+        kept = torch.zeros(len(segment.real), segment.layers, segment.heads, segment.real.shape[1], dtype=torch.bool,
+                           device=segment.real.device)  # fmt: skip
+        for row, slots in enumerate(segment.slots):
+            tokens = segment.tokens(row)
+            if slots >= len(tokens):
+                kept[row] = segment.real[row]
+            elif slots:
+                assert segment.worth is not None, "a segment is repeated before it is judged"
+                worth = segment.worth[row].masked_fill(~segment.real[row], -1.0)
+                worth[..., tokens[-1]] = torch.inf
+                kept[row] = most_worth(worth, slots, together=segment.together)
+        return Pass.without_rows(kept)

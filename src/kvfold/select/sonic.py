@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.budget.budget import Budget
 from kvfold.cache.kv import KV, Observed
 from kvfold.cache.request import NO_ROW, Pass, Segment
 from kvfold.errors import BudgetError, PlanError
-from kvfold.select.base import Select
+from kvfold.select.base import Select, most_worth
 
 ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
 BLOCK = 128  # tokens of a segment that share a set of rows
@@ -98,15 +98,6 @@ class Sonic(Select):
         worth = segment.worth[row][..., segment.real[row]]
         salient = -(-int((worth >= 1 - self.keep).sum()) // (segment.layers * segment.heads))
         return min(most, max(salient, int(self.keep * tokens * LEAST), most - int(self.keep * SAVED)))
-
-
-def most_worth(worth: Float[Tensor, "L H S"], slots: int, *, together: bool = False) -> Bool[Tensor, "L H S"]:
-    """The best `slots` a head on average: heads with more to remember have more; together, only layers differ."""
-    layers, heads, _ = worth.shape
-    among = worth.amax(dim=1, keepdim=True) if together else worth
-    kept = torch.zeros_like(among, dtype=torch.bool).flatten()
-    kept[among.flatten().topk(slots * layers * (1 if together else heads)).indices] = True
-    return kept.view_as(among).expand_as(worth)
 
 
 def spread(tokens: int, slots: int) -> list[tuple[int, int]]:
