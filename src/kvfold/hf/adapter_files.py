@@ -6,7 +6,9 @@ A wrong base model is refused by name. Writing is atomic file by file, the JSON 
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from kvfold.select.base import Select
 
 VERSION = 1
 TENSORS, WORDS = "adapter.safetensors", "adapter.json"
+_LENT: "weakref.WeakKeyDictionary[Any, Callable[[], Adapter]]" = weakref.WeakKeyDictionary()
 _ALWAYS = ("kind", "version", "base", "fingerprint")
 _OF_UPDATES = ("layers", "rank", "scale", "rows", "width", "values")
 
@@ -71,7 +74,14 @@ def find_adapter(model: Any, select: Select) -> Adapter | None:
     source = select.adapter_source
     if source is None:
         return None
+    if source == "shipped" and model in _LENT:
+        return _LENT[model]()
     return load_adapter(source, model, kind=type(select).__module__.rpartition(".")[2])
+
+
+def lend_adapter(model: Any, make: Callable[[], Adapter]) -> None:
+    """Let this adapter, made once it is asked for, be the shipped one of a model that has none of its own."""
+    _LENT[model] = cache(make)
 
 
 def write_folder(

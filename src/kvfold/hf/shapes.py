@@ -18,10 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from kvfold.cache.tail import Tail
 from kvfold.errors import ModelError
+from kvfold.hf.adapter_files import lend_adapter
+from kvfold.hf.adapters import Adapter
 from kvfold.hf.cache_bridge import FoldedCache
 from kvfold.hf.rank_files import lend
 from kvfold.hf.shape_ranks import ranks_in_shape
+from kvfold.select.sonic import ROWS
 
+_RANK = 32  # of a random adapter's updates
 _QUERIES_FED = 64  # tokens fed for real at the end of a filled cache
 
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -53,6 +57,7 @@ def shaped(shape: str, *, dtype: torch.dtype, positions: int, seed: int = 0) -> 
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     known = weakref.ref(model)
     lend(model, lambda: ranks_in_shape(known()))
+    lend_adapter(model, lambda: Adapter.for_model(known(), rows=ROWS, rank=_RANK))
     return model
 
 

@@ -16,7 +16,14 @@ SHAPE = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
-PLANS = ("full", "none", "h2o(keep=0.25)", "snapkv(keep=0.25)", "streaming_llm(keep=0.25) + int8")
+PLANS = (
+    "full",
+    "none",
+    "h2o(keep=0.25)",
+    "snapkv(keep=0.25)",
+    "streaming_llm(keep=0.25) + int8",
+    "sonic(keep=0.25, verbatim=0.5)",
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +34,9 @@ def subject(tmp_path_factory):
     return open_subject(str(path))
 
 
-@pytest.fixture(params=["decode", "prefill"])
+@pytest.fixture(params=["decode", "prefill", "talk"])
 def suite(request):
-    """Both stages, at a length that costs nothing."""
+    """Every stage, at a length that costs nothing."""
     return Speed(tokens=128, stage=request.param)
 
 
@@ -80,7 +87,7 @@ def test_the_floor_is_foretold_in_bytes_over_bandwidth(subject, suite):
 
 
 def test_an_unknown_stage_names_the_real_ones():
-    with pytest.raises(SuiteError, match="decode and prefill"):
+    with pytest.raises(SuiteError, match="decode, prefill, talk"):
         Speed(stage="sleep").samples(n=1, seed=0)
 
 

@@ -18,7 +18,8 @@ from kvfold.bench.stages import Stages, staged
 from kvfold.bench.suite import Outcome, Subject, Suite
 from kvfold.errors import SuiteError
 
-STAGES = ("decode", "prefill")
+STAGES = ("decode", "prefill", "talk")
+_SAID, _WRITTEN = 128, 64  # tokens of a turn of talk: read in one forward, and written one by one
 _WARM_UP = 2  # turns that are not counted
 _STAGED = 3  # forwards after the turns, in which stages are timed
 _GUESSED = 1024  # tokens from which the floor of a longer cache is foretold
@@ -43,14 +44,12 @@ class Speed(Suite):
     rows: ClassVar[int] = 1_000_000  # all turns in one chunk: they share the caches
 
     tokens: int = 16384
-    stage: str = "decode"  # one token after `tokens`, or a prompt of `tokens` with its fold
+    stage: str = "decode"  # after `tokens`: one token, or a turn of talk with its fold; or a prompt with its fold
 
     def samples(self, *, n: int, seed: int) -> Sequence[int]:
         """Numbers of turns."""
         if self.stage not in STAGES:
-            raise SuiteError(
-                f"stage {self.stage!r} was asked for; speed knows {' and '.join(STAGES)}; give one of them"
-            )
+            raise SuiteError(f"stage {self.stage!r} was asked for; speed knows {', '.join(STAGES)}; give one of them")
         if self.tokens < 1:
             raise SuiteError(f"tokens={self.tokens} were asked for; a context has some; give 1 or more")
         return range(seed, seed + n)
@@ -61,9 +60,10 @@ class Speed(Suite):
     def foretold(self, subject: Subject, plan: str) -> str:
         """The floor of one turn: bytes that must be read over the bandwidth measured here."""
         made = _Decode(subject, plan, min(self.tokens, _GUESSED), seed=0)
-        held = made.ledger.stored if self.stage == "decode" else 1.0
-        cache_bytes = held * made.ledger.full_bytes * self.tokens / made.ledger.seen
-        moved, speed = cache_bytes + _weight_bytes(subject.model), read_bandwidth()
+        held = made.ledger.stored if self.stage != "prefill" else 1.0
+        forwards = 1 + _WRITTEN if self.stage == "talk" else 1
+        cache_bytes = forwards * held * made.ledger.full_bytes * self.tokens / made.ledger.seen
+        moved, speed = cache_bytes + forwards * _weight_bytes(subject.model), read_bandwidth()
         return (
             f"a turn takes at least {1000 * moved / speed:.1f} ms: {moved / 1e6:.0f} MB at {speed / 1e9:.1f} GB/s, "
             f"{cache_bytes / 1e6:.0f} MB of them the cache"
@@ -71,7 +71,7 @@ class Speed(Suite):
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         """Every turn of a plan, beside full and stock."""
-        bench = _Decode if self.stage == "decode" else _Prefill
+        bench = {"decode": _Decode, "prefill": _Prefill, "talk": _Talk}[self.stage]
         with torch.no_grad():
             made = bench(subject, plan, self.tokens, seed=samples[0])
             reset_peak_memory()
@@ -85,6 +85,8 @@ class Speed(Suite):
             "predicted_seconds": made.moved_bytes / read_bandwidth(),
         }
         shared |= {name: _median([one.metrics[name] for one in stages]) for name in stages[0].metrics}
+        if isinstance(made, _Talk):
+            shared["fold_over_prefill"] = _median(made.fold_shares[_WARM_UP:])
         return [
             Outcome(
                 family=f"{self.stage} at {self.tokens}",
@@ -149,6 +151,37 @@ class _Decode:
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one token."""
         return _staged(self.model, partial(_step, self.model, self.plan, number))
+
+
+class _Talk(_Decode):
+    """Three caches of the same length, one turn of talk at a time: read, write, fold."""
+
+    def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
+        super().__init__(subject, plan, tokens, seed=seed)
+        self.fold_shares: list[float] = []  # of each turn: its fold over the time to read its tokens at once
+
+    def turn(self, number: int) -> Turn:
+        """One turn through each."""
+        caches = {"plan": self.plan, "full": self.full, "stock": self.stock}
+        work = {name: partial(self._talk, cache, number) for name, cache in caches.items()}
+        return Turn(**_in_turn(self.model, work, number))
+
+    def stages(self, number: int) -> Stages:
+        """Where the plan's time goes in one turn."""
+        return _staged(self.model, partial(self._talk, self.plan, number))
+
+    def _talk(self, cache: Any, number: int) -> None:
+        start = perf_counter()
+        _feed(self.model, cache, _SAID, number)
+        read = perf_counter() - start
+        for token in range(_WRITTEN):
+            _step(self.model, cache, number + token)
+        if cache is not self.stock:
+            start = perf_counter()
+            cache.fold()
+            _synchronise(self.model)
+        if cache is self.plan:
+            self.fold_shares.append((perf_counter() - start) / (read * (_SAID + _WRITTEN) / _SAID))
 
 
 class _Prefill:
