@@ -112,6 +112,17 @@ def absorb(state: State, rules: Rules, *, columns: int, request: Pass, kept: Boo
     return replace(state, folded=folded, tail=tail.after(columns), window=None)
 
 
+def pooled(state: State, request: Pass) -> Made:
+    """The means of what the rows of a pass see of the tail."""
+    tail = state.tail
+    assert tail is not None
+    columns = torch.arange(tail.length, device=tail.keys.device)
+    seen = (columns >= request.first[..., None]) & (columns < request.stop[..., None]) & tail.valid[:, None]  # B K S
+    shares = (seen / seen.sum(dim=-1, keepdim=True).clamp(min=1))[:, None]
+    keys, values = (side[:, :, : tail.length].float() for side in (tail.keys, tail.values))
+    return (shares @ keys).to(tail.keys.dtype), (shares @ values).to(tail.values.dtype)
+
+
 def _part(keys: Tensor, values: Tensor, positions: Tensor, taken: Bool[Tensor, "B H S"], codec: Layout) -> Part:
     """The taken columns of every row and head; one mask may serve all heads."""
     heads = keys.shape[1]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.budget.ledger import Ledger
-from kvfold.cache.absorb import Made, absorb, pin, refuse_excess, segment_of, values_of
+from kvfold.cache.absorb import Made, absorb, pin, pooled, refuse_excess, segment_of, values_of
 from kvfold.cache.accounting import account
 from kvfold.cache.fold import Rules, State
 from kvfold.cache.layer import Layer, New
@@ -74,7 +74,7 @@ class Memory:
         self._valid: Tensor | None = None  # the mask of that fold
         self.runner: Runner | None = None  # runs a pass through the model; set by whoever knows it
         self.repeater: Repeater | None = None  # repeats text through the model; set likewise
-        self.text: Tensor | None = None  # ids of the tail's columns [B, columns], where a method repeats them
+        self.text: Tensor | None = None  # ids of the tail's columns [B, columns], where a method needs them
         self.judge: Judge | None = None  # says what each token of a segment is worth; set likewise, where one can tell
         self._guarded = 0  # columns that a mark refers to: buffers are copied before others are written there
 
@@ -116,12 +116,12 @@ class Memory:
         return output
 
     def read(self, ids: Int[Tensor, "B Q"] | None) -> None:
-        """Note the running forward's ids, where a method repeats text. Raises CacheError where there are none."""
-        if not self.rules.chooser.needs.repetition:
+        """Note the running forward's ids, where a method needs text. Raises CacheError where there are none."""
+        if not self.rules.chooser.needs.text:
             return
         if ids is None:
             raise CacheError(
-                f"{self.plan} was to read embeddings; it repeats the text when it folds, and needs ids; feed input_ids"
+                f"{self.plan} was to read embeddings; it goes by the text when it folds, and needs ids; feed input_ids"
             )
         ids = ids.to(torch.int32)
         self.text = ids if self.text is None else torch.cat([self.text, ids], dim=1)
@@ -191,11 +191,11 @@ class Memory:
                 layer.state = pin(layer.state, layer.rules)
             pinned = [layer.state for layer in layers.values()]
             segment = segment_of(pinned, first.rules, columns)
+            if self.text is not None:
+                segment = replace(segment, ids=self.text[:, :columns].long())
             if bool(segment.real.any()):
                 segment = replace(segment, worth=self._worth(segment))
-            request = self.rules.chooser.request(segment)
-            assert self.runner is not None, "a plan that folds by passes needs a model to run them"
-            made = self.runner(request) if bool(request.real.any()) else {}
+            made = self._made(request := self.rules.chooser.request(segment))
             states = {
                 index: absorb(layer.state, layer.rules, columns=columns, request=request, kept=request.kept[:, place],
                               made=made.get(index))
@@ -205,18 +205,26 @@ class Memory:
             layers[index].state = state
         self.text = None if self.text is None else self.text[:, columns:].clone()
 
+    def _made(self, request: Pass) -> Mapping[int, Made]:
+        """Keys and values of a pass's rows, by layer."""
+        if not bool(request.real.any()):
+            return {}
+        if request.pooled:
+            return {index: pooled(layer.state, request) for index, layer in self.layers.items()}
+        assert self.runner is not None, "a plan that folds by passes needs a model to run them"
+        return self.runner(request)
+
     def _worth(self, segment: Segment) -> Float[Tensor, "B L H S"] | None:
         """What each slot of a segment is worth: as it is looked at when its text is repeated, or as was learned."""
         states = [layer.state for layer in self.layers.values()]
         if not self.rules.chooser.needs.repetition:
             columns = segment.real.shape[1]
             return None if self.judge is None else self.judge(values_of(states, columns), segment.real)
-        assert self.text is not None, "ids are noted when a method repeats them"
+        assert segment.ids is not None, "ids are noted when a method repeats them"
         assert self.repeater is not None, "a plan that repeats text needs a model to do so"
         seen = torch.tensor(self.seen, device=segment.real.device)
-        ids = self.text[:, : segment.real.shape[1]].long()
-        found = self.repeater(Repetition(ids=ids, real=segment.real, first_position=seen))
-        return torch.stack([found[index][..., : ids.shape[1]] for index in self.layers], dim=1)
+        found = self.repeater(Repetition(ids=segment.ids, real=segment.real, first_position=seen))
+        return torch.stack([found[index][..., : segment.ids.shape[1]] for index in self.layers], dim=1)
 
     @property
     def _waits(self) -> bool:

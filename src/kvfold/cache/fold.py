@@ -54,7 +54,7 @@ class Rules:
     @property
     def reads_text(self) -> bool:
         """Whether the ids of what is fed matter."""
-        return self.chooser.needs.repetition or (self.placer is not None and self.placer.reads_text)
+        return self.chooser.needs.text or (self.placer is not None and self.placer.reads_text)
 
     def of_layer(self, index: int) -> "Rules":
         """What one layer of the model folds by."""

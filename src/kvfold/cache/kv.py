@@ -49,6 +49,7 @@ class Needs:
 
     queries: int = 0  # how many of the newest queries
     mass: bool = False  # the attention that every slot received
+    text: bool = False  # the ids of raw tokens, kept beside them
     repetition: bool = False  # the most that each slot is attended to while its segment is repeated: its worth
 
 

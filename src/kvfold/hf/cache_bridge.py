@@ -324,7 +324,6 @@ class FoldedCache(Cache):
 
     def _run_pass(self, request: Pass) -> dict[int, Made]:
         """Run a method's rows through the model over what is held now."""
-        assert self.adapter is not None, "a method that runs rows of its own has an adapter"
         return passes.run(self._runner(), self, self.memory, request, self.adapter)
 
     def _repeat(self, request: Repetition) -> dict[int, Tensor]:

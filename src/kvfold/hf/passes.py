@@ -5,6 +5,7 @@ the rows before them; in sliding layers over the window as it stands, and the ro
 in the folding layers are the answer. Sliding layers and all counters stay as they were.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,19 @@ from kvfold.cache.request import NO_ROW, Pass, Repetition
 from kvfold.hf.adapters import Adapter
 
 
-def run(model: PreTrainedModel, past: Cache, memory: Memory, request: Pass, adapter: Adapter) -> dict[int, Made]:
-    """Keys and values of the rows in every folding layer, after one forward of the model's decoder."""
+def run(model: PreTrainedModel, past: Cache, memory: Memory, request: Pass, adapter: Adapter | None) -> dict[int, Made]:
+    """Keys and values of the rows in every folding layer, after one forward of the model's decoder.
+
+    The adapter acts on rows of its own; rows of text are the model's business alone.
+    """
     reader = _Reader(past, memory, request)
-    embedded = adapter.embed(request.rows).to(model.dtype)
-    with torch.inference_mode(False), torch.no_grad(), adapter.active():
+    with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as active:
+        if request.ids is not None:
+            embedded = model.get_input_embeddings()(request.ids)
+        else:
+            assert adapter is not None, "a method that runs rows of its own has an adapter"
+            embedded = adapter.embed(request.rows).to(model.dtype)
+            active.enter_context(adapter.active())
         decoder: Any = model.get_decoder()
         decoder(inputs_embeds=embedded, position_ids=request.positions.long(), past_key_values=reader, use_cache=True)
     return reader.made

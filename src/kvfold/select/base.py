@@ -101,3 +101,12 @@ def most_worth(worth: Float[Tensor, "L H S"], slots: int, *, together: bool = Fa
     kept = torch.zeros_like(among, dtype=torch.bool).flatten()
     kept[among.flatten().topk(slots * layers * (1 if together else heads)).indices] = True
     return kept.view_as(among).expand_as(worth)
+
+
+def stretches(tokens: int, slots: int) -> list[int]:
+    """The last token of each of `slots` stretches that share `tokens` tokens out evenly.
+
+    >>> stretches(6, 2)
+    [2, 5]
+    """
+    return [-(-tokens * (at + 1) // slots) - 1 for at in range(slots)]

@@ -32,7 +32,7 @@ class KVzip(Select):
     @property
     def needs(self) -> Needs:
         """The most attention that each slot gets while its segment is repeated."""
-        return Needs(repetition=True)
+        return Needs(text=True, repetition=True)
 
     def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
         """Never asked: layers are judged together."""
@@ -40,8 +40,7 @@ class KVzip(Select):
 
     def request(self, segment: Segment) -> Pass:
         """The newest slots, then those that the repetition looked at most; a segment that fits stays as it is."""
-        kept = torch.zeros(len(segment.real), segment.layers, segment.heads, segment.real.shape[1], dtype=torch.bool,
-                           device=segment.real.device)  # fmt: skip
+        kept = segment.nothing_kept()
         for row, slots in enumerate(segment.slots):
             tokens = segment.tokens(row)
             if slots >= len(tokens):
@@ -51,4 +50,4 @@ class KVzip(Select):
                 worth = segment.worth[row].masked_fill(~segment.real[row], -1.0)
                 worth[..., tokens[-1]] = torch.inf
                 kept[row] = most_worth(worth, slots, together=segment.together)
-        return Pass.without_rows(kept)
+        return Pass.of(segment, kept)

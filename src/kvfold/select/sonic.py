@@ -8,19 +8,17 @@ them; a share of the budget may keep slots word for word, each layer and head it
 adapters act on Nexus rows only, so the base is untouched.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.budget.budget import Budget
 from kvfold.cache.kv import KV, Observed
-from kvfold.cache.request import NO_ROW, Pass, Segment
+from kvfold.cache.request import Pass, Row, Segment
 from kvfold.errors import BudgetError, PlanError
-from kvfold.select.base import Select, most_worth
+from kvfold.select.base import Select, most_worth, stretches
 
 ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
 BLOCK = 128  # tokens of a segment that share a set of rows
@@ -71,10 +69,9 @@ class Sonic(Select):
 
     def request(self, segment: Segment) -> Pass:
         """The most salient slots and evenly spread Nexus rows of each segment; one that fits stays as it is."""
-        batch, columns = segment.real.shape
-        kept = segment.real.new_zeros(batch, segment.layers, segment.heads, columns)
-        placed: list[list[tuple[int, int]]] = []
-        for row in range(batch):
+        kept = segment.nothing_kept()
+        placed: list[list[Row]] = []
+        for row in range(len(kept)):
             tokens = segment.tokens(row)
             slots = self._spent(segment, row, len(tokens))
             if slots >= len(tokens):
@@ -85,8 +82,9 @@ class Sonic(Select):
             if words and segment.worth is not None:
                 worth = segment.worth[row].masked_fill(~segment.real[row], -1.0)
                 kept[row] = most_worth(worth, words, together=segment.together)
-            placed.append([(own, tokens[at]) for own, at in spread(len(tokens), slots - words)])
-        return _pass(placed, segment, kept, columns)
+            places = spread(len(tokens), slots - words)
+            placed.append([(own, 0, tokens[at] + 1, tokens[at]) for own, at in places])
+        return Pass.of(segment, kept, placed)
 
     def _spent(self, segment: Segment, row: int, tokens: int) -> int:
         """Slots of one segment: a quiet one leaves some of its share to those after it, a rich one takes them."""
@@ -110,27 +108,6 @@ def spread(tokens: int, slots: int) -> list[tuple[int, int]]:
     [(0, 2), (1, 5)]
     """
     blocks = max(1, -(-tokens // BLOCK), -(-slots // ROWS)) if slots else 1
-    places = []
-    for block in range(blocks):
-        first, last = slots * block // blocks, slots * (block + 1) // blocks
-        places += [(at - first, -(-tokens * (at + 1) // slots) - 1) for at in range(first, last)]
-    return places
-
-
-def _pass(placed: Sequence[Sequence[tuple[int, int]]], segment: Segment, kept: Tensor, columns: int) -> Pass:
-    widest = max((len(row) for row in placed), default=0)
-    device = segment.positions.device
-    rows = torch.full((len(placed), widest), NO_ROW)
-    at = torch.zeros(len(placed), widest, dtype=torch.long)
-    for index, row in enumerate(placed):
-        if row:
-            rows[index, : len(row)], at[index, : len(row)] = torch.tensor(row).unbind(dim=1)
-    rows, at = rows.to(device), at.to(device)
-    positions = segment.positions.long().gather(1, at) if columns else at
-    return Pass(
-        rows=rows,
-        positions=positions.clamp(min=0),
-        first=torch.zeros_like(at),
-        stop=torch.where(rows == NO_ROW, 0, at + 1),
-        kept=kept,
-    )
+    rows = [at - slots * block // blocks for block in range(blocks)
+            for at in range(slots * block // blocks, slots * (block + 1) // blocks)]  # fmt: skip
+    return list(zip(rows, stretches(tokens, slots), strict=True))

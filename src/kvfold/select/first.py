@@ -1,0 +1,32 @@
+"""First: keep the first tokens of each segment. A control: what learning must beat.
+
+The lead baseline of summarising: See et al., Get To The Point, https://arxiv.org/abs/1704.04368
+Ours differs: it keeps slots, not text. Its mirror image, the last tokens of a segment, is streaming_llm(scope="turn").
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from kvfold.cache.kv import KV, Observed
+from kvfold.select.base import Select
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class First(Select):
+    """The first tokens of each segment, and its newest one."""
+
+    scope: Literal["history", "turn"] = "turn"
+
+    query_aware: ClassVar[bool] = False
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/1704.04368"
+
+    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
+        """The oldest slots; the newest token stays, as in every method."""
+        kept = torch.zeros(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)
+        kept[:, :, : slots - 1] = True
+        kept[:, :, -1] = True
+        return kept
