@@ -50,32 +50,41 @@ docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and th
 	if test -n "$(RUNS)"; then \
 	  $(BIN)/kvfold report $(RUNS) --overview --into README.md && \
 	  $(BIN)/kvfold report $(RUNS) --into docs/results.md; fi
+	if test -f $(RECORDS)/sonic-chat/records.jsonl; then \
+	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sonic-*) --into docs/methods/sonic-tables.md; fi
 	if test -f $(RECORDS)/chat-tiny/records.jsonl; then \
 	  $(BIN)/kvfold report $(RECORDS)/chat-tiny --picture docs/pictures/score.svg; fi
 
-# What `make records` runs. Two suites at a time, each on one thread; what the folders hold already is not run again.
-# int8 and int4 are judged on bfloat16, as byte bars are: of float32 they would look twice as good.
+# What `make records` runs: folders of $(RECORDS), each with its suite. Two at a time, each on one thread; what a folder
+# holds already is not run again. int8 and int4 are judged on bfloat16, as byte bars are: of float32 they would look
+# twice as good. README and docs/results.md show NAME-tiny; the pages of methods show the others.
 PLANS ?= int8; int4; streaming_llm; h2o; snapkv; kvzip; sonic; snapkv + int8; pca(rate=0.47); pca(rate=0.2); \
   dynakv(rate=0.47); dynakv(rate=0.2); snapkv(keep=0.125) + dynakv(rate=0.47); sentkv(budget=0.2); sentkv(budget=0.06)
 KEEPS ?= 0.5,0.2,0.06
 RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; kvpress:ObservedAttention; \
   kvpress:ThinK; transformers:DynamicCache; transformers:QuantizedCache(backend='fp8')
+AGAINST_SONIC ?= sonic; sonic(keep=0.05); kvzip; h2o; streaming_llm; snapkv; first; mean_pool; summary
 DATA ?=
 JOBS ?= 2
-chat_ASKS := --n 32
-needle_ASKS := --n 24 --set tokens=1024
-longqa_ASKS = --n 24 --set score=likelihood --data "$(DATA)"
-fidelity_ASKS := --n 8
-SUITES := chat needle $(if $(DATA),longqa) fidelity
+chat-tiny_ASKS := chat --n 32
+needle-tiny_ASKS := needle --n 24 --set tokens=1024
+longqa-tiny_ASKS = longqa --n 24 --set score=likelihood --data "$(DATA)"
+fidelity-tiny_ASKS := fidelity --n 8
+sonic-chat_ASKS := chat --n 64 --seed 1
+sonic-dialogue_ASKS = dialogue --n 48 --set score=likelihood --data "$(DATA)"
+ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
+OF_SONIC := sonic-chat $(if $(DATA),sonic-dialogue)
+$(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
+$(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2,0.1
 
-records: setup peers  ## the records that README's tables are made from; longqa needs DATA=folder of real text
-	$(if $(DATA),,@echo "longqa is left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz")
-	$(MAKE) -j $(JOBS) $(SUITES:%=$(RECORDS)/%-tiny)
+records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
+	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
+	$(MAKE) -j $(JOBS) $(ON_TINY:%=$(RECORDS)/%) $(OF_SONIC:%=$(RECORDS)/%)
 
-# Lines of both say whose they are; a failure is not lost in the pipe.
-.PHONY: $(SUITES:%=$(RECORDS)/%-tiny)
-$(SUITES:%=$(RECORDS)/%-tiny): SHELL := /bin/bash
-$(SUITES:%=$(RECORDS)/%-tiny): .SHELLFLAGS := -o pipefail -c
-$(SUITES:%=$(RECORDS)/%-tiny): $(RECORDS)/%-tiny:
-	@OMP_NUM_THREADS=1 $(BIN)/kvfold bench $* --dtype bfloat16 --threads 1 --plans "$(PLANS)" --keep $(KEEPS) \
-	  --peers "$(RIVALS)" $($*_ASKS) --out $@ 2>&1 > /dev/null | sed -u 's/^/$*: /'
+# Lines say whose they are; a failure is not lost in the pipe.
+.PHONY: $(ON_TINY:%=$(RECORDS)/%) $(OF_SONIC:%=$(RECORDS)/%)
+$(RECORDS)/%: SHELL := /bin/bash
+$(RECORDS)/%: .SHELLFLAGS := -o pipefail -c
+$(ON_TINY:%=$(RECORDS)/%) $(OF_SONIC:%=$(RECORDS)/%): $(RECORDS)/%:
+	@OMP_NUM_THREADS=1 $(BIN)/kvfold bench $($*_ASKS) --dtype bfloat16 --threads 1 $(ASKS) --out $@ 2>&1 > /dev/null \
+	  | sed -u 's/^/$*: /'

@@ -51,6 +51,7 @@ _HEADS = {
     "heldout": ("Remember the numbers that are hidden in this text.",),
 }
 _ADJECTIVE_SHARE = 0.7
+_ALIKE_SHARE = 0.6  # of training's documents, in which keys share words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,8 @@ def _hidden(rng: random.Random, kind: str, words: Words, *, room: int) -> _Hidde
     keys = {"single": 1, "multikey": 4, "multivalue": 2, "multiquery": 4}[kind]
     if kind == "multikey" and room >= 1024:
         keys = rng.randint(4, 8)
-    names = words.distinct(lambda: _key(rng, words), keys)
+    alike = _alike(rng, words) if words.split == "train" and rng.random() < _ALIKE_SHARE else None
+    names = words.distinct(alike or (lambda: _key(rng, words)), keys)
     per_key = rng.randint(2, 3) if kind == "multivalue" else 1
     numbers = rng.sample(range(100000, 1000000), keys * per_key)
     told = [(name, str(numbers.pop())) for name in names for _ in range(per_key)]
@@ -187,6 +189,18 @@ def _key(rng: random.Random, words: Words) -> str:
         return words.pseudo(rng)
     noun = rng.choice(listed("word", words.split))
     return f"{rng.choice(listed('adjective', words.split))}-{noun}" if rng.random() < _ADJECTIVE_SHARE else noun
+
+
+def _alike(rng: random.Random, words: Words) -> Callable[[], str]:
+    """Keys of few words, so that many share one: both words of a key must be minded, which chance seldom teaches."""
+    nouns, adjectives = (rng.sample(listed(kind, words.split), 4) for kind in ("word", "adjective"))
+    nouns += rng.sample(words.borrowed, 2) if len(words.borrowed) > 1 else []
+
+    def key() -> str:
+        noun = rng.choice(nouns)
+        return noun if rng.random() < 0.25 else f"{rng.choice(adjectives)}-{noun}"
+
+    return key
 
 
 def _chain(rng: random.Random, split: str) -> _Hidden:

@@ -34,4 +34,5 @@ class DynaKV(Learned):
         forms = {
             index: by_gate(own, learned.rate_of(index, self.rate), self.deal) for index, own in learned.layers.items()
         }
-        return RankedLayout(forms=forms, weight_bytes=sum(own.weight_bytes for own in learned.layers.values()))
+        weights = (own.form if self.deal == "even" else own for own in learned.layers.values())  # no gate is asked then
+        return RankedLayout(forms=forms, weight_bytes=sum(own.weight_bytes for own in weights))

@@ -26,7 +26,7 @@ from kvfold.learn.calibrate import measure
 from kvfold.learn.ranked import BLOCK, Reading, Student, shares_at, shift_of, spread_at
 from kvfold.learn.texts import Rows
 
-RATES = (0.1, 0.2, 0.3, 0.47, 0.6)
+RATES = (0.15, 0.2, 0.3, 0.47, 0.6)  # drawn in training; lower ones cost so much that they would rule
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.47, 0.55, 0.65, 0.8)
 ABLATIONS = ("bases", "gates", "hard", "entropy")  # what a run may go without
 
@@ -47,8 +47,10 @@ class DynaSettings:
     calibration: int = 24  # rows that bases are measured on
     basis_rate: float = 5e-4
     gate_rate: float = 3e-3
-    entropy: float = 0.5  # weight of the cross-entropy beside the distance to the full model
-    hard_from: float = 0.4  # share of the run at which every mask is hard; the share of hard masks grows up to there
+    entropy: float = (
+        0.02  # weight of the cross-entropy beside the distance to the full model; more makes it a fine-tuning
+    )
+    hard_from: float = 0.2  # share of the run at which every mask is hard; the share of hard masks grows up to there
     save_every: int = 100
     without: tuple[str, ...] = ()  # ablations, of ABLATIONS
 
@@ -92,6 +94,7 @@ class DynaRun:
         self.student = Student(self.model, self.start)
         self.dims = {index: self.student.layer(index).dims for index in self.start.layers}
         self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
+        self.usual = self._usual() if settings.steps else {}
         self.spread: dict[str, list[float]] = {}  # at each rate of the grid, the share of slots in each level
         self.step, self.seconds, self.loss = 0, 0.0, {"kl": 0.0, "entropy": 0.0}
         if settings.resume:
@@ -140,15 +143,16 @@ class DynaRun:
             group["lr"] = rate * min(1.0, (self.step + 1) / 20) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
         rate = self.rng.choice(RATES)
         hard = 0.0 if "hard" in settings.without else min(1.0, done / max(settings.hard_from, 1e-6))
-        rates = {index: self.start.rate_of(index, rate) for index in self.dims}
+        rates = self._rates(rate)
         blocks = settings.length // BLOCK
         reading = Reading(context=BLOCK * self.rng.randint(blocks // 3, max(blocks - 3, 1)), rates=rates, hard=hard)
-        distance, entropy = self._losses(reading)
-        (distance + (0.0 if "entropy" in settings.without else settings.entropy) * entropy).backward()
+        distance, entropy = self._losses(reading, self._batch())
+        loss = distance + (0.0 if "entropy" in settings.without else settings.entropy) * entropy
+        (loss / self.usual[rate]).backward()
         nn.utils.clip_grad_norm_(self.student.layers.parameters(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        for name, value in (("kl", distance), ("entropy", entropy)):
+        for name, value in (("kl", distance / self.usual[rate]), ("entropy", entropy)):
             self.loss[name] += 0.05 * (float(value.detach()) - self.loss[name]) if self.step else float(value.detach())
         self.step += 1
 
@@ -157,9 +161,23 @@ class DynaRun:
         start = self.rng.randrange(max(self.last - ids.shape[1], 0) + 1)
         return ids, (torch.arange(ids.shape[1], device=ids.device) + start).expand_as(ids)
 
-    def _losses(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _usual(self) -> dict[float, float]:
+        """At each rate, how far from the full model the measured bases are: every rate then counts alike."""
+        found = {}
+        for rate in RATES:
+            reading = Reading(context=self.settings.length // 2 // BLOCK * BLOCK, rates=self._rates(rate))
+            costs = [float(self._losses(reading, batch)[0]) for batch in self._fixed_batches()]
+            found[rate] = max(sum(costs) / len(costs), 1e-6)
+        return found
+
+    def _rates(self, rate: float) -> dict[int, float]:
+        """Each layer's share of a rate."""
+        return {index: self.start.rate_of(index, rate) for index in self.dims}
+
+    def _losses(self, reading: Reading, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Distance to the full model, and cross-entropy, of the tokens after the context."""
-        ids, positions = self._batch()
+        ids, positions = batch
         kept = ids.shape[1] - reading.context
         with torch.no_grad():
             full = self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1).logits[:, :-1]
@@ -188,7 +206,7 @@ class DynaRun:
         """What was learned; on the way, how its levels spread at each rate."""
         batches = self._fixed_batches()
         for rate in GRID:
-            rates = {index: self.start.rate_of(index, rate) for index in self.dims}
+            rates = self._rates(rate)
             self.spread[str(rate)] = spread_at(_logits(self.student, batches[:1], rates), self.dims, rates)
         layers = {index: self.student.layer(index).learned(own.rates) for index, own in self.start.layers.items()}
         return BasisRanks(layers=layers, grid=self.start.grid, trained=True)
