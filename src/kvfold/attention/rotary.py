@@ -23,6 +23,11 @@ class Rotary:
     angles: Angles
     table: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the table."""
+        return 0 if self.table is None else sum(side.nbytes for side in self.table)
+
     def at(self, positions: Int[Tensor, "*slots"]) -> tuple[Tensor, Tensor]:
         """Cosines and sines [*slots, rotated] in float32, the model's attention scaling included."""
         highest = int(positions.max()) + 1 if positions.numel() else 0

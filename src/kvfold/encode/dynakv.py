@@ -35,4 +35,4 @@ class DynaKV(Learned):
             index: by_gate(own, learned.rate_of(index, self.rate), self.deal) for index, own in learned.layers.items()
         }
         weights = (own.form if self.deal == "even" else own for own in learned.layers.values())  # no gate is asked then
-        return RankedLayout(forms=forms, weight_bytes=sum(own.weight_bytes for own in weights))
+        return RankedLayout(forms=forms, learned_bytes=sum(own.weight_bytes for own in weights))

@@ -32,4 +32,4 @@ class Pca(Learned):
         for index, own in measured.layers.items():
             keys, values = (round(self.rate * len(side.mean)) for side in (own.form.bases.keys, own.form.bases.values))
             forms[index] = one_level(own.form, (max(keys, 1), max(values, 1)))
-        return RankedLayout(forms=forms, weight_bytes=sum(own.form.weight_bytes for own in measured.layers.values()))
+        return RankedLayout(forms=forms, learned_bytes=sum(own.form.weight_bytes for own in measured.layers.values()))

@@ -77,11 +77,17 @@ class RankedLayout:
     """The layout of all layers, or of one: a form and a way to deal levels each."""
 
     forms: Mapping[int, tuple[Form, Deal]]
-    weight_bytes: int  # of the maps and gates, held once for all caches of a model
+    learned_bytes: int  # of the maps and gates
     layer: int | None = None
 
     lossless: ClassVar[bool] = False
     together: ClassVar[bool] = True
+
+    @property
+    def weight_bytes(self) -> int:
+        """Held once for all caches of a model: maps, gates, and tables of rotations, which grow with the text."""
+        rotations = {id(form.bases.rotary): form.bases.rotary for form, _ in self.forms.values()}
+        return self.learned_bytes + sum(one.table_bytes for one in rotations.values() if one is not None)
 
     def of_layer(self, index: int) -> "RankedLayout":
         """The layout of one layer."""
