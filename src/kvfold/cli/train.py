@@ -27,6 +27,9 @@ def base(
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights, data and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     start: Annotated[Path | None, typer.Option("--from", help="Finished model of this preset to go on from.")] = None,
+    soup: Annotated[
+        Path | None, typer.Option("--soup", help="Finished model of this preset to average the finished weights with.")
+    ] = None,
     rate: Annotated[float, typer.Option("--rate", help="Share of the usual learning rates.")] = 1.0,
 ) -> None:
     """Train a base model on generated dialogues and documents, mixed with real text.
@@ -40,7 +43,9 @@ def base(
     usual = LoopSettings(seconds=None if minutes is None else minutes * 60, tokens=tokens)
     matrix_rate = None if usual.matrix_rate is None else rate * usual.matrix_rate
     loop = replace(usual, matrix_rate=matrix_rate, other_rate=rate * usual.other_rate)
-    settings = BaseSettings(preset=preset, out=out, data=data, seed=seed, resume=resume, start=start, loop=loop)
+    settings = BaseSettings(
+        preset=preset, out=out, data=data, seed=seed, resume=resume, start=start, soup=soup, loop=loop
+    )
     run = BaseRun(settings)
     _train(run)
     run.finish()

@@ -74,6 +74,7 @@ class BaseSettings:
     seed: int = 0
     resume: bool = False
     start: Path | None = None  # folder of a finished model of this preset to go on from, every ladder at its top
+    soup: Path | None = None  # folder of a finished model whose weights the finished ones are averaged with
     batch_tokens: int = 1024
     gaps: int = 2000  # longest jump in positions
     save_every_seconds: float = 180.0
@@ -151,10 +152,19 @@ class BaseRun:
         )  # fmt: skip
 
     def finish(self) -> None:
-        """Write the finished model, made of the averaged weights, and its card with held-out scores."""
+        """Write the finished model, made of the averaged weights, and its card with held-out scores.
+
+        Averaging with an earlier model: Wortsman et al., Model soups, https://arxiv.org/abs/2203.05482
+        """
         if self.rank:
             return
         self.trainer.swap_averaged()
+        if self.settings.soup is not None:
+            own = [parameter.detach().clone() for parameter in self.trainer.parameters]
+            take_weights(self.model, self.settings.soup)
+            with torch.no_grad():
+                for parameter, mine in zip(self.trainer.parameters, own, strict=True):
+                    parameter.lerp_(mine, 0.5)
         export(self.model, self.settings.out)
         scores = held_out(Answerer(self.model, self.tokenizer))
         self.trainer.swap_averaged()

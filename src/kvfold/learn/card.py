@@ -90,6 +90,7 @@ def _training(settings: "BaseSettings", records: list[dict]) -> list[str]:
         "The first three layers start with heads that look back (`learn/warmstart.py`)."
         if settings.start is None
         else "The run started from the weights of an earlier one, every ladder at its top (`docs/log/tiny.md`).",
+        *(["The weights are the mean of this run's and of those that it started from."] if settings.soup else []),
         "",
         "Share of scored replies right on the highest rung of each ladder, while training (rung: share):",
         "",

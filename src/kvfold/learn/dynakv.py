@@ -27,6 +27,7 @@ from kvfold.learn.ranked import BLOCK, Reading, Student, shares_at, shift_of, sp
 from kvfold.learn.texts import Rows
 
 RATES = (0.15, 0.2, 0.3, 0.47, 0.6)  # drawn in training; lower ones cost so much that they would rule
+_JUDGED = 25  # steps after which the fixed batches are read
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.47, 0.55, 0.65, 0.8)
 ABLATIONS = ("bases", "gates", "hard", "entropy")  # what a run may go without
 
@@ -45,8 +46,8 @@ class DynaSettings:
     length: int = 768
     rows: int = 3
     calibration: int = 24  # rows that bases are measured on
-    basis_rate: float = 5e-4
-    gate_rate: float = 3e-3
+    basis_rate: float = 3e-5  # ten times as much turns a basis further than its gate can follow
+    gate_rate: float = 3e-4
     entropy: float = (
         0.02  # weight of the cross-entropy beside the distance to the full model; more makes it a fine-tuning
     )
@@ -94,7 +95,8 @@ class DynaRun:
         self.student = Student(self.model, self.start)
         self.dims = {index: self.student.layer(index).dims for index in self.start.layers}
         self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
-        self.usual = self._usual() if settings.steps else {}
+        self.usual = self._distances() if settings.steps else {}
+        self.held = 1.0  # on the fixed batches, masks hard: the mean over rates of how far it is now over the start's
         self.spread: dict[str, list[float]] = {}  # at each rate of the grid, the share of slots in each level
         self.step, self.seconds, self.loss = 0, 0.0, {"kl": 0.0, "entropy": 0.0}
         if settings.resume:
@@ -106,6 +108,9 @@ class DynaRun:
             started = time.monotonic()
             self._step()
             self.seconds += time.monotonic() - started
+            if self.step % _JUDGED == 0 or self.step == self.settings.steps:
+                now = self._distances()
+                self.held = sum(now[rate] / self.usual[rate] for rate in RATES) / len(RATES)
             if self.step % 10 == 0 or self.step == self.settings.steps:
                 report(self._record())
             if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
@@ -162,8 +167,8 @@ class DynaRun:
         return ids, (torch.arange(ids.shape[1], device=ids.device) + start).expand_as(ids)
 
     @torch.no_grad()
-    def _usual(self) -> dict[float, float]:
-        """At each rate, how far from the full model the measured bases are: every rate then counts alike."""
+    def _distances(self) -> dict[float, float]:
+        """At each rate, how far from the full model the fixed batches are, masks hard."""
         found = {}
         for rate in RATES:
             reading = Reading(context=self.settings.length // 2 // BLOCK * BLOCK, rates=self._rates(rate))
@@ -212,9 +217,9 @@ class DynaRun:
         return BasisRanks(layers=layers, grid=self.start.grid, trained=True)
 
     def _fixed_batches(self) -> list[tuple[Tensor, Tensor]]:
-        """The same two batches in every run of a seed, whatever was drawn before."""
+        """The same four batches in every run of a seed, whatever was drawn before."""
         state, self.rng = self.rng, random.Random("rates")
-        batches = [self._batch() for _ in range(2)]
+        batches = [self._batch() for _ in range(4)]
         self.rng = state
         return batches
 
@@ -222,7 +227,7 @@ class DynaRun:
         return {
             "step": self.step, "share": self.step / max(self.settings.steps, 1), "seconds": round(self.seconds, 1),
             "tokens": self.step * self.settings.rows * self.settings.length,
-            "losses": {name: round(value, 4) for name, value in self.loss.items()},
+            "losses": {name: round(value, 4) for name, value in (*self.loss.items(), ("held", self.held))},
         }  # fmt: skip
 
     def _save(self) -> None:
