@@ -29,6 +29,7 @@ SINKS = 4
 BUCKETS = 24  # that keys and values together are cut into; a level keeps some of them
 _KEPT = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)  # buckets of each level
 _SHARPNESS = 2.0  # of the untrained gate, in logarithms of what is left out
+_SMALLEST = 0.05  # of the largest dimension's size, as the gate sees a dimension
 _FLOOR = 1e-4  # of the mean slot's whole cost
 
 
@@ -276,12 +277,24 @@ def energy_gate(form: Form, cost: Tensor, energy: Tensor, *, floor: float, middl
         cost=cost,
         left_out=out,
         floor=torch.tensor(floor, device=cost.device),
-        scale=energy.sqrt().clamp(min=1e-6),
+        scale=torch.cat(
+            [_usual_size(side) for side in (energy[: len(form.bases.keys.mean)], energy[len(form.bases.keys.mean) :])]
+        ),
         weight=torch.zeros(dims, levels, device=cost.device),
         linear=zero + 2 * _SHARPNESS * wanted,
         square=zero - _SHARPNESS,
         bias=zero.clone(),
     )
+
+
+def _usual_size(energy: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """Typical sizes of latent dimensions, none much smaller than the largest.
+
+    A basis that turns a little pours more of a large dimension into a small one than that ever held; a gate that
+    divides by too little would read just this, and training falls apart.
+    """
+    sizes = energy.sqrt()
+    return sizes.clamp(min=max(_SMALLEST * float(sizes.max()), 1e-6))
 
 
 def stretches(texts: Iterator[Sequence[int]], *, length: int, count: int) -> list[list[int]]:

@@ -46,8 +46,8 @@ class DynaSettings:
     length: int = 768
     rows: int = 3
     calibration: int = 24  # rows that bases are measured on
-    basis_rate: float = 3e-5  # ten times as much turns a basis further than its gate can follow
-    gate_rate: float = 3e-4
+    basis_rate: float = 1e-4
+    gate_rate: float = 2e-3
     entropy: float = (
         0.02  # weight of the cross-entropy beside the distance to the full model; more makes it a fine-tuning
     )
