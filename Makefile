@@ -52,6 +52,8 @@ docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and th
 	  $(BIN)/kvfold report $(RUNS) --into docs/results.md; fi
 	if test -f $(RECORDS)/sonic-chat/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sonic-*) --into docs/methods/sonic-tables.md; fi
+	if test -f $(RECORDS)/dynakv-fidelity/records.jsonl; then \
+	  $(BIN)/kvfold report $(wildcard $(RECORDS)/dynakv-*) --into docs/methods/dynakv-tables.md; fi
 	if test -f $(RECORDS)/chat-tiny/records.jsonl; then \
 	  $(BIN)/kvfold report $(RECORDS)/chat-tiny --picture docs/pictures/score.svg; fi
 
@@ -63,28 +65,35 @@ PLANS ?= int8; int4; streaming_llm; h2o; snapkv; kvzip; sonic; snapkv + int8; pc
 KEEPS ?= 0.5,0.2,0.06
 RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; kvpress:ObservedAttention; \
   kvpress:ThinK; transformers:DynamicCache; transformers:QuantizedCache(backend='fp8')
-AGAINST_SONIC ?= sonic; sonic(keep=0.05); kvzip; h2o; streaming_llm; snapkv; first; mean_pool; summary
+AGAINST_SONIC ?= sonic; sonic(keep=0.1); sonic(keep=0.05); kvzip; kvzip(keep=0.1); h2o; streaming_llm; snapkv; first; mean_pool; summary
+AGAINST_DYNAKV ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); dynakv(rate=0.3, deal='even'); \
+  dynakv(rate=0.2, deal='even'); dynakv(rate=0.3, deal='random'); dynakv(rate=0.2, deal='random'); pca(rate=0.3); pca(rate=0.2)
 DATA ?=
 JOBS ?= 2
 chat-tiny_ASKS := chat --n 32
 needle-tiny_ASKS := needle --n 24 --set tokens=1024
 longqa-tiny_ASKS = longqa --n 24 --set score=likelihood --data "$(DATA)"
 fidelity-tiny_ASKS := fidelity --n 8
-sonic-chat_ASKS := chat --n 64 --seed 1
-sonic-dialogue_ASKS = dialogue --n 48 --set score=likelihood --data "$(DATA)"
+sonic-chat_ASKS := chat --n 48 --seed 1
+sonic-dialogue_ASKS = dialogue --n 32 --set score=likelihood --data "$(DATA)"
+dynakv-fidelity_ASKS := fidelity --n 24 --seed 5
+dynakv-novels_ASKS = fidelity --n 12 --seed 5 --data "$(DATA)"
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
 OF_SONIC := sonic-chat $(if $(DATA),sonic-dialogue)
+OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
-$(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2,0.1
+$(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
+$(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
 
 records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
 	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
-	$(MAKE) -j $(JOBS) $(ON_TINY:%=$(RECORDS)/%) $(OF_SONIC:%=$(RECORDS)/%)
+	$(MAKE) -j $(JOBS) $(ALL_RECORDS)
 
 # Lines say whose they are; a failure is not lost in the pipe.
-.PHONY: $(ON_TINY:%=$(RECORDS)/%) $(OF_SONIC:%=$(RECORDS)/%)
+ALL_RECORDS := $(ON_TINY:%=$(RECORDS)/%) $(OF_SONIC:%=$(RECORDS)/%) $(OF_DYNAKV:%=$(RECORDS)/%)
+.PHONY: $(ALL_RECORDS)
 $(RECORDS)/%: SHELL := /bin/bash
 $(RECORDS)/%: .SHELLFLAGS := -o pipefail -c
-$(ON_TINY:%=$(RECORDS)/%) $(OF_SONIC:%=$(RECORDS)/%): $(RECORDS)/%:
+$(ALL_RECORDS): $(RECORDS)/%:
 	@OMP_NUM_THREADS=1 $(BIN)/kvfold bench $($*_ASKS) --dtype bfloat16 --threads 1 $(ASKS) --out $@ 2>&1 > /dev/null \
 	  | sed -u 's/^/$*: /'
