@@ -65,7 +65,7 @@ PLANS ?= int8; int4; streaming_llm; h2o; snapkv; kvzip; sonic; snapkv + int8; pc
 KEEPS ?= 0.5,0.2,0.06
 RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; kvpress:ObservedAttention; \
   kvpress:ThinK; transformers:DynamicCache; transformers:QuantizedCache(backend='fp8')
-AGAINST_SONIC ?= sonic; sonic(keep=0.1); sonic(keep=0.05); kvzip; kvzip(keep=0.1); h2o; streaming_llm; snapkv; first; mean_pool; summary
+AGAINST_SONIC ?= sonic; kvzip; h2o; streaming_llm; snapkv; first; mean_pool; summary
 AGAINST_DYNAKV ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); dynakv(rate=0.3, deal='even'); \
   dynakv(rate=0.2, deal='even'); dynakv(rate=0.3, deal='random'); dynakv(rate=0.2, deal='random'); pca(rate=0.3); pca(rate=0.2)
 DATA ?=
@@ -75,14 +75,16 @@ needle-tiny_ASKS := needle --n 24 --set tokens=1024
 longqa-tiny_ASKS = longqa --n 24 --set score=likelihood --data "$(DATA)"
 fidelity-tiny_ASKS := fidelity --n 8
 sonic-chat_ASKS := chat --n 48 --seed 1
-sonic-dialogue_ASKS = dialogue --n 32 --set score=likelihood --data "$(DATA)"
-dynakv-fidelity_ASKS := fidelity --n 24 --seed 5
-dynakv-novels_ASKS = fidelity --n 12 --seed 5 --data "$(DATA)"
+sonic-low_ASKS := chat --n 48 --seed 1
+sonic-dialogue_ASKS = dialogue --n 24 --set score=likelihood --data "$(DATA)"
+dynakv-fidelity_ASKS := fidelity --n 12 --seed 5
+dynakv-novels_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
-OF_SONIC := sonic-chat $(if $(DATA),sonic-dialogue)
+OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
+$(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
 
 records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
