@@ -74,6 +74,25 @@ class Select(ABC):
         """True for the slots that stay: at most `slots` of each row and head, 0 < slots < len(kv)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByPass(Select):
+    """A method that folds each finished segment once, all layers together, by what its `request` says."""
+
+    scope: Literal["history", "turn"] = "turn"  # a segment is folded once
+
+    once: ClassVar[bool] = True
+    by_pass: ClassVar[bool] = True
+    query_aware: ClassVar[bool] = False
+
+    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
+        """Never asked: layers are folded together."""
+        raise AssertionError("it folds by passes")
+
+    @abstractmethod
+    def request(self, segment: Segment) -> Pass:
+        """What stays of a segment, and the rows to run for it."""
+
+
 def newest(kv: KV, count: int) -> Bool[Tensor, "B H S"]:
     """The newest `count` slots of each row and head."""
     kept = torch.zeros(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)

@@ -7,36 +7,25 @@ is scored once, when it is folded, from what is held then, and the newest token 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
-from kvfold.cache.kv import KV, Needs, Observed
+from kvfold.cache.kv import Needs
 from kvfold.cache.request import Pass, Segment
-from kvfold.select.base import Select, most_worth
+from kvfold.select.base import ByPass, most_worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KVzip(Select):
+class KVzip(ByPass):
     """The slots with the most attention from any token of the repetition. Costs about a second prefill."""
 
-    scope: Literal["history", "turn"] = "turn"  # a segment is repeated once
-
-    once: ClassVar[bool] = True
-    by_pass: ClassVar[bool] = True
-    query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2505.23416"
 
     @property
     def needs(self) -> Needs:
         """The most attention that each slot gets while its segment is repeated."""
         return Needs(text=True, repetition=True)
-
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """Never asked: layers are judged together."""
-        raise AssertionError("kvzip folds by passes")
 
     def request(self, segment: Segment) -> Pass:
         """The newest slots, then those that the repetition looked at most; a segment that fits stays as it is."""

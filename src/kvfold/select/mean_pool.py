@@ -5,30 +5,17 @@ Ours differs: keys are averaged as they are scored, after their rotation; each s
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from jaxtyping import Bool
-from torch import Tensor
-
-from kvfold.cache.kv import KV, Observed
 from kvfold.cache.request import Pass, Row, Segment
-from kvfold.select.base import Select, stretches
+from kvfold.select.base import ByPass, stretches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeanPool(Select):
+class MeanPool(ByPass):
     """Slots that are means of neighbouring tokens."""
 
-    scope: Literal["history", "turn"] = "turn"  # a segment is pooled once
-
-    once: ClassVar[bool] = True
-    by_pass: ClassVar[bool] = True
-    query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/1911.05507"
-
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """Never asked: it makes new slots."""
-        raise AssertionError("mean_pool folds by passes")
 
     def request(self, segment: Segment) -> Pass:
         """Stretches of equal length, each with a slot at its last token; a segment that fits stays as it is."""

@@ -9,16 +9,12 @@ adapters act on Nexus rows only, so the base is untouched.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-from jaxtyping import Bool
-from torch import Tensor
+from typing import ClassVar
 
 from kvfold.budget.budget import Budget
-from kvfold.cache.kv import KV, Observed
 from kvfold.cache.request import Pass, Row, Segment
 from kvfold.errors import BudgetError, PlanError
-from kvfold.select.base import Select, most_worth, stretches
+from kvfold.select.base import ByPass, most_worth, stretches
 
 ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
 BLOCK = 128  # tokens of a segment that share a set of rows
@@ -28,24 +24,20 @@ SAVED = 48  # tokens whose share of the budget quiet segments may save for later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sonic(Select):
+class Sonic(ByPass):
     """Nexus slots in place of each segment, once. Give a budget, or `slots` of every segment."""
 
     slots: int | None = None  # of each segment, whatever its length
     verbatim: float = VERBATIM  # share of a segment's slots that goes to the most salient ones, word for word
     adapter: str = "shipped"  # or a folder, or a name on the Hub
-    scope: Literal["history", "turn"] = "turn"  # a fold happens once per segment
 
-    once: ClassVar[bool] = True
-    query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2601.21927"
-    by_pass: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.verbatim <= 1:
             raise PlanError(f"verbatim={self.verbatim} was asked for; it is a share of the slots; give 0 to 1")
         if self.slots is None:
-            Select.__post_init__(self)
+            ByPass.__post_init__(self)
             return
         self.refuse_budget("slots= says already how much each segment keeps")
         if self.slots < 1:
@@ -62,10 +54,6 @@ class Sonic(Select):
     def adapter_source(self) -> str | None:
         """Where the Nexus rows and their updates come from."""
         return self.adapter
-
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """Never asked: Nexus slots are made by a pass."""
-        raise AssertionError("sonic folds by passes")
 
     def request(self, segment: Segment) -> Pass:
         """The most salient slots and evenly spread Nexus rows of each segment; one that fits stays as it is."""

@@ -7,35 +7,23 @@ Ours differs: rarity in the tokenizer's order stands for self-information, so th
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from jaxtyping import Bool
-from torch import Tensor
-
-from kvfold.cache.kv import KV, Needs, Observed
+from kvfold.cache.kv import Needs
 from kvfold.cache.request import Pass, Row, Segment
-from kvfold.select.base import Select
+from kvfold.select.base import ByPass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary(Select):
+class Summary(ByPass):
     """Slots of the rarest tokens, in their order."""
 
-    scope: Literal["history", "turn"] = "turn"  # a segment is summed up once
-
-    once: ClassVar[bool] = True
-    by_pass: ClassVar[bool] = True
-    query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2310.06201"
 
     @property
     def needs(self) -> Needs:
         """The text itself."""
         return Needs(text=True)
-
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """Never asked: it makes new slots."""
-        raise AssertionError("summary folds by passes")
 
     def request(self, segment: Segment) -> Pass:
         """Tokens of the highest ids: a tokenizer learns frequent pieces first. A segment that fits stays as it is."""
