@@ -67,33 +67,49 @@ def test_a_family_can_be_left_out(tokenizer):
     assert "rules" not in talks.drills
 
 
-def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path):
+@pytest.mark.parametrize("judging", [False, True])
+def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path, judging):
     run = a_run(tmp_path, terms=Terms(hinge=0.05))
     before = {name: weight.clone() for name, weight in run.model.named_parameters()}
-    lined, seen = run.talks_of(random.Random(1), turns=3), []
-    run.loss.judging = False
+    lined, how = run.talks_of(random.Random(1), turns=3), Fixed(slots_of=lambda tokens: tokens // 4)
+    run.loss.judging, run.loss.judged = judging, 0.3
 
     def batches():
         while True:
             yield lined
 
+    def cost():
+        with torch.no_grad():
+            return float(run.loss.cost(lined, replace(how, verbatim=float(judging))).mean)
+
+    first = cost()
     for _ in range(8):
-        run.trainer.step(batches(), lambda _, loss: seen.append(float(loss.mean.detach())))
-    assert seen[-1] < seen[0]
+        run.trainer.step(batches(), lambda *_: None)
+    assert cost() < first
     assert all(torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
 
 
+@pytest.mark.parametrize(("term", "judged"), [("salience", 0.0), ("salience", 0.6), ("choice", 0.6)])
+def test_every_term_of_the_salience_has_a_switch(tmp_path, term, judged):
+    run = a_run(tmp_path, terms=replace(Terms(salience=0.0, choice=0.0), **{term: 1.0}))
+    lined, run.loss.judged = run.talks_of(random.Random(3), turns=4), judged
+    run.loss(lined).mean.backward()
+    assert any(bool(weight.grad.any()) for weight in run.adapter.salience.layers.parameters())
+    run.loss.terms = Terms(salience=0.0, choice=0.0)
+    assert float(run.loss(lined).mean.detach()) == 0
+
+
 def test_everything_kept_leaves_only_what_the_text_itself_costs(tmp_path):
-    run = a_run(tmp_path, terms=Terms(kl=1.0, cross_entropy=0.0, salience=0.0))
+    run = a_run(tmp_path, terms=Terms(kl=1.0, cross_entropy=0.0))
     run.loss.bfloat16 = False
     lined = run.talks_of(random.Random(2), turns=3)
     with torch.no_grad():
         assert float(run.loss.cost(lined, Fixed(slots_of=lambda tokens: tokens)).mean) == pytest.approx(0.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("term", ["output", "weight", "hinge", "salience"])
+@pytest.mark.parametrize("term", ["output", "weight", "hinge"])
 def test_every_guiding_term_has_a_switch(tmp_path, term):
-    off = Terms(output=0.0, weight=0.0, hinge=0.0, salience=0.0)
+    off = Terms(output=0.0, weight=0.0, hinge=0.0)
     run = a_run(tmp_path, terms=off)
     run.loss.bfloat16 = False
     lined, how = run.talks_of(random.Random(3), turns=4), Fixed(slots_of=lambda tokens: tokens // 5)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.cache.fold import Rules, State, allowed_slots, placed_part, told_part
@@ -67,15 +67,14 @@ def held_of_rows(states: Sequence[State]) -> list[int]:
     return held
 
 
-def values_of(states: Sequence[State], columns: int) -> Float[Tensor, "B S dimensions"]:
-    """What the oldest columns of the tail hold as values, all layers and heads side by side; 0 for pads."""
-    wide = []
-    for state in states:
-        tail = state.tail
-        assert tail is not None
-        own = tail.values[:, :, :columns].transpose(1, 2).flatten(2)
-        wide.append(own.masked_fill(~tail.valid[:, :columns, None], 0.0))
-    return torch.cat(wide, dim=-1)
+def remembered(states: Sequence[State], columns: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, S, L, H, D] of the oldest columns of the tail; 0 for pads."""
+    pads = ~states[0].tail.valid[:, :columns, None, None, None]  # pyright: ignore[reportOptionalMemberAccess]
+    sides = []
+    for name in ("keys", "values"):
+        own = [getattr(state.tail, name)[:, :, :columns].transpose(1, 2) for state in states]
+        sides.append(torch.stack(own, dim=2).masked_fill_(pads, 0.0))
+    return sides[0], sides[1]
 
 
 def refuse_excess(states: Sequence[State], rules: Rules) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.budget.ledger import Ledger
-from kvfold.cache.absorb import Made, absorb, pin, pooled, refuse_excess, segment_of, values_of
+from kvfold.cache.absorb import Made, absorb, pin, pooled, refuse_excess, remembered, segment_of
 from kvfold.cache.accounting import account
 from kvfold.cache.fold import Rules, State
 from kvfold.cache.layer import Layer, New
@@ -22,9 +22,7 @@ from kvfold.errors import CacheError
 
 Runner = Callable[[Pass], Mapping[int, Made]]  # keys and values of a pass's rows, by folding layer
 Repeater = Callable[[Repetition], Mapping[int, Tensor]]  # the most attention to each column of the tail, by layer
-Judge = Callable[
-    [Tensor, Tensor], Tensor
-]  # values of all folding layers [B, S, all dimensions], real -> worth [B, L, H, S]
+Judge = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # keys, values [B, S, L, H, D], positions, real -> worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +217,9 @@ class Memory:
         states = [layer.state for layer in self.layers.values()]
         if not self.rules.chooser.needs.repetition:
             columns = segment.real.shape[1]
-            return None if self.judge is None else self.judge(values_of(states, columns), segment.real)
+            if self.judge is None:
+                return None
+            return self.judge(*remembered(states, columns), segment.positions, segment.real)
         assert segment.ids is not None, "ids are noted when a method repeats them"
         assert self.repeater is not None, "a plan that repeats text needs a model to do so"
         seen = torch.tensor(self.seen, device=segment.real.device)

@@ -8,6 +8,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from kvfold.errors import FileError, ModelError
 from kvfold.hf.adapters import Adapter
 from kvfold.hf.load import SHIPPED, fingerprint
+from kvfold.hf.salience import Reads
 from kvfold.select.base import Select
 
 VERSION = 1
 TENSORS, WORDS = "adapter.safetensors", "adapter.json"
 _LENT: "weakref.WeakKeyDictionary[Any, Callable[[], Adapter]]" = weakref.WeakKeyDictionary()
 _ALWAYS = ("kind", "version", "base", "fingerprint")
-_OF_UPDATES = ("layers", "rank", "scale", "rows", "width", "values")
+_OF_UPDATES = ("layers", "rank", "scale", "rows", "width", "reads")
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about: Mapping[str, Any]) -> None:
@@ -39,7 +41,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about
         "scale": adapter.scale,
         "rows": adapter.embeddings.shape[0],
         "width": adapter.embeddings.shape[1],
-        "values": adapter.values,
+        "reads": asdict(adapter.salience.reads),
         **about,
     }
     write_folder(folder, tensors, kind=kind, model=model, words=words)
@@ -58,7 +60,7 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
         layers=[tuple(layer) for layer in words["layers"]],
         rank=words["rank"],
         scale=words["scale"],
-        values=tuple(words["values"]),
+        reads=Reads(**words["reads"]),
     )
     try:
         adapter.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / TENSORS).items()})

@@ -6,7 +6,6 @@ an active adapter is bit for bit the base, and two chats in two threads do not m
 """
 
 import contextlib
-import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -14,11 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from kvfold.attention.rotary import Rotary, unrotate
+from kvfold.errors import ModelError
 from kvfold.hf import stock_layers
-from kvfold.hf.salience import Salience
+from kvfold.hf.rotary import rotary_of
+from kvfold.hf.salience import Reads, Salience
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +40,17 @@ class Adapter(nn.Module):
     """
 
     def __init__(
-        self, *, rows: int, width: int, layers: Sequence[tuple[str, int, int]], rank: int, scale: float,
-        values: tuple[int, int, int],
-    ) -> None:  # fmt: skip
-        """`layers` are (name, inputs, outputs) of the linear layers; updates start at zero, rows as small noise.
-
-        `values` are the folding layers, their key/value heads, and the dimensions of a head's values.
-        """
+        self, *, rows: int, width: int, layers: Sequence[tuple[str, int, int]], rank: int, scale: float, reads: Reads
+    ) -> None:
+        """`layers` are (name, inputs, outputs) of the linear layers; updates start at zero, rows as small noise."""
         super().__init__()
         self.names = tuple(name for name, _, _ in layers)
         self.rank, self.scale = rank, scale
         self.embeddings = nn.Parameter(0.02 * torch.randn(rows, width))
         self.down = nn.ParameterList(torch.randn(rank, inputs) * inputs**-0.5 for _, inputs, _ in layers)
         self.up = nn.ParameterList(torch.zeros(outputs, rank) for _, _, outputs in layers)
-        self.values = values
-        self.salience = Salience(math.prod(values), layers=values[0], heads=values[1])
+        self.salience = Salience(reads)
+        self._rotary: Rotary | None = None  # of the model that it is attached to
         self._index: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
     @classmethod
@@ -65,9 +63,7 @@ class Adapter(nn.Module):
             if isinstance(module, nn.Linear)
         ]
         embeddings = model.get_input_embeddings().weight.detach().float()
-        adapter = cls(
-            rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale, values=shape_of_values(model)
-        )
+        adapter = cls(rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale, reads=read_of(model))
         with torch.no_grad():
             noise = torch.randn(rows, embeddings.shape[1]) * embeddings.std()
             adapter.embeddings.copy_(embeddings.mean(dim=0).cpu() + noise)
@@ -75,6 +71,7 @@ class Adapter(nn.Module):
 
     def attach(self, model: Any) -> "Adapter":
         """Let this adapter act on a model's layers. It does nothing until it is active."""
+        self._rotary = rotary_of(model) if self.salience.reads.keys else None
         modules = dict(model.get_decoder().named_modules())
         for index, name in enumerate(self.names):
             module = modules[name]
@@ -97,6 +94,22 @@ class Adapter(nn.Module):
         """Embeddings of some of its rows; a row of -1 is filled with the first."""
         return self.embeddings[rows.clamp(min=0)]
 
+    def read(self, keys: Float[Tensor, "B S L H D"], values: Float[Tensor, "B S L H D"],
+             positions: Int[Tensor, "B S"]) -> Float[Tensor, "B S numbers"]:  # fmt: skip
+        """What the salience reads of some tokens, given as the layers remember them."""
+        if self._rotary is None:
+            return values.flatten(2)
+        cosines, sines = (
+            side.float().unflatten(0, positions.shape)[:, :, None, None]
+            for side in self._rotary.angles(positions.flatten().clamp(min=0))
+        )
+        return torch.cat([unrotate(keys.float(), cosines, sines).flatten(2), values.float().flatten(2)], dim=-1)
+
+    def worth(self, keys: Float[Tensor, "B S L H D"], values: Float[Tensor, "B S L H D"],
+              positions: Int[Tensor, "B S"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:  # fmt: skip
+        """What each slot is worth to later turns, 0 to 1."""
+        return self.salience.worth(self.read(keys, values, positions), real)
+
     @contextlib.contextmanager
     def active(self, first: int = 0) -> Iterator[None]:
         """Inside, the model's linear layers are updated at rows `first` and later of [B, Q, width]; none before."""
@@ -115,11 +128,17 @@ class Adapter(nn.Module):
         return (inputs @ down.T) @ up.T * self.scale
 
 
-def shape_of_values(model: Any) -> tuple[int, int, int]:
-    """Folding layers, their heads, and dimensions of a head: the values that a model holds of one token."""
+def read_of(model: Any) -> Reads:
+    """What a salience can read of a model's tokens."""
     config = model.config.get_text_config(decoder=True)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return len(stock_layers.folding(model)), config.num_key_value_heads, size
+    try:
+        rotary_of(model)
+    except ModelError:
+        keys = False
+    else:
+        keys = True
+    return Reads(layers=len(stock_layers.folding(model)), heads=config.num_key_value_heads, size=size, keys=keys)
 
 
 def _correct(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:

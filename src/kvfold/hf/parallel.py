@@ -44,13 +44,14 @@ def run(
     model: Any,
     *,
     positions: Int[Tensor, "B Q"],
-    masks: Mapping[int, Bool[Tensor, "B H Q Q"]] | None = None,
+    masks: Mapping[int, Bool[Tensor, "B H Q Q"] | Float[Tensor, "B H Q Q"]] | None = None,
     ids: Int[Tensor, "B Q"] | None = None,
     embeddings: Float[Tensor, "B Q width"] | None = None,
 ) -> Float[Tensor, "B Q width"]:
     """The last hidden states of a forward without a cache; no masks mean plain causal attention.
 
-    `masks` has one for each layer, and for each of its key/value heads or one for all. The model itself is given ones:
+    `masks` has one for each layer, and for each of its key/value heads or one for all: what is seen, or what is added
+    to scores. The model itself is given ones:
     jumps in positions would else be read as packed sequences.
     """
     ones, decoder = torch.ones_like(positions), model.get_decoder()
@@ -80,4 +81,6 @@ def _attention(
     if masks is not None:
         own = masks[module.layer_idx]
         attention_mask = own if own.shape[1] == 1 else own.repeat_interleave(query.shape[1] // own.shape[1], dim=1)
+        if attention_mask.dtype != torch.bool:
+            attention_mask = attention_mask.to(query.dtype)
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)

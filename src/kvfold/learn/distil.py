@@ -101,13 +101,14 @@ class Guide:
 
 @dataclass(slots=True, kw_only=True)
 class Attended:
-    """Notes, in a forward with everything in sight, the values of every layer and how much later replies look at each
+    """Notes, in a forward with everything in sight, what every layer remembers and how much later replies look at each
     slot. It changes with every layer."""
 
     asks: Int[Tensor, "B P"]  # tokens that predict replies
     earlier: Bool[Tensor, "B P N"]  # tokens of earlier segments
     layers: Sequence[int]  # that fold: the others are not looked at
     most: list[Tensor] = field(default_factory=list)  # [B, H, N] a layer: the largest attention weight of any ask
+    keys: list[Tensor] = field(default_factory=list)  # [B, N, H, D] a layer, and so are the values
     values: list[Tensor] = field(default_factory=list)
 
     @torch.no_grad()
@@ -115,7 +116,8 @@ class Attended:
         """An observer of a parallel pass (hf/parallel.py)."""
         if layer not in self.layers:
             return
-        self.values.append(values.detach().transpose(1, 2).flatten(2))
+        self.keys.append(keys.detach().transpose(1, 2))
+        self.values.append(values.detach().transpose(1, 2))
         at = self.asks[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1])
         asked = queries.detach().gather(2, at).float().unflatten(1, (keys.shape[1], -1))
         scores = asked @ keys.detach().float()[:, :, None].mT * scale  # B H group P N

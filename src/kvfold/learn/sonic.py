@@ -26,6 +26,7 @@ from kvfold.learn.layout import NONE, Draw, Fixed, Layout, Lined, fold_up, line_
 from kvfold.learn.loop import LoopSettings, Trainer, carry_out
 from kvfold.learn.losses import TokenLoss, quick_in_bfloat16, whole_replies
 from kvfold.learn.processes import join_processes
+from kvfold.learn.relaxed import relax, relaxed_masks
 from kvfold.learn.talks import REAL_WEIGHT, Mix, Talks
 from kvfold.select.sonic import ROWS, VERBATIM
 
@@ -33,6 +34,7 @@ KIND = "sonic"
 _TURNS = ((0.08, (3, 4, 6)), (0.2, (4, 8, 12)), (1.0, (4, 8, 16, 20, 24)))  # share of the run -> turns drawn
 _CHECKED = (0.5, 0.2, 0.1, 0.05, 1.0)
 NOTHING = 0.03  # an attention weight that counts as nothing
+_FORETOLD = 0.2  # share of the salience's training in which it only foretells attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class Terms:
     output: float = 0.1  # what is read of Nexus rows against what was read of the folded tokens
     weight: float = 0.02  # their log-sum-exp
     hinge: float = 0.0  # attention mass below half of the folded tokens'
-    salience: float = 1.0  # what is foretold of later attention
+    salience: float = 0.3  # what is foretold of later attention
+    choice: float = 1.0  # KL where the salience chooses, softly, what stays; after a first fifth of its training
 
     @property
     def guided(self) -> bool:
@@ -80,7 +83,8 @@ class SonicLoss:
         self.model, self.adapter, self.settings, self.rng = model, adapter, settings, rng
         self.terms = settings.terms
         self.bfloat16 = quick_in_bfloat16(model.device)
-        self.judging = True  # whether only the salience is trained yet
+        self.judging = True  # whether the salience is trained, or the rows
+        self.judged = 0.0  # share of the salience's training that is done
         self.measured = settings.resume  # whether it is known how large values are
         self.folding = sorted(stock_layers.folding(model))
         self._scores: deque[Tensor] = deque(maxlen=40)  # of batches, to count ranks among
@@ -95,12 +99,15 @@ class SonicLoss:
         device = self.model.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             teacher, attended = self._teach(lined, wanted)
-            salience, worth = self._judge(lined, attended)
-            if judging:
-                unused = sum(parameter.sum() for parameter in self.adapter.parameters() if parameter.requires_grad)
-                return TokenLoss(mean=salience + 0.0 * unused, right=0, scored=0)
-            layout = fold_up(lined, worth, how=how, rng=self.rng)
-            student, guide = self._learn(lined, layout, attended)
+            foretold, scores, worth = self._judge(lined, attended)
+            guide, chooses = None, judging and self.terms.choice > 0 and self.judged >= _FORETOLD
+            if chooses:
+                student = self._choose(lined, scores)
+            elif not judging:
+                layout = fold_up(lined, worth, how=how, rng=self.rng)
+                student, guide = self._learn(lined, layout, attended)
+            else:
+                return TokenLoss(mean=self.terms.salience * foretold + self._unused(), right=0, scored=0)
             found = divergence(
                 student[wanted.to(device)],
                 teacher[wanted.to(device)],
@@ -109,10 +116,18 @@ class SonicLoss:
                 lined.weights[:, 1:][wanted].to(device),
             )
         scored, right = whole_replies(lined.weights[:, 1:], wanted, found.right.cpu())
-        text = self.terms.kl * found.kl + self.terms.cross_entropy * found.cross_entropy
         total = lined.weights[:, 1:].sum().clamp_min(1e-6)
-        mean = text / total + self._guided(guide) + self.terms.salience * salience
-        return TokenLoss(mean=mean, right=right, scored=scored)
+        if chooses:
+            mean = self.terms.choice * found.kl / total + self.terms.salience * foretold
+        else:
+            text = self.terms.kl * found.kl + self.terms.cross_entropy * found.cross_entropy
+            mean = text / total + self._guided(guide)
+        return TokenLoss(mean=mean + self._unused(), right=right, scored=scored)
+
+    def _unused(self) -> Tensor:
+        """Nothing, of everything that is learned: what a loss leaves out has a gradient of 0."""
+        learned = [parameter.sum() for parameter in self.adapter.parameters() if parameter.requires_grad]
+        return 0.0 * torch.stack(learned).sum()
 
     @torch.no_grad()
     def _teach(self, lined: Lined, wanted: Tensor) -> tuple[Tensor, Attended]:
@@ -136,17 +151,18 @@ class SonicLoss:
             asks[row] = torch.tensor(sorted(some + self.rng.choices(at, k=self.settings.asks - len(some))))
         return asks
 
-    def _judge(self, lined: Lined, attended: Attended) -> tuple[Tensor, Tensor]:
-        """How wrong the salience is about what replies look at, and what it says every token is worth."""
+    def _judge(self, lined: Lined, attended: Attended) -> tuple[Tensor, Tensor, Tensor]:
+        """How wrong the salience is about what replies look at, its scores, and what it says every slot is worth."""
         salience, device = self.adapter.salience, self.model.device
-        values = torch.cat(attended.values, dim=-1)
+        keys, values = (torch.stack(side, dim=2) for side in (attended.keys, attended.values))
+        numbers = self.adapter.read(keys, values, lined.positions.to(device))
         if not self.measured:
             self.measured = True
-            salience.scale.copy_(1 / values.float().flatten(0, 1).std(dim=0).clamp(min=1e-3))
+            salience.measure(numbers.flatten(0, 1))
         where, real = pieces(lined)
         where, real = where.to(device), real.to(device)
         with torch.autocast(device.type, enabled=False):
-            score = salience(values.flatten(0, 1)[where].float(), real)
+            score = salience(numbers.flatten(0, 1)[where].float(), real)
         most = torch.stack(attended.most, dim=1).permute(0, 3, 1, 2).flatten(0, 1)[where].permute(0, 2, 3, 1)
         asked = (attended.earlier.any(dim=1).flatten()[where] & real)[:, None, None].expand_as(score)
         aim = 1 - (most.clamp(max=1.0) * (1 - NOTHING) + NOTHING).log() / math.log(NOTHING)
@@ -154,9 +170,20 @@ class SonicLoss:
         self._scores.append(score.detach().permute(0, 3, 1, 2)[real].flatten())
         if len(self._scores) % 5 == 0:
             salience.calibrate(torch.cat(list(self._scores)))
-        worth = torch.zeros(values.shape[0] * values.shape[1], *salience.shape, device=device)
-        worth[where[real]] = score.detach().permute(0, 3, 1, 2)[real]
-        return loss, worth.unflatten(0, values.shape[:2]).permute(0, 2, 3, 1).cpu()
+        flat = torch.zeros(lined.ids.numel(), *salience.shape, device=device)
+        flat = flat.index_put((where[real],), score.permute(0, 3, 1, 2)[real])
+        scores = flat.unflatten(0, tuple(lined.ids.shape)).permute(0, 2, 3, 1)
+        return loss, scores, scores.detach().cpu()
+
+    def _choose(self, lined: Lined, scores: Tensor) -> Tensor:
+        """The last hidden states where the salience chooses what stays, in a way that has a gradient."""
+        done, config = (self.judged - _FORETOLD) / (1 - _FORETOLD), self.model.config.get_text_config(decoder=True)
+        logs = relax(lined, scores, draw=self.settings.draw, rng=self.rng, done=done)
+        masks = relaxed_masks(lined, logs, folding=self.folding, layers=config.num_hidden_layers,
+                              window=getattr(config, "sliding_window", None))  # fmt: skip
+        device = self.model.device
+        student = parallel.run(self.model, ids=lined.ids.to(device), positions=lined.positions.to(device), masks=masks)
+        return student[:, :-1]
 
     def _learn(self, lined: Lined, layout: Layout, attended: Attended) -> tuple[Tensor, Guide | None]:
         """The student's last hidden states, and how its attention is guided."""
@@ -249,6 +276,7 @@ class SonicRun:
         while True:
             share = self.trainer.progress.share(self.settings.loop)
             self.loss.judging = share < self.settings.judge_until
+            self.loss.judged = min(share / max(self.settings.judge_until, 1e-6), 1.0)
             turns = self.rng.choice(next(some for until, some in _TURNS if share <= until))
             yield self.talks_of(self.rng, turns=turns)
 

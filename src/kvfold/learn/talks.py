@@ -32,10 +32,10 @@ _OF_FAMILY = {
 class Mix:
     """What conversations are drawn from, in shares of the draws."""
 
-    chats: float = 0.6
-    drills: float = 0.15
-    dialogues: float = 0.15  # real ones, where there are some
-    prose: float = 0.1
+    chats: float = 0.35
+    drills: float = 0.1
+    dialogues: float = 0.35  # real ones, where there are some
+    prose: float = 0.2
     without: str | None = None  # a family of chats and drills that is left out
 
     def __post_init__(self) -> None:
