@@ -145,7 +145,7 @@ def _weighted(weights: Tensor, blocks: Sequence[LatentBlock], size: int) -> Tens
         begun += len(block.positions)
         into = latent[:, : block.values.shape[1]]
         if block.values.dtype == weights.dtype:
-            into.addmm_(own, block.values)
+            into.addmm_(own, _at_hand(block.values, weights.dtype))
         else:
             into.add_(own.to(block.values.dtype) @ block.values)
     return latent

@@ -106,6 +106,12 @@ class DensePart(Part):
             whole.log_sum_exp[where] = answer.log_sum_exp
         return whole
 
+    def whole(self) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S D"]] | None:
+        """Keys and values as they lie there, where nothing is encoded and every row and head holds as many."""
+        if len(self.blocks) != 1 or not self.codec.lossless or not self.slots:
+            return None
+        return self.codec.decode(self._views(self.blocks[0]), self.dtype)
+
     def with_mass(self, queries: Float[Tensor, "B G Q D"], log_sum_exp: Float[Tensor, "B G Q"], *, scale: float,
                   counted: Bool[Tensor, "B Q"] | None) -> "DensePart":  # fmt: skip
         """The part after these queries: each slot's mass grown by the attention it received."""

@@ -1,8 +1,9 @@
 """Index: what the device knows of far slots: where each sentence begins, how long it is, and what its keys are like.
 
 A lane is a row and head. Sentences are entries [lanes, M]; entries of size 0 fill up lanes that have fewer. A summary
-is one or two centres and, in some forms, a spread; a query's score for a sentence is q . centre + |q| . spread. Also
-here: which tokens a budget takes, whole sentences in order of score. It does not know where the slots lie.
+is one or two centres and, in some forms, a spread; a query's score for a sentence is q . centre + |q| . spread. They
+are kept in bfloat16 as differences to a lane's usual ones, which moves all scores of a query alike. Also here: which
+tokens a budget takes, whole sentences in order of score. It does not know where the slots lie.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,15 +28,17 @@ class Index:
 
     starts: Int[Tensor, "L M"]  # int32
     sizes: Int[Tensor, "L M"]  # int32; 0 where there is no sentence
-    centres: Float[Tensor, "L M C D"] | None
+    centres: Float[Tensor, "L M C D"] | None  # bfloat16, less the lane's usual one
     spreads: Float[Tensor, "L M C D"] | None
+    usual: Float[Tensor, "L 2 D"] | None  # float32: the mean centre and spread of a lane's first sentences
     closed: tuple[int, ...]  # slots of each lane that are in finished sentences
+    ragged: bool = False  # whether there are entries of size 0
 
     @classmethod
-    def empty(cls, lanes: int, device: torch.device) -> "Index":
-        """No sentences."""
+    def empty(cls, lanes: int, device: torch.device, usual: Tensor | None = None) -> "Index":
+        """No sentences; `usual` where those that come are to be kept as they were in another index."""
         none = torch.zeros(lanes, 0, dtype=torch.int32, device=device)
-        return cls(starts=none, sizes=none.clone(), centres=None, spreads=None, closed=(0,) * lanes)
+        return cls(starts=none, sizes=none.clone(), centres=None, spreads=None, usual=usual, closed=(0,) * lanes)
 
     def extend(self, lengths: Sequence[Sequence[int]], summary: Summary) -> "Index":
         """The index with sentences of these lengths behind each lane's, summarised lane after lane."""
@@ -47,16 +50,25 @@ class Index:
         closed = torch.tensor(self.closed, dtype=torch.int32, device=device)[:, None]
         starts = closed + sizes.cumsum(dim=1, dtype=torch.int32) - sizes
         there = None if all(len(own) == most for own in lengths) else sizes > 0
+        centres = _by_lane(summary.centres, there, len(lengths))
+        spreads = None if summary.spreads is None else _by_lane(summary.spreads, there, len(lengths))
+        usual = self.usual
+        if usual is None:
+            number = (sizes > 0).sum(dim=1).clamp(min=1)[:, None]
+            sides = (centres, centres.new_zeros(()).expand_as(centres) if spreads is None else spreads)
+            usual = torch.stack([side.mean(dim=2).sum(dim=1) / number for side in sides], dim=1)
         return Index(
             starts=torch.cat([self.starts, starts], dim=1),
             sizes=torch.cat([self.sizes, sizes], dim=1),
-            centres=_behind(self.centres, summary.centres, there, len(lengths)),
-            spreads=None if summary.spreads is None else _behind(self.spreads, summary.spreads, there, len(lengths)),
+            centres=_behind(self.centres, centres, usual[:, 0]),
+            spreads=None if spreads is None else _behind(self.spreads, spreads, usual[:, 1]),
+            usual=usual,
             closed=tuple(held + sum(own) for held, own in zip(self.closed, lengths, strict=True)),
+            ragged=self.ragged or there is not None,
         )
 
     def scores(self, queries: Float[Tensor, "L K D"], *, scale: float) -> Float[Tensor, "L K M"]:
-        """Each query's score for each sentence, the better of its centres; float32."""
+        """Each query's score for each sentence, the better of its centres; float32, up to a number a query."""
         assert self.centres is not None, "an index without sentences has no scores"
         lanes, sentences, centres, size = self.centres.shape
         wide = queries.to(self.centres.dtype)
@@ -73,6 +85,8 @@ class Index:
             yield "centres", self.centres
         if self.spreads is not None:
             yield "spreads", self.spreads
+        if self.usual is not None:
+            yield "usual", self.usual
 
     def lanes(self, chosen: Sequence[int]) -> "Index":
         """The index with these lanes, in this order."""
@@ -110,11 +124,16 @@ def take(index: Index, scores: Float[Tensor, "L M"] | None, *, counts: Sequence[
     return torch.full(room.shape, -1, dtype=torch.int32, device=device).masked_scatter_(room, flat)
 
 
-def _behind(held: Tensor | None, flat: Tensor, there: Tensor | None, lanes: int) -> Tensor:
-    """Entries [lanes, M, ...] with new ones, given lane after lane, behind them."""
+def _by_lane(flat: Tensor, there: Tensor | None, lanes: int) -> Tensor:
+    """Entries [lanes, M, ...] in float32, given lane after lane; 0 where a lane has fewer."""
     if there is None:
-        new = flat.view(lanes, -1, *flat.shape[1:])
-    else:
-        new = flat.new_zeros(*there.shape, *flat.shape[1:])
-        new[there] = flat
-    return new.clone() if held is None else torch.cat([held, new], dim=1)
+        return flat.float().view(lanes, -1, *flat.shape[1:])
+    new = flat.new_zeros(*there.shape, *flat.shape[1:], dtype=torch.float32)
+    new[there] = flat.float()
+    return new
+
+
+def _behind(held: Tensor | None, new: Tensor, usual: Tensor) -> Tensor:
+    """Entries with new ones behind them, less the usual one of each lane."""
+    less = (new - usual[:, None, None]).to(torch.bfloat16)
+    return less if held is None else torch.cat([held, less], dim=1)

@@ -23,6 +23,7 @@ from kvfold.cache.window import remember
 from kvfold.errors import CacheError
 from kvfold.segments.sentences import ends
 
+_NEAR = 256  # columns of a tail that are copied beside the sinks for one new token: quicker than a part more to merge
 _PADDED_PIECE = 512  # new columns at a time when rows are padded: masks are written out, so they must stay small
 
 
@@ -141,10 +142,12 @@ class Layer:
         positions = new.positions.expand(new.queries.shape[0], -1)
         folded = self._asked(new, tail, scale)
         tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid, marks=new.marks)
-        parts = [part for part in (self.state.sinks, folded) if part is not None and part.slots]
+        sinks = self.state.sinks
+        near = sinks.whole() if sinks is not None and count == 1 and before < _NEAR else None
+        parts = [part for part in (None if near else sinks, folded) if part is not None and part.slots]
         answers = [part.attend(new.queries, scale=scale) for part in parts]
         if count == 1:
-            answers.append(_over_tail(new.queries, tail, slice(0, before + 1), scale))
+            answers.append(_over_tail(new.queries, tail, slice(0, before + 1), scale, behind=near))
         else:
             if before:
                 answers.append(_over_tail(new.queries, tail, slice(0, before), scale))
@@ -206,9 +209,15 @@ def _stops(count: int, boundaries: Sequence[int], *, padded: bool) -> list[int]:
     return sorted({*boundaries, *steps, count})
 
 
-def _over_tail(queries: Tensor, tail: Tail, span: slice, scale: float, *, causal: bool = False) -> Partial:
+def _over_tail(queries: Tensor, tail: Tail, span: slice, scale: float, *, causal: bool = False,
+               behind: tuple[Tensor, Tensor] | None = None) -> Partial:  # fmt: skip
+    """Attention over some columns of the tail, and over keys and values that stand before them."""
+    keys, values = tail.keys[:, :, span], tail.values[:, :, span]
     mask = tail.valid[:, None, None, span] if tail.padded else None
-    return partial(queries, tail.keys[:, :, span], tail.values[:, :, span], scale=scale, causal=causal, mask=mask)
+    if behind is not None:
+        keys, values = torch.cat([behind[0], keys], dim=2), torch.cat([behind[1], values], dim=2)
+        mask = None if mask is None else torch.nn.functional.pad(mask, (behind[0].shape[2], 0), value=True)
+    return partial(queries, keys, values, scale=scale, causal=causal, mask=mask)
 
 
 def _tail_mass(tail: Tail, new: New, log_sum_exp: Tensor, before: int, scale: float) -> Tensor:

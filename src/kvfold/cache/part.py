@@ -85,6 +85,10 @@ class Part(ABC):
         """The part that knows what the text says at these positions: itself, unless it cuts text."""
         return self
 
+    def whole(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [B, H, S, D] as they lie there; None where they are written in another way, or ragged."""
+        return None
+
     def asked(self, asking: Asking) -> "Part":
         """The part as these new tokens will read it: itself, unless it lets them choose."""
         return self

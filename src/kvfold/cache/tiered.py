@@ -92,8 +92,9 @@ class TieredPart(Part):
     text: UInt8[Tensor, "B P"] | None = None  # marks by position, of rows whose text is known
 
     @classmethod
-    def of(cls, fresh: Part, policy: Policy, *, text: Tensor | None = None, spent: Spent | None = None) -> "TieredPart":
-        """A part of these slots, which goes on counting where another left off."""
+    def of(cls, fresh: Part, policy: Policy, *, text: Tensor | None = None, spent: Spent | None = None,
+           usual: Tensor | None = None) -> "TieredPart":  # fmt: skip
+        """A part of these slots, which goes on counting, and indexing, where another left off."""
         lanes = sum(map(len, fresh.counts))
         shelf = shelf_of(fresh, policy.tier)
         device = next(iter(fresh.tensors()))[1].device
@@ -101,7 +102,7 @@ class TieredPart(Part):
             policy=policy,
             counts=tuple(tuple(0 for _ in row) for row in fresh.counts),
             shelf=shelf,
-            index=Index.empty(lanes, device),
+            index=Index.empty(lanes, device, usual),
             working=Working(spent),
             since=(0,) * len(fresh.counts),
             text=text,
@@ -141,7 +142,7 @@ class TieredPart(Part):
     def saved(self) -> Iterator[tuple[str, Tensor]]:
         """The slots themselves, their text, and what was selected: the index follows from them."""
         yield from self.shelf.whole(self.counts).saved()
-        own = {"selected": self.selected, "before": self.before, "text": self.text}
+        own = {"selected": self.selected, "before": self.before, "text": self.text, "usual": self.index.usual}
         yield from ((f"tiered_{name}", tensor) for name, tensor in own.items() if tensor is not None)
 
     def plain(self) -> dict[str, Any]:
@@ -316,7 +317,7 @@ class TieredPart(Part):
     def keep(self, kept: Bool[Tensor, " slots"]) -> "TieredPart":
         """Some of the slots in a store of their own, cut anew; what the others' store costs is freed."""
         some = self.shelf.whole(self.counts).keep(kept)
-        return TieredPart.of(some, self.policy, text=self.text, spent=self.working.spent)
+        return TieredPart.of(some, self.policy, text=self.text, spent=self.working.spent, usual=self.index.usual)
 
     def read(self, heads: slice = slice(None)) -> tuple[KV, Float[Tensor, "B H S"] | None]:
         """The slots of some heads, fetched and decoded."""
@@ -327,8 +328,9 @@ class TieredPart(Part):
         heads, device = len(self.counts[0]), self.index.starts.device
         some = self.shelf.whole(self.counts).rows(indices)
         text = None if self.text is None else self.text[torch.tensor(list(indices), device=device)]
-        part = TieredPart.of(some, self.policy, text=text, spent=self.working.spent)
         lanes = torch.tensor([row * heads + head for row in indices for head in range(heads)], device=device)
+        usual = None if self.index.usual is None else self.index.usual[lanes]
+        part = TieredPart.of(some, self.policy, text=text, spent=self.working.spent, usual=usual)
         return part.resumed(
             since=tuple(self.since[row] for row in indices),
             selected=None if self.selected is None else self.selected[lanes],

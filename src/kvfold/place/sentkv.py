@@ -117,7 +117,9 @@ class Sentences:
         own = {name.removeprefix(_OWN): one for name, one in tensors.items() if name.startswith(_OWN)}
         slots = {name: one for name, one in tensors.items() if not name.startswith(_OWN)}
         layouts = {name: value for name, value in plain.items() if name != "since"}
-        part = TieredPart.of(layout.restore(layouts, slots), self, text=own.pop("text", None))
+        part = TieredPart.of(
+            layout.restore(layouts, slots), self, text=own.pop("text", None), usual=own.pop("usual", None)
+        )
         return part.resumed(since=plain["since"], **own)
 
     def budget(self, stored: int) -> int:
@@ -143,14 +145,16 @@ class Sentences:
         if summary.spreads is None or not self.settings.debias:
             return summary
         usual = torch.tensor(float(self.settings.length)).log()
-        factor = (usual / lengths.clamp(min=2).float().log()).sqrt()[:, None, None].to(summary.spreads.dtype)
+        factor = (usual / lengths.clamp(min=2).float().log()).sqrt()[:, None, None]
         return Summary(centres=summary.centres, spreads=summary.spreads * factor)
 
     def rank(self, index: Index, queries: Float[Tensor, "L K D"], real: Bool[Tensor, "L K"] | None, *,
              scale: float) -> Float[Tensor, "L M"]:  # fmt: skip
         """Each query shares itself out over the sentences; the best share that a sentence gets counts."""
-        scores = index.scores(queries, scale=scale).masked_fill_(index.sizes[:, None] == 0, -torch.inf)
-        shares = scores.sub_(scores.logsumexp(dim=2, keepdim=True))
+        scores = index.scores(queries, scale=scale)
+        if index.ragged:
+            scores.masked_fill_(index.sizes[:, None] == 0, -torch.inf)
+        shares = scores.log_softmax(dim=2)
         if real is not None:
             shares = shares.masked_fill(~real[..., None], -torch.inf)
         return shares.amax(dim=1)
