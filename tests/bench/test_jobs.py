@@ -40,6 +40,16 @@ def test_a_plan_that_names_no_size_is_lent_one(text):
     assert ("int8" in plan) == ("int8" in text)
 
 
+def test_usual_sizes_are_for_plans_that_name_none():
+    assert texts("full; snapkv(keep=0.125) + int8; h2o; streaming_llm(tokens=64)", usual=(0.5, 0.2)) == [
+        ("full", None),
+        ("snapkv(keep=0.125) + int8", 0.125),
+        ("h2o(keep=0.5)", 0.5),
+        ("h2o(keep=0.2)", 0.2),
+        ("streaming_llm(tokens=64)", None),
+    ]
+
+
 def test_a_plan_that_evicts_runs_in_every_scope_unless_it_names_one():
     both = ("history", "turn")
     assert texts("full; h2o(keep=0.5)", scopes=both) == [

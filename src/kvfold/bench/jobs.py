@@ -1,7 +1,7 @@
 """From what a user writes to what the runner runs: plan texts and sizes in, one job per plan and size out.
 
-`--keep` sets the size of every plan that has one, in place of its own, and lends one to a plan that names none. A
-plan that evicts is run in each scope of the suite unless its text names a scope; tables show the better.
+`--keep` sets the size of every plan that has one, in place of its own, and lends one to a plan that names none; without
+it a plan keeps its own, and the usual sizes are lent. A plan that evicts is run in each scope of the suite unless its text names a scope; tables show the better.
 """
 
 import ast
@@ -29,19 +29,24 @@ def parse_keeps(text: str | None) -> tuple[float, ...]:
     return keeps
 
 
-def parse_jobs(plans: str, *, keeps: Sequence[float] = (), scopes: Sequence[str] = ()) -> list[Job]:
-    """Every job that `"A; B"` means at these sizes and in these scopes. Raises PlanError for a text that is no plan."""
+def parse_jobs(
+    plans: str, *, keeps: Sequence[float] = (), usual: Sequence[float] = (), scopes: Sequence[str] = ()
+) -> list[Job]:
+    """Every job that `"A; B"` means at these sizes and in these scopes. Raises PlanError for a text that is no plan.
+
+    `keeps` stand in place of a plan's own size; without them, `usual` are for plans that name none.
+    """
     texts = [text.strip() for text in plans.split(";") if text.strip()]
     if not texts:
         raise PlanError(
             f"plans {plans!r} were asked for; there is none in it; give one or more, like 'full; snapkv(keep=0.5)'"
         )
-    return [job for text in texts for plan in _sized(text, keeps) for job in _scoped(plan, text, scopes)]
+    return [job for text in texts for plan in _sized(text, keeps, usual) for job in _scoped(plan, text, scopes)]
 
 
-def parse_rivals(texts: str, *, keeps: Sequence[float] = ()) -> list[Job]:
+def parse_rivals(texts: str, *, keeps: Sequence[float] = (), usual: Sequence[float] = ()) -> list[Job]:
     """Every job that `"kvpress:SnapKV; ..."` means at these sizes. Raises SuiteError for what is not there."""
-    found = rivals.parse_all(texts, keeps=keeps)
+    found = rivals.parse_all(texts, keeps=keeps, usual=usual)
     for peer in dict.fromkeys(plan.peer for plan in found):
         PEERS[peer].command()  # its interpreter must be there before anything runs
     return [
@@ -50,7 +55,8 @@ def parse_rivals(texts: str, *, keeps: Sequence[float] = ()) -> list[Job]:
     ]
 
 
-def _sized(text: str, keeps: Sequence[float]) -> list[Plan]:
+def _sized(text: str, keeps: Sequence[float], usual: Sequence[float]) -> list[Plan]:
+    keeps = keeps or (() if _keywords(text) & _SIZES else usual)
     if not keeps:
         return [Plan.parse(text)]
     plan = Plan.parse(_with_size(text, keeps[0]))

@@ -53,9 +53,9 @@ def carry_out(
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = choose(find(suite), given=settings, data=data).at(out)
-    keeps = jobs.parse_keeps(keep)
-    rivals = jobs.parse_rivals(peers, keeps=keeps)
-    wanted = [*jobs.parse_jobs(plans, keeps=keeps, scopes=chosen.scopes), *rivals]
+    sizes = {"keeps": jobs.parse_keeps(keep), "usual": jobs.parse_keeps(KEEPS) if keep is None else ()}
+    rivals = jobs.parse_rivals(peers, **sizes)
+    wanted = [*jobs.parse_jobs(plans, **sizes, scopes=chosen.scopes), *rivals]
     count = torch.get_num_threads()
     with open_executor(executor, workers=workers) as where:  # its workers start while the model is opened here
         subject = open_subject(model, dtype=dtype, device=device)
@@ -72,8 +72,9 @@ def bench(
     ] = "tiny",
     plans: Annotated[str, typer.Option(help="Plans, parted by semicolons; `full` and `none` always run too.")] = PLANS,
     keep: Annotated[
-        str | None, typer.Option(help="Sizes, parted by commas, in place of each plan's own; empty for its own.")
-    ] = KEEPS,
+        str | None,
+        typer.Option(help=f"Sizes, parted by commas, in place of each plan's own; {KEEPS} for plans without, if left."),
+    ] = None,
     peers: Annotated[
         str, typer.Option(help="Rivals to run beside, such as `kvpress:SnapKV; transformers:DynamicCache`.")
     ] = "",

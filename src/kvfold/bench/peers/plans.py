@@ -59,15 +59,17 @@ def parse(text: str, *, peers: Mapping[str, Peer] = PEERS) -> RivalPlan:
     return RivalPlan(peer=name, method=method, settings=settings)
 
 
-def parse_all(texts: str, *, keeps: Sequence[float] = (), peers: Mapping[str, Peer] = PEERS) -> list[RivalPlan]:
-    """Every rival that `"A; B"` means at these sizes, which stand in place of a method's own, as with our plans."""
+def parse_all(
+    texts: str, *, keeps: Sequence[float] = (), usual: Sequence[float] = (), peers: Mapping[str, Peer] = PEERS
+) -> list[RivalPlan]:
+    """Every rival that `"A; B"` means at these sizes, in place of a method's own or where it has none, as with ours."""
     found = []
     for text in (part.strip() for part in texts.split(";")):
         if not text:
             continue
         plan = parse(text, peers=peers)
         sized = peers[plan.peer].method(plan.method).sized
-        sizes = keeps or ([] if plan.keep is None else [plan.keep])
+        sizes = keeps or (usual if plan.keep is None else [plan.keep])
         if sized and not sizes:
             raise BudgetError(f"{text!r} was asked for without a size; give keep= in it, or --keep")
         found += [plan.with_keep(keep) for keep in sizes] if sized else [plan]
