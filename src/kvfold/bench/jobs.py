@@ -1,7 +1,8 @@
 """From what a user writes to what the runner runs: plan texts and sizes in, one job per plan and size out.
 
 `--keep` sets the size of every plan that has one, in place of its own, and lends one to a plan that names none; without
-it a plan keeps its own, and the usual sizes are lent. A plan that evicts is run in each scope of the suite unless its text names a scope; tables show the better.
+it a plan keeps its own, and the usual sizes are lent. A plan that evicts is run in each scope of the suite unless its
+text names a scope; tables show the better.
 """
 
 import ast

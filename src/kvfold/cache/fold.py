@@ -5,7 +5,7 @@ a row, are set apart first and no method ever sees them. With scope "history" a 
 again and again; with "turn" among the new tokens only, once, unless the budget was lowered below what is held.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,6 +55,11 @@ class Rules:
     def reads_text(self) -> bool:
         """Whether the ids of what is fed matter."""
         return self.chooser.needs.text or (self.placer is not None and self.placer.reads_text)
+
+    @property
+    def ends(self) -> Mapping[str, int] | None:
+        """How good an end each mark of the text is; None: as usual."""
+        return None if self.placer is None else self.placer.ends
 
     def of_layer(self, index: int) -> "Rules":
         """What one layer of the model folds by."""

@@ -149,6 +149,7 @@ class Placer(Protocol):
 
     queries: int  # how many of the newest queries its parts are asked with
     reads_text: bool  # its parts want the marks of the text
+    ends: Mapping[str, int] | None  # how good an end each mark is, where that is not the usual
     spill: int | None  # raw tokens beyond which the older ones move away, where nothing is lost by that
 
     def place(self, fresh: Part, text: tuple[Tensor, Tensor] | None) -> Part:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import kvfold
-from kvfold.cli import bench, chat, demo, inspect, ranks, report, train
+from kvfold.cli import bench, chat, delimiters, demo, inspect, ranks, report, train
 from kvfold.errors import KvfoldError
 
 INTERRUPTED = 130  # what shells expect of a program stopped by Ctrl-C
@@ -48,6 +48,7 @@ app.command()(report.report)
 app.command()(chat.chat)
 app.command()(inspect.inspect)
 app.command()(ranks.ranks)
+app.command()(delimiters.delimiters)
 app.add_typer(train.app, name="train")
 
 

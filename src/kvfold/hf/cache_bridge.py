@@ -68,7 +68,7 @@ def cache(
         plan=chosen,
         stock=stock,
         home=Home.of(model),
-        text=Text.of(model, tokenizer) if rules.reads_text else None,
+        text=Text.of(model, tokenizer, rules.ends) if rules.reads_text else None,
         adapter=find_adapter(model, chosen.select),
     )
 

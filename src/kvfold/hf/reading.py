@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from kvfold.segments.sentences import table
+from kvfold.segments.sentences import ENDS, Ends, table
 
 _SPACES = ("▁", "Ġ")  # how tokenizers write a leading space inside their vocabulary
 
@@ -39,21 +39,24 @@ class Reader:
 
 
 class Text:
-    """How a cache marks its tokens. Reader and table are the model's, one for all of its caches."""
+    """How a cache marks its tokens. The reader is the model's, one for all of its caches, and so is the usual table."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = weakref.ref(model)
+    def __init__(self, model: PreTrainedModel, marks: Tensor | None) -> None:
+        self._model, self._marks = weakref.ref(model), marks
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokenizer: Any = None) -> "Text":
+    def of(cls, model: PreTrainedModel, tokenizer: Any = None, ends: Ends | None = None) -> "Text":
         """The text of a model, read by this tokenizer, or by the one beside the model's weights."""
         if model not in _READERS:
             _READERS[model] = Reader()
             model.get_input_embeddings().register_forward_pre_hook(_READERS[model], with_kwargs=True)
+        if ends is not None:
+            found = _beside(model) if tokenizer is None else tokenizer
+            return cls(model, None if found is None else marks_of(found, ends))
         if model not in _MARKS or tokenizer is not None:
             found = _beside(model) if tokenizer is None else tokenizer
             _MARKS[model] = None if found is None else marks_of(found)
-        return cls(model)
+        return cls(model, _MARKS[model])
 
     def __deepcopy__(self, memo: dict) -> "Text":
         return self
@@ -65,8 +68,7 @@ class Text:
 
     def marks(self, ids: Tensor) -> Tensor | None:
         """Marks of these tokens; None where no tokenizer says what they mean."""
-        model = self._model()
-        marks = None if model is None else _MARKS[model]
+        marks = self._marks
         return None if marks is None else marks.to(ids.device)[ids.clamp(0, len(marks) - 1)]
 
 
@@ -74,7 +76,7 @@ _READERS: "weakref.WeakKeyDictionary[PreTrainedModel, Reader]" = weakref.WeakKey
 _MARKS: "weakref.WeakKeyDictionary[PreTrainedModel, Tensor | None]" = weakref.WeakKeyDictionary()
 
 
-def marks_of(tokenizer: Any) -> Tensor:
+def marks_of(tokenizer: Any, ends: Ends = ENDS) -> Tensor:
     """A mark for every vocabulary entry, by its decoded text."""
     ids = range(len(tokenizer))
     names = tokenizer.convert_ids_to_tokens(list(ids))
@@ -83,7 +85,7 @@ def marks_of(tokenizer: Any) -> Tensor:
         f" {text}" if str(name).startswith(_SPACES) and not text[:1].isspace() else text
         for name, text in zip(names, texts, strict=True)
     ]
-    return torch.tensor(list(table(spaced)), dtype=torch.uint8)
+    return torch.tensor(list(table(spaced, ends)), dtype=torch.uint8)
 
 
 def _beside(model: PreTrainedModel) -> Any:

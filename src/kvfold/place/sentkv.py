@@ -24,7 +24,7 @@ from kvfold.errors import BudgetError, PlanError
 from kvfold.place.base import Place
 from kvfold.place.summaries import SUMMARIES
 from kvfold.place.tiers import DeviceTier, DiskTier, HostTier
-from kvfold.segments.sentences import Splitter
+from kvfold.segments.sentences import Splitter, read_ends
 
 _OWN = "tiered_"  # how a saved part names what is its own, not its slots'
 
@@ -40,6 +40,7 @@ class SentKV(Place):
     limit_bytes: int | None = None  # of that file
     length: int = 16  # tokens of a sentence
     window: int = 8  # so many more or fewer; 0 makes pages
+    ends: str | None = None  # a file of `kvfold delimiters`: how good an end each mark is to the model
     recent: int = 16  # newest folded tokens, always read; the unfinished sentence is too
     summary: Literal["minmax", "mean", "spread", "halves"] = "minmax"
     debias: bool = True  # longer sentences have wider extremes by chance: take that off
@@ -102,6 +103,7 @@ class Sentences:
         self.settings, self.tier = settings, tier
         self.queries = settings.queries
         self.reads_text = settings.window > 0
+        self.ends = None if settings.ends is None else read_ends(settings.ends)
         self.reads_all, self.rest, self.reuse = settings.prompt == "all", settings.rest, settings.reuse
         self.spill = settings.spill if self.reads_all else None
         self._splitter, self._pinned = settings.splitter, pinned

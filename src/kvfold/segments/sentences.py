@@ -6,17 +6,22 @@ where the end is good and its length near the target; text without any ends is c
 It knows bytes and strings only: no tokenizer, no tensors.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from kvfold.errors import PlanError
+from kvfold.errors import FileError, PlanError
 
-# How good an end each last character is, of 7. The order is that of attention onto delimiters in DynSplit-KV,
+Ends: TypeAlias = Mapping[str, int]  # last character -> how good an end it is, of BEST
+BEST, WORST = 7, 3  # levels of ends
+
+# How good an end each last character is. The order is that of attention onto delimiters in DynSplit-KV,
 # https://arxiv.org/abs/2602.03184, section 3.
-ENDS: Final[Mapping[str, int]] = MappingProxyType(
+ENDS: Final[Ends] = MappingProxyType(
     dict.fromkeys(".!…。！．｡\n", 7) | dict.fromkeys("?？", 7) | dict.fromkeys(";；:：}", 5)
     | dict.fromkeys(",，、", 4) | dict.fromkeys(")]）】", 3)
 )  # fmt: skip
@@ -28,42 +33,21 @@ _STEM = 0b1000000  # a dot after it is no end: Dr, e.g, a single letter
 _SOFT_ENDS = frozenset(".,:?!")
 _CLOSERS = frozenset("\"')]”’»」』）】")
 _STEMS = frozenset(
-    {
-        *(
-            "mr",
-            "mrs",
-            "ms",
-            "dr",
-            "prof",
-            "st",
-            "no",
-            "vs",
-            "etc",
-            "fig",
-            "eq",
-            "sec",
-            "vol",
-            "jr",
-            "sr",
-            "inc",
-            "ltd",
-        ),
-        *("e.g", "i.e", "cf", "al", "approx"),
-    }
-)
-_BEST = 7.0
+    ("mr", "mrs", "ms", "dr", "prof", "st", "no", "vs", "etc", "fig", "eq", "sec", "vol", "jr", "sr", "inc", "ltd",
+     "e.g", "i.e", "cf", "al", "approx")
+)  # fmt: skip
 _STRONG = 5  # the least level that ends a sentence by itself
 
 
-def mark(text: str) -> int:
+def mark(text: str, ends: Ends = ENDS) -> int:
     """The mark of a vocabulary entry that decodes to `text`, leading space included."""
     bare = text.strip()
     if "\n" in text and not bare:
-        return int(_BEST) | _APART
+        return ends["\n"] | _APART
     ended = text.rstrip(" \t")
     core = ended if ended.endswith("\n") else ended.rstrip("".join(_CLOSERS - set(")]"))) or ended
     last = core[-1:]
-    level = ENDS.get(last, 0)
+    level = ends.get(last, 0)
     flags = _APART if not (text[:1].isalnum() or text[:1] == "_") else 0
     if bare and set(bare) <= _CLOSERS and not text[:1].isspace():
         flags |= _CLOSER
@@ -74,13 +58,30 @@ def mark(text: str) -> int:
     return level | flags
 
 
-def table(texts: Iterable[str]) -> bytes:
+def table(texts: Iterable[str], ends: Ends = ENDS) -> bytes:
     """A mark for every vocabulary entry, in order of their ids.
 
     >>> list(table(["a", ".", "\\n"]))
     [0, 31, 23]
     """
-    return bytes(map(mark, texts))
+    return bytes(mark(text, ends) for text in texts)
+
+
+def read_ends(path: str) -> Ends:
+    """Levels from a file of `kvfold delimiters`. Raises FileError for what is none."""
+    try:
+        ends = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        sound = set(ENDS) <= set(ends) and all(isinstance(level, int) and 0 <= level <= BEST for level in ends.values())
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise FileError(
+            f"ends={path!r} was asked for; it cannot be read ({error}); make it by `kvfold delimiters`"
+        ) from None
+    if not sound:
+        raise FileError(
+            f"ends={path!r} was asked for; it holds no level of 0 to {BEST} for every mark; "
+            "make it by `kvfold delimiters`"
+        )
+    return MappingProxyType(ends)
 
 
 def weights(marks: bytes) -> list[float]:
@@ -97,7 +98,7 @@ def weights(marks: bytes) -> list[float]:
     for at in range(1, len(marks)):
         if marks[at] & _CLOSER and levels[at - 1] > levels[at]:
             levels[at], levels[at - 1] = levels[at - 1], 0
-    return [level / _BEST for level in levels]
+    return [level / BEST for level in levels]
 
 
 def ends(marks: Any, after: Any) -> Any:

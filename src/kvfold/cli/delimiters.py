@@ -1,0 +1,36 @@
+"""`kvfold delimiters`: how good an end of a sentence each mark is to one model, as a file for `sentkv(ends=...)`.
+
+Everything heavy is imported when the verb runs.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def delimiters(
+    text: Annotated[Path, typer.Option("--text", help="What to measure on: .txt, .jsonl or .jsonl.xz.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("delimiters.json"),
+    model: Annotated[str, typer.Option("--model", help="`tiny`, a folder, or a name on the Hub.")] = "tiny",
+    characters: Annotated[
+        int, typer.Option("--characters", help="How much of the text is read, at most.", min=1)
+    ] = 200_000,
+) -> None:
+    """Measure by a model's attention where its sentences end best."""
+    from kvfold.data.files import prose, read_rows
+    from kvfold.hf.load import load
+    from kvfold.learn.delimiters import measure, save_ends
+
+    loaded, tokenizer = load(model)
+    texts, left = [], characters
+    for row in read_rows(text):
+        texts.append(prose(row)[:left])
+        left -= len(texts[-1])
+        if left <= 0:
+            break
+    ends = measure(loaded, tokenizer, texts)
+    save_ends(ends, out)
+    for mark, level in sorted(ends.items(), key=lambda one: -one[1]):
+        typer.echo(f"{mark!r}: {level}")
+    typer.echo(f"the levels are in {out}")
