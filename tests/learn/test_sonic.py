@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -59,6 +60,20 @@ def test_a_talk_is_what_the_template_writes_cut_where_turns_end(tokenizer):
     assert talk.ends[-1] < len(talk.ids)
     scored = [token for token, weight in zip(talk.ids, talk.weights, strict=True) if weight == 1.0]
     assert messages[-1].content in tokenizer.decode(scored)
+
+
+def test_a_document_is_folded_before_it_is_asked_about(tokenizer):
+    talks, rng = Talks(tokenizer, Mix(), None), random.Random(6)
+    for seed in range(6):
+        talk = talks._document(rng, seed, talks.borrowed, most=800)
+        assert talk is not None
+        told, asked = tokenizer.decode(talk.ids[: talk.ends[0]]), tokenizer.decode(talk.ids[talk.ends[0] :])
+        replies = tokenizer.decode([token for token, weight in zip(talk.ids, talk.weights, strict=True) if weight])
+        numbers = set(re.findall(r"[0-9]{6}", replies))
+        assert numbers
+        assert all(number in told for number in numbers)
+        assert "<|assistant|>" not in told
+        assert asked.count("<|assistant|>") == replies.count("<|end|>")
 
 
 def test_a_family_can_be_left_out(tokenizer):

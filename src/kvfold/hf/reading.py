@@ -39,24 +39,27 @@ class Reader:
 
 
 class Text:
-    """How a cache marks its tokens. The reader is the model's, one for all of its caches, and so is the usual table."""
+    """How a cache marks its tokens. The reader and the tables are the model's, for all of its caches."""
 
-    def __init__(self, model: PreTrainedModel, marks: Tensor | None) -> None:
-        self._model, self._marks = weakref.ref(model), marks
+    def __init__(self, model: PreTrainedModel, ends: Ends) -> None:
+        self._model, self._ends = weakref.ref(model), ends
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: Any = None, ends: Ends | None = None) -> "Text":
         """The text of a model, read by this tokenizer, or by the one beside the model's weights."""
         if model not in _READERS:
-            _READERS[model] = Reader()
+            _READERS[model], _MARKS[model] = Reader(), {}
             model.get_input_embeddings().register_forward_pre_hook(_READERS[model], with_kwargs=True)
-        if ends is not None:
+        text = cls(model, ENDS if ends is None else ends)
+        if text._table not in _MARKS[model] or tokenizer is not None:
             found = _beside(model) if tokenizer is None else tokenizer
-            return cls(model, None if found is None else marks_of(found, ends))
-        if model not in _MARKS or tokenizer is not None:
-            found = _beside(model) if tokenizer is None else tokenizer
-            _MARKS[model] = None if found is None else marks_of(found)
-        return cls(model, _MARKS[model])
+            _MARKS[model][text._table] = None if found is None else marks_of(found, text._ends)
+        return text
+
+    @property
+    def _table(self) -> tuple[tuple[str, int], ...]:
+        """The name of its table among the model's."""
+        return tuple(self._ends.items())
 
     def __deepcopy__(self, memo: dict) -> "Text":
         return self
@@ -68,12 +71,13 @@ class Text:
 
     def marks(self, ids: Tensor) -> Tensor | None:
         """Marks of these tokens; None where no tokenizer says what they mean."""
-        marks = self._marks
+        model = self._model()
+        marks = None if model is None else _MARKS[model][self._table]
         return None if marks is None else marks.to(ids.device)[ids.clamp(0, len(marks) - 1)]
 
 
 _READERS: "weakref.WeakKeyDictionary[PreTrainedModel, Reader]" = weakref.WeakKeyDictionary()
-_MARKS: "weakref.WeakKeyDictionary[PreTrainedModel, Tensor | None]" = weakref.WeakKeyDictionary()
+_MARKS: "weakref.WeakKeyDictionary[PreTrainedModel, dict[Any, Tensor | None]]" = weakref.WeakKeyDictionary()
 
 
 def marks_of(tokenizer: Any, ends: Ends = ENDS) -> Tensor:

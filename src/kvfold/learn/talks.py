@@ -1,4 +1,4 @@
-"""Conversations to learn folding from: generated dialogues and drills, real dialogues, and prose cut into segments.
+"""Conversations to learn folding from: generated dialogues, drills and documents, real dialogues, prose in segments.
 
 Each becomes tokens by the model's own chat template, with the replies' share in the loss and the ends of its turns.
 One family of generated dialogues may be left out, to see what is learnt without it. Knows nothing of losses.
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from kvfold.chat.script import cut, render
-from kvfold.data import FAMILIES, Message, training_dialogue
+from kvfold.data import FAMILIES, Message, needle, training_dialogue
 from kvfold.data.drills import DRILLS, drill
+from kvfold.data.needles import asked_next
 from kvfold.data.real import borrow, rows
 from kvfold.data.words import NOTHING, Borrowed
 from kvfold.errors import DataError
 from kvfold.learn.layout import Talk
 
 REAL_WEIGHT = 0.5  # of a token of a real reply or of prose, beside 1 of a reply that a program can check
+_NEEDLES = ("single", "multikey", "multikey", "multivalue", "multiquery")
+_SHORTEST = 400  # tokens of a document, at most, in the shortest conversations
 _OF_FAMILY = {
     "recall": ("people", "kinds"),
     "coreference": ("lists", "relatives", "places"),
@@ -33,9 +36,10 @@ class Mix:
     """What conversations are drawn from, in shares of the draws."""
 
     chats: float = 0.35
-    drills: float = 0.1
-    dialogues: float = 0.35  # real ones, where there are some
-    prose: float = 0.2
+    drills: float = 0.05
+    documents: float = 0.15  # with needles, asked about after they are folded
+    dialogues: float = 0.3  # real ones, where there are some
+    prose: float = 0.15
     without: str | None = None  # a family of chats and drills that is left out
 
     def __post_init__(self) -> None:
@@ -60,7 +64,8 @@ class Talks:
         """`count` conversations of one source, of about `turns` turns and at most `most` tokens."""
         mix = self.mix
         real, prose = (mix.dialogues if self.dialogues else 0.0), (mix.prose if self.prose else 0.0)
-        source = rng.choices(("chat", "drill", "dialogue", "prose"), (mix.chats, mix.drills, real, prose))[0]
+        sources = {"chat": mix.chats, "drill": mix.drills, "document": mix.documents, "dialogue": real, "prose": prose}
+        source = rng.choices(list(sources), list(sources.values()))[0]
         talks: list[Talk] = []
         while len(talks) < count:
             talk = self._one(source, rng, turns, most)
@@ -78,6 +83,8 @@ class Talks:
         if source == "drill":
             return self.encode(drill(rng.choice(self.drills), keys=rng.choice((3, 4, 6)), seed=seed, borrowed=loan),
                                rng, most)  # fmt: skip
+        if source == "document":
+            return self._document(rng, seed, loan, most=min(most, max(60 * turns, _SHORTEST)))
         if source == "dialogue":
             messages: list[Message] = []
             while len(messages) < 2 * turns:
@@ -106,6 +113,27 @@ class Talks:
                 ends.append(at)
         inner = [end for end in ends if end < at]  # the last turn stays open: it asks
         return Talk(ids=ids, weights=weights, ends=inner) if inner and len(ids) <= most else None
+
+    def _document(self, rng: random.Random, seed: int, loan: Borrowed, *, most: int) -> Talk | None:
+        """A document that is folded as a whole, then several questions about it."""
+        filler = loan.sentences if rng.random() < 0.5 else ()
+        made = needle(
+            rng.choice(_NEEDLES), split="train", tokens=int(most * rng.uniform(0.3, 0.8)), seed=seed, filler=filler,
+            count=lambda text: len(text) // 4, borrowed=loan.words,
+        )  # fmt: skip
+        messages = [Message(role="user", content=made.prompt), Message(role="assistant", content=made.reply)]
+        for _ in range(rng.randint(0, 3)):
+            question, reply = asked_next(made, split="train", rng=rng)
+            messages += [Message(role="user", content=question), Message(role="assistant", content=reply)]
+        text = render(self.tokenizer, messages)
+        bounds = [text.index(made.prompt) + len(made.prompt) - len(made.question)]
+        for index in range(1, len(messages), 2):
+            bounds += [len(render(self.tokenizer, messages[:index], ask=True)),
+                       len(render(self.tokenizer, messages[: index + 1]))]  # fmt: skip
+        pieces = cut(self.tokenizer, text, bounds)
+        weights = [float(place > 0 and place % 2 == 0) for place, piece in enumerate(pieces) for _ in piece]
+        ids = [token for piece in pieces for token in piece]
+        return Talk(ids=ids, weights=weights, ends=[len(pieces[0])]) if len(ids) <= most else None
 
     def _prose(self, rng: random.Random, most: int) -> Talk:
         text = rng.choice(self.prose)
