@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -77,6 +77,12 @@ class Index:
             scores = torch.baddbmm(scores, wide.abs(), self.spreads.reshape(lanes, -1, size).mT)
         best = scores.unflatten(2, (sentences, centres)).amax(dim=3) if centres > 1 else scores
         return best.float() * scale
+
+    def begun(self, selected: Int[Tensor, "L budget"], *, stored: int) -> Bool[Tensor, "L M"]:
+        """Which sentences have their first slot among the selected ones; -1 is no slot."""
+        table = torch.zeros(selected.shape[0], stored + 1, dtype=torch.bool, device=selected.device)
+        table.scatter_(1, selected.masked_fill(selected < 0, stored).long().clamp(max=stored), True)
+        return table[:, :stored].gather(1, self.starts.long().clamp(max=stored - 1))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor held, by name."""

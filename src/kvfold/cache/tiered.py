@@ -36,6 +36,7 @@ class Policy(Placer, Protocol):
     reads_all: bool  # forwards of several tokens read everything
     rest: bool  # what is not selected is read as one mean slot
     reuse: bool  # only what is not there is fetched
+    stay: float  # what a sentence that is there has ahead of others
 
     def budget(self, stored: int) -> int:
         """Slots that a head may read of `stored`."""
@@ -257,6 +258,8 @@ class TieredPart(Part):
         if self.index.centres is not None and any(b < held for b, held in zip(budgets, lanes, strict=True)):
             queries, real = _asking_queries(asking, heads)
             scores = self.policy.rank(self.index, queries, real, scale=asking.scale)
+            if self.policy.stay and self.selected is not None:
+                scores = scores + self.policy.stay * self.index.begun(self.selected, stored=max(lanes))
         return take(self.index, scores, counts=lanes, budgets=budgets, newest=newest)
 
     def _budgets(self) -> list[int]:

@@ -44,11 +44,12 @@ class SentKV(Place):
     recent: int = 16  # newest folded tokens, always read; the unfinished sentence is too
     summary: Literal["minmax", "mean", "spread", "halves"] = "minmax"
     debias: bool = True  # longer sentences have wider extremes by chance: take that off
-    when: Literal["steps", "sentence", "drift"] = "steps"  # what makes it select anew
-    every: int = 8  # tokens after which it does in any case
+    when: Literal["steps", "sentence", "drift"] = "sentence"  # what makes it select anew
+    every: int = 16  # tokens after which it does in any case
     drift: float = 0.8  # cosine of the mean queries below which the query has drifted
     queries: int = 8  # newest queries that choose, beside the one that asks
     reuse: bool = True  # fetch only what is not there
+    stay: float = 1.0  # nats that a sentence which is there has ahead of others in the next selection
     rest: bool = False  # read what is not selected as one mean slot
     prompt: Literal["all", "chosen"] = "all"  # what forwards of several tokens read
     spill: int = 2048  # raw tokens beyond which the older ones are moved away, while a prompt is read
@@ -68,6 +69,8 @@ class SentKV(Place):
                 f"tier={self.tier!r} with directory={self.directory!r} was asked for; a file on disk lies in a folder "
                 "that you name, other tiers have none; give tier='disk' and directory= together"
             )
+        if self.stay < 0:
+            raise PlanError(f"stay={self.stay} was asked for; what is there may be ahead, not behind; give 0 or more")
         if self.every < 1 or self.queries < 1 or self.recent < 1 or self.spill < 2:
             raise PlanError(
                 f"every={self.every}, queries={self.queries}, recent={self.recent}, spill={self.spill} was asked for; "
@@ -105,6 +108,7 @@ class Sentences:
         self.reads_text = settings.window > 0
         self.ends = None if settings.ends is None else read_ends(settings.ends)
         self.reads_all, self.rest, self.reuse = settings.prompt == "all", settings.rest, settings.reuse
+        self.stay = settings.stay
         self.spill = settings.spill if self.reads_all else None
         self._splitter, self._pinned = settings.splitter, pinned
         self._summarise = SUMMARIES[settings.summary]
