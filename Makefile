@@ -54,6 +54,8 @@ docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and th
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sonic-*) --into docs/methods/sonic-tables.md; fi
 	if test -f $(RECORDS)/dynakv-fidelity/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/dynakv-*) --into docs/methods/dynakv-tables.md; fi
+	if test -f $(RECORDS)/sentkv-needle/records.jsonl; then \
+	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sentkv-*) --into docs/methods/sentkv-tables.md; fi
 	if test -f $(RECORDS)/chat-tiny/records.jsonl; then \
 	  $(BIN)/kvfold report $(RECORDS)/chat-tiny --picture docs/pictures/score.svg; fi
 
@@ -68,6 +70,8 @@ RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:Stre
 AGAINST_SONIC ?= sonic; kvzip; h2o; streaming_llm; snapkv; first; mean_pool; summary
 AGAINST_DYNAKV ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); dynakv(rate=0.3, deal='even'); \
   dynakv(rate=0.2, deal='even'); dynakv(rate=0.3, deal='random'); dynakv(rate=0.2, deal='random'); pca(rate=0.3); pca(rate=0.2)
+AGAINST_SENTKV ?= sentkv(budget=0.1); sentkv(budget=0.1, window=0, length=16); sentkv(budget=0.1, window=0, length=32); \
+  sentkv(budget=0.1, summary='mean'); dynakv(rate=0.47) + sentkv(budget=0.1)
 DATA ?=
 JOBS ?= 2
 chat-tiny_ASKS := chat --n 32
@@ -76,23 +80,27 @@ longqa-tiny_ASKS = longqa --n 24 --set score=likelihood --data "$(DATA)"
 fidelity-tiny_ASKS := fidelity --n 8
 sonic-chat_ASKS := chat --n 48 --seed 1
 sonic-low_ASKS := chat --n 48 --seed 1
-sonic-dialogue_ASKS = dialogue --n 24 --set score=likelihood --data "$(DATA)"
+sonic-dialogue_ASKS = dialogue --n 160 --set score=likelihood --data "$(DATA)"
 dynakv-fidelity_ASKS := fidelity --n 12 --seed 5
 dynakv-novels_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
+sentkv-needle_ASKS := needle --n 60 --set tokens=4096
+sentkv-longqa_ASKS = longqa --n 48 --set score=likelihood --data "$(DATA)"
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
+OF_SENTKV := sentkv-needle $(if $(DATA),sentkv-longqa)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
+$(OF_SENTKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SENTKV)"
 
 records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
 	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
 	$(MAKE) -j $(JOBS) $(ALL_RECORDS)
 
 # Lines say whose they are; a failure is not lost in the pipe.
-ALL_RECORDS := $(ON_TINY:%=$(RECORDS)/%) $(OF_SONIC:%=$(RECORDS)/%) $(OF_DYNAKV:%=$(RECORDS)/%)
+ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(OF_SONIC) $(OF_DYNAKV) $(OF_SENTKV))
 .PHONY: $(ALL_RECORDS)
 $(RECORDS)/%: SHELL := /bin/bash
 $(RECORDS)/%: .SHELLFLAGS := -o pipefail -c

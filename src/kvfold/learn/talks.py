@@ -22,6 +22,7 @@ from kvfold.learn.layout import Talk
 
 REAL_WEIGHT = 0.5  # of a token of a real reply or of prose, beside 1 of a reply that a program can check
 _NEEDLES = ("single", "multikey", "multikey", "multivalue", "multiquery")
+_NEEDED = 240  # tokens, as they are counted here, that any needles fit into
 _SHORTEST = 400  # tokens of a document, at most, in the shortest conversations
 _OF_FAMILY = {
     "recall": ("people", "kinds"),
@@ -118,8 +119,8 @@ class Talks:
         """A document that is folded as a whole, then several questions about it."""
         filler = loan.sentences if rng.random() < 0.5 else ()
         made = needle(
-            rng.choice(_NEEDLES), split="train", tokens=int(most * rng.uniform(0.3, 0.8)), seed=seed, filler=filler,
-            count=lambda text: len(text) // 4, borrowed=loan.words,
+            rng.choice(_NEEDLES), split="train", tokens=max(int(most * rng.uniform(0.3, 0.8)), _NEEDED), seed=seed,
+            count=lambda text: len(text) // 4, filler=filler, borrowed=loan.words,
         )  # fmt: skip
         messages = [Message(role="user", content=made.prompt), Message(role="assistant", content=made.reply)]
         for _ in range(rng.randint(0, 3)):

@@ -1,7 +1,7 @@
 """Summaries: what the keys of a sentence are like, in one or two vectors. sentkv chooses among them.
 
-Each takes keys sentence after sentence and the lengths; a score is q . centre + |q| . spread. Extremes bound every
-q . k of the sentence from above; means rank sentences with one outstanding key low.
+Each takes keys sentence after sentence and the lengths, and works in float32; a score is q . centre + |q| . spread.
+Extremes bound every q . k of the sentence from above; means rank sentences with one outstanding key low.
 Extremes are Quest's, https://arxiv.org/abs/2406.10774; means SentenceKV's, https://arxiv.org/abs/2504.00970
 Ours differs: extremes are kept as their middle and half their distance, so every form is scored alike.
 """
@@ -22,13 +22,13 @@ _DEVIATIONS = 1.0  # how many standard deviations beyond the mean a spread reach
 
 def minmax(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
     """The middle of the smallest and largest value in each dimension, and half of their distance."""
-    low, high = _reduced(keys, lengths, "min"), _reduced(keys, lengths, "max")
+    low, high = _reduced(keys.float(), lengths, "min"), _reduced(keys.float(), lengths, "max")
     return Summary(centres=((high + low) / 2)[:, None], spreads=((high - low) / 2)[:, None])
 
 
 def mean(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
     """The mean key."""
-    return Summary(centres=_reduced(keys.float(), lengths, "mean").to(keys.dtype)[:, None])
+    return Summary(centres=_reduced(keys.float(), lengths, "mean")[:, None])
 
 
 def spread(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
@@ -36,14 +36,14 @@ def spread(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
     wide = keys.float()
     middle, squares = _reduced(wide, lengths, "mean"), _reduced(wide.square(), lengths, "mean")
     deviations = (squares - middle.square()).clamp(min=0).sqrt() * _DEVIATIONS
-    return Summary(centres=middle.to(keys.dtype)[:, None], spreads=deviations.to(keys.dtype)[:, None])
+    return Summary(centres=middle[:, None], spreads=deviations[:, None])
 
 
 def halves(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
     """Two centroids: the mean keys of the first and of the second half."""
     first = (lengths + 1) // 2
     both = torch.stack([first, lengths - first], dim=1).flatten()
-    means = _reduced(keys.float(), both, "mean").to(keys.dtype).unflatten(0, (-1, 2))
+    means = _reduced(keys.float(), both, "mean").unflatten(0, (-1, 2))
     single = (lengths < 2)[:, None]
     return Summary(centres=torch.stack([means[:, 0], torch.where(single, means[:, 0], means[:, 1])], dim=1))
 
