@@ -80,7 +80,7 @@ longqa-tiny_ASKS = longqa --n 24 --set score=likelihood --data "$(DATA)"
 fidelity-tiny_ASKS := fidelity --n 8
 sonic-chat_ASKS := chat --n 48 --seed 1
 sonic-low_ASKS := chat --n 48 --seed 1
-sonic-dialogue_ASKS = dialogue --n 160 --set score=likelihood --data "$(DATA)"
+sonic-dialogue_ASKS = dialogue --n 96 --set score=likelihood --data "$(DATA)"
 dynakv-fidelity_ASKS := fidelity --n 12 --seed 5
 dynakv-novels_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 sentkv-needle_ASKS := needle --n 60 --set tokens=4096

@@ -49,7 +49,7 @@ class SentKV(Place):
     drift: float = 0.8  # cosine of the mean queries below which the query has drifted
     queries: int = 8  # newest queries that choose, beside the one that asks
     reuse: bool = True  # fetch only what is not there
-    stay: float = 1.0  # nats that a sentence which is there has ahead of others in the next selection
+    stay: float = 0.3  # nats that a sentence which is there has ahead of others in the next selection
     rest: bool = False  # read what is not selected as one mean slot
     prompt: Literal["all", "chosen"] = "all"  # what forwards of several tokens read
     spill: int = 2048  # raw tokens beyond which the older ones are moved away, while a prompt is read
