@@ -67,6 +67,9 @@ def sonic(
         float, typer.Option("--judge", help="Share of the run that trains the salience alone; 1: no rows at all.")
     ] = 0.15,
     without: Annotated[str | None, typer.Option("--without", help="A family of dialogues to leave out.")] = None,
+    study: Annotated[
+        float, typer.Option("--study", help="Share of talks in which the model asks itself about the data.", min=0)
+    ] = 0.0,
     terms: Annotated[str, typer.Option("--terms", help="Weights of the loss, like 'kl=1,output=0'.")] = "",
 ) -> None:
     """Train SONIC's Nexus rows for a model: what a finished turn becomes, at any budget.
@@ -83,8 +86,8 @@ def sonic(
         warmup_steps=40, batches_a_step=1, average=0.99,
     )  # fmt: skip
     run = SonicRun(SonicSettings(
-        model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, mix=Mix(without=without),
-        judge_until=judge, terms=Terms(**_weights(terms, Terms)),
+        model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, judge_until=judge,
+        mix=Mix(without=without, study=study), terms=Terms(**_weights(terms, Terms)),
     ))  # fmt: skip
     _train(run)
     run.finish()

@@ -27,6 +27,7 @@ from kvfold.learn.loop import LoopSettings, Trainer, carry_out
 from kvfold.learn.losses import TokenLoss, quick_in_bfloat16, whole_replies
 from kvfold.learn.processes import join_processes
 from kvfold.learn.relaxed import relax, relaxed_masks
+from kvfold.learn.study import Study
 from kvfold.learn.talks import REAL_WEIGHT, Mix, Talks
 from kvfold.select.sonic import ROWS, VERBATIM
 
@@ -256,8 +257,10 @@ class SonicRun:
         self.model.requires_grad_(False)
         if torch.cuda.is_available():
             self.model.to("cuda")  # pyright: ignore[reportArgumentType]
+        asked: Any = load(settings.model)[0] if settings.mix.study else None  # it generates, so it stays as it is
+        study = None if asked is None else Study(asked.to(self.model.device), self.tokenizer)
         parallel.prepare(self.model)
-        self.talks = Talks(self.tokenizer, settings.mix, settings.data)
+        self.talks = Talks(self.tokenizer, settings.mix, settings.data, study)
         adapter = Adapter.for_model(self.model, rows=ROWS, rank=settings.rank)
         self.adapter = adapter.to(self.model.device)
         self.loss = SonicLoss(self.model, self.adapter, settings, self.rng)

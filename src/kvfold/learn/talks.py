@@ -19,6 +19,7 @@ from kvfold.data.real import borrow, rows
 from kvfold.data.words import NOTHING, Borrowed
 from kvfold.errors import DataError
 from kvfold.learn.layout import Talk
+from kvfold.learn.study import Study
 
 REAL_WEIGHT = 0.5  # of a token of a real reply or of prose, beside 1 of a reply that a program can check
 _NEEDLES = ("single", "multikey", "multikey", "multivalue", "multiquery")
@@ -41,6 +42,7 @@ class Mix:
     documents: float = 0.15  # with needles, asked about after they are folded
     dialogues: float = 0.3  # real ones, where there are some
     prose: float = 0.15
+    study: float = 0.0  # prose that the model asks itself about (study.py)
     without: str | None = None  # a family of chats and drills that is left out
 
     def __post_init__(self) -> None:
@@ -53,8 +55,11 @@ class Mix:
 class Talks:
     """Draws conversations; the random state is the caller's."""
 
-    def __init__(self, tokenizer: Any, mix: Mix, data: Path | None) -> None:
-        self.tokenizer, self.mix = tokenizer, mix
+    def __init__(self, tokenizer: Any, mix: Mix, data: Path | None, study: Study | None = None) -> None:
+        """`study` answers for the model where the mix asks for it."""
+        if mix.study and (data is None or study is None):
+            raise DataError("self-study was asked for; it needs text to ask about; give --data with a folder of it")
+        self.tokenizer, self.mix, self.study = tokenizer, mix, study
         self.dialogues, self.prose = _real(data) if data else ([], [])
         self.borrowed = borrow(self.prose + [message.content for one in self.dialogues[:3000] for message in one])
         self.families = [family for family in FAMILIES if family != mix.without]
@@ -65,7 +70,8 @@ class Talks:
         """`count` conversations of one source, of about `turns` turns and at most `most` tokens."""
         mix = self.mix
         real, prose = (mix.dialogues if self.dialogues else 0.0), (mix.prose if self.prose else 0.0)
-        sources = {"chat": mix.chats, "drill": mix.drills, "document": mix.documents, "dialogue": real, "prose": prose}
+        sources = {"chat": mix.chats, "drill": mix.drills, "document": mix.documents, "dialogue": real, "prose": prose,
+                   "study": mix.study}  # fmt: skip
         source = rng.choices(list(sources), list(sources.values()))[0]
         talks: list[Talk] = []
         while len(talks) < count:
@@ -91,7 +97,18 @@ class Talks:
             while len(messages) < 2 * turns:
                 messages += rng.choice(self.dialogues)
             return self.encode(messages[: 2 * turns], rng, most)
+        if source == "study":
+            assert self.study is not None, "checked when the talks were made"
+            passage = self._passage(rng, characters=4 * min(most // 2, 45 * turns))
+            talk = self.study.draw(rng, passage, questions=rng.randint(1, 3), weight=REAL_WEIGHT)
+            return talk if len(talk.ids) <= most else None
         return self._prose(rng, most=min(most, 45 * turns))
+
+    def _passage(self, rng: random.Random, *, characters: int) -> str:
+        """Some whole words of a text."""
+        text = rng.choice(self.prose)
+        start = rng.randrange(max(1, len(text) - characters))
+        return " ".join(text[start : start + characters].split()[1:-1])
 
     def _loan(self, rng: random.Random) -> Borrowed:
         return NOTHING if rng.random() < 0.25 else self.borrowed
