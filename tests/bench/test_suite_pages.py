@@ -9,6 +9,7 @@ import typer
 from kvfold.bench import jobs, suite
 from kvfold.bench.choices import choose
 from kvfold.bench.peers import plans as rivals
+from kvfold.cli.bench import KEEPS
 from kvfold.cli.main import app
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "suites"
@@ -37,10 +38,10 @@ def test_the_commands_of_a_page_are_understood(name):
     for words in found:
         given = COMMAND.make_context("bench", list(words)).params
         assert given["suite"].replace("-", "_") == name
-        keeps = jobs.parse_keeps(given["keep"])
+        sizes = jobs.sizes(given["keep"], usual=KEEPS)
         chosen = choose(suite.find(given["suite"]), given=given["settings"] or ())
-        assert jobs.parse_jobs(given["plans"].replace("...", "full"), keeps=keeps, scopes=chosen.scopes)
-        rivals.parse_all(given["peers"], keeps=keeps)
+        assert jobs.parse_jobs(given["plans"].replace("...", "full"), **sizes, scopes=chosen.scopes)
+        rivals.parse_all(given["peers"], **sizes)
         assert given["data"] is None or chosen.data_file, "only a suite that reads files is given some"
 
 

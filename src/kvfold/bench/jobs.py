@@ -30,6 +30,11 @@ def parse_keeps(text: str | None) -> tuple[float, ...]:
     return keeps
 
 
+def sizes(text: str | None, *, usual: str) -> dict[str, tuple[float, ...]]:
+    """What `parse_jobs` and `parse_rivals` are to be told of a `--keep`; None: it was left away."""
+    return {"keeps": parse_keeps(text), "usual": parse_keeps(usual) if text is None else ()}
+
+
 def parse_jobs(
     plans: str, *, keeps: Sequence[float] = (), usual: Sequence[float] = (), scopes: Sequence[str] = ()
 ) -> list[Job]:
