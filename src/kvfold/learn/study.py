@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from kvfold.chat.script import cut, render
+from kvfold.chat.script import render
 from kvfold.data import Message
+from kvfold.learn.asked import asked_about
 from kvfold.learn.layout import Talk
 
 PROMPTS = (
@@ -35,22 +36,11 @@ class Study:
     def draw(self, rng: random.Random, passage: str, *, questions: int, weight: float) -> Talk:
         """A passage that is folded as a whole, then questions that the model has answered; each reply's tokens count
         `weight`."""
-        messages = [Message(role="user", content=passage)]
-        asked = rng.sample(PROMPTS, min(questions, len(PROMPTS)))
-        messages[0] = Message(role="user", content=f"{passage} {asked[0]}")
-        for number in range(len(asked)):
-            if number:
-                messages.append(Message(role="user", content=asked[number]))
+        messages: list[Message] = []
+        for question in rng.sample(PROMPTS, min(questions, len(PROMPTS))):
+            messages.append(Message(role="user", content=question if messages else f"{passage} {question}"))
             messages.append(Message(role="assistant", content=self._reply(rng, messages)))
-        text = render(self.tokenizer, messages)
-        bounds = [text.index(passage) + len(passage)]
-        for index in range(1, len(messages), 2):
-            bounds += [len(render(self.tokenizer, messages[:index], ask=True)),
-                       len(render(self.tokenizer, messages[: index + 1]))]  # fmt: skip
-        pieces = cut(self.tokenizer, text, bounds)
-        counted = [place > 0 and place % 2 == 0 for place in range(len(pieces))]
-        weights = [weight * counts for counts, piece in zip(counted, pieces, strict=True) for _ in piece]
-        return Talk(ids=[token for piece in pieces for token in piece], weights=weights, ends=[len(pieces[0])])
+        return asked_about(self.tokenizer, passage, messages, weight=weight)
 
     def _reply(self, rng: random.Random, messages: Sequence[Message]) -> str:
         """What the model says, sampled; never empty."""

@@ -18,6 +18,7 @@ from kvfold.data.needles import asked_next
 from kvfold.data.real import borrow, rows
 from kvfold.data.words import NOTHING, Borrowed
 from kvfold.errors import DataError
+from kvfold.learn.asked import asked_about
 from kvfold.learn.layout import Talk
 from kvfold.learn.study import Study
 
@@ -143,15 +144,8 @@ class Talks:
         for _ in range(rng.randint(0, 3)):
             question, reply = asked_next(made, split="train", rng=rng)
             messages += [Message(role="user", content=question), Message(role="assistant", content=reply)]
-        text = render(self.tokenizer, messages)
-        bounds = [text.index(made.prompt) + len(made.prompt) - len(made.question)]
-        for index in range(1, len(messages), 2):
-            bounds += [len(render(self.tokenizer, messages[:index], ask=True)),
-                       len(render(self.tokenizer, messages[: index + 1]))]  # fmt: skip
-        pieces = cut(self.tokenizer, text, bounds)
-        weights = [float(place > 0 and place % 2 == 0) for place, piece in enumerate(pieces) for _ in piece]
-        ids = [token for piece in pieces for token in piece]
-        return Talk(ids=ids, weights=weights, ends=[len(pieces[0])]) if len(ids) <= most else None
+        talk = asked_about(self.tokenizer, made.prompt[: -len(made.question)], messages, weight=1.0)
+        return talk if len(talk.ids) <= most else None
 
     def _prose(self, rng: random.Random, most: int) -> Talk:
         text = rng.choice(self.prose)
