@@ -72,7 +72,6 @@ AGAINST_DYNAKV ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); dynakv(
   dynakv(rate=0.2, deal='even'); dynakv(rate=0.3, deal='random'); dynakv(rate=0.2, deal='random'); pca(rate=0.3); pca(rate=0.2)
 AGAINST_SENTKV ?= sentkv(budget=0.1); sentkv(budget=0.1, window=0, length=16); sentkv(budget=0.1, window=0, length=32); \
   sentkv(budget=0.1, summary='mean'); dynakv(rate=0.47) + sentkv(budget=0.1)
-COMMA := ,
 DATA ?=
 JOBS ?= 2
 chat-tiny_ASKS := chat --n 32
@@ -85,7 +84,7 @@ sonic-dialogue_ASKS = dialogue --n 96 --set score=likelihood --data "$(DATA)"
 dynakv-fidelity_ASKS := fidelity --n 12 --seed 5
 dynakv-novels_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 sentkv-needle_ASKS := needle --n 60 --set tokens=4096
-sentkv-longqa_ASKS = longqa --n 48 --set score=likelihood --data "$(DATA)"
+sentkv-longqa_ASKS = longqa --n 48 --set score=likelihood --set answer=singly --data "$(DATA)"
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
@@ -94,9 +93,7 @@ $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
-$(RECORDS)/sentkv-needle: ASKS = --plans "$(AGAINST_SENTKV)"
-# An answer is scored in one forward, which would read everything: here its tokens choose as if they came one by one.
-$(RECORDS)/sentkv-longqa: ASKS = --plans "$(subst budget=0.1,budget=0.1$(COMMA) prompt='chosen',$(AGAINST_SENTKV))"
+$(OF_SENTKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SENTKV)"
 
 records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
 	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")

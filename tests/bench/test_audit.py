@@ -4,6 +4,7 @@ import dataclasses
 import io
 
 import pytest
+import torch
 from coins import Coins
 from rich.console import Console
 
@@ -110,6 +111,9 @@ def test_a_trial_leaves_the_rows_as_they_were():
     before = rows.ledger()
     tried = rows.trial([[9, 10, 11]])[0]
     assert rows.ledger() == before
+    singly = rows.trial([[9, 10, 11]], singly=2)[0]
+    assert rows.ledger() == before
+    assert torch.allclose(singly, tried, atol=1e-4)
     assert rows.read([[9, 10, 11]])[0].equal(tried)
 
 

@@ -7,6 +7,7 @@ those that it was fed; more is history read twice. It finds what a cache holds o
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,12 +28,15 @@ class AuditedRows(Rows):
             check_fed(spent, fed=sum(self.fed_tokens), columns=self.mask.shape[1])
         return spent
 
-    def trial(self, chunks: Sequence[Sequence[int]]) -> list[Float[Tensor, "_ vocabulary"]]:
-        """What `read` says; afterwards the rows are as they were."""
+    def trial(self, chunks: Sequence[Sequence[int]], *, singly: int = 0) -> list[Float[Tensor, "_ vocabulary"]]:
+        """What `read` says, the last `singly` tokens read one by one; afterwards the rows are as they were."""
         assert self.folded is not None, "a stock cache has no way back"
         mask, fed, mark = self.mask, self.fed_tokens, self.folded.mark()
+        steps = [[chunk[: len(chunk) - singly] for chunk in chunks]]
+        steps += [[chunk[len(chunk) - left :][:1] for chunk in chunks] for left in range(singly, 0, -1)]
         try:
-            return self.read(chunks)
+            read = [self.read(step) for step in steps]
+            return [torch.cat(row) for row in zip(*read, strict=True)]
         finally:
             self.mask, self.fed_tokens = mask, fed
             self.folded.restore(mark)

@@ -37,8 +37,8 @@ class Reader(Protocol):
         """Read one chunk a row; for each row what it expects after each token, [tokens, vocabulary]."""
         ...
 
-    def trial(self, chunks: Sequence[Sequence[int]]) -> list[Any]:
-        """What `read` says; afterwards the rows are as they were."""
+    def trial(self, chunks: Sequence[Sequence[int]], *, singly: int = 0) -> list[Any]:
+        """What `read` says, the last `singly` tokens read one by one; afterwards the rows are as they were."""
         ...
 
     def answer(

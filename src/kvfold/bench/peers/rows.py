@@ -102,8 +102,8 @@ class PeerRows:
         self._count(chunks)
         return self._read(chunks, remember=True, newest=0)
 
-    def trial(self, chunks: Sequence[Sequence[int]]) -> list[Float[Tensor, "_ vocabulary"]]:
-        """What `read` says; afterwards the rows are as they were."""
+    def trial(self, chunks: Sequence[Sequence[int]], *, singly: int = 0) -> list[Float[Tensor, "_ vocabulary"]]:
+        """What `read` says, all at once: no rival fetches anew for a token. Afterwards the rows are as they were."""
         return self._read(chunks, remember=False, newest=0)
 
     def _take(self) -> None:

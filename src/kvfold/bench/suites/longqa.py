@@ -48,6 +48,7 @@ class LongQaSuite(Suite):
     question: Literal["seen", "unseen"] = "unseen"
     questions: int = 4  # asked of one document
     score: Literal["f1", "likelihood"] = "f1"
+    answer: Literal["whole", "singly"] = "whole"  # how the reference answer is read when its likelihood is taken
     data: Path | None = None
 
     name = "longqa"
@@ -107,7 +108,7 @@ class LongQaSuite(Suite):
     def _outcome(self, subject: Subject, rows: Any, asked: Prompt, question: Question, *, cut: bool) -> Outcome:
         (answer,) = ask_rows(subject, rows, [asked])
         said = reply(subject.tokenizer, answer.tokens)
-        likely = _likelihood(subject, rows, asked, question)
+        likely = _likelihood(subject, rows, asked, question, singly=self.answer == "singly")
         f1 = token_f1(said, question.answer)
         metrics = {
             "f1": f1,
@@ -131,10 +132,10 @@ class LongQaSuite(Suite):
         )
 
 
-def _likelihood(subject: Subject, rows: Any, asked: Prompt, question: Question) -> float:
+def _likelihood(subject: Subject, rows: Any, asked: Prompt, question: Question, *, singly: bool) -> float:
     """How likely the reference answer is in the reply's place, nats a token. The rows are afterwards as they were."""
     reference = expected(subject.tokenizer, question.answer, begun=_begun(subject.tokenizer))
-    logits = rows.trial([[*asked.question, *reference]])[0]
+    logits = rows.trial([[*asked.question, *reference]], singly=len(reference) if singly else 0)[0]
     log_shares = logits[len(asked.question) - 1 : -1].float().log_softmax(dim=-1)
     return float(log_shares[torch.arange(len(reference)), list(reference)].mean())
 
