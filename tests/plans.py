@@ -59,6 +59,7 @@ def lossy() -> dict[str, Plan]:
     """Each select member alone with a small budget, each codec alone, and each select member in scope "turn"."""
     alone = {name: Plan(select=_select(name, tokens=TOKENS)) for name in members("select")}
     coded = {name: Plan(encode=kind()) for name, kind in members("encode").items()}
+    coded["dynakv-int8"] = Plan(encode=members("encode")["dynakv"](basis="heads", int8=True))
     turns = {f"{name}-turn": plan.with_scope("turn") for name, plan in alone.items() if plan.has_budget}
     return alone | coded | turns | placed()
 

@@ -29,17 +29,31 @@ def blocks_of(own, counts, dtype=torch.float32):
     return [block for block in found if len(block.positions)]
 
 
+def as_stored(block, bases):
+    keys, values = (
+        side.unflattened(side.flattened(numbers), *numbers.shape)
+        for side, numbers in ((bases.keys, block.keys), (bases.values, block.values))
+    )
+    assert torch.equal(keys, block.keys)
+    assert torch.equal(values, block.values)
+    return LatentBlock(keys=keys, values=values, positions=block.positions)
+
+
 def read_back(blocks, bases):
     keys = torch.cat([bases.read_keys(block) for block in blocks]).transpose(0, 1)[None]
     values = torch.cat([bases.read_values(block) for block in blocks]).transpose(0, 1)[None]
     return keys, values
 
 
+@pytest.mark.parametrize("laid", [False, True])
+@pytest.mark.parametrize("parts", [1, HEADS])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turned, dtype):
-    own = form(HEADS, SIZE, rotary=rotary_of(model_of("llama")) if turned else None)
+def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turned, dtype, parts, laid):
+    own = form(HEADS, SIZE, rotary=rotary_of(model_of("llama")) if turned else None, parts=parts)
     blocks = blocks_of(own, [3, 0, 5, 1, 2, 0, 4, 7], dtype)
+    if laid:
+        blocks = [as_stored(block, own.bases) for block in blocks]
     queries = torch.randn(6, 5, SIZE).to(dtype)
     found = attend_latents(queries, blocks, own.bases, scale=SCALE)
     keys, values = read_back(blocks, own.bases)
@@ -50,8 +64,9 @@ def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turne
     assert (found.log_sum_exp.float() - weights).abs().max() < close * weights.abs().max()
 
 
-def test_many_queries_are_answered_in_pieces_as_in_one():
-    own = form(HEADS, SIZE)
+@pytest.mark.parametrize("parts", [1, HEADS])
+def test_many_queries_are_answered_in_pieces_as_in_one(parts):
+    own = form(HEADS, SIZE, parts=parts)
     blocks, queries = blocks_of(own, [0, 0, 9, 9, 9, 9, 9, 9]), torch.randn(4, 300, SIZE)
     whole = attend_latents(queries, blocks, own.bases, scale=SCALE)
     from kvfold.attention import latent
@@ -68,9 +83,21 @@ def test_a_latent_cut_to_r_dimensions_is_the_projection_onto_the_first_r():
     own = form(HEADS, SIZE).bases.keys
     numbers = torch.randn(20, HEADS * SIZE)
     for rank in (1, 7, HEADS * SIZE):
-        wanted = (numbers - own.mean) @ own.encode[:, :rank] @ own.decode[:rank] + own.mean
+        wanted = (numbers - own.mean) @ own.encode[0, :, :rank] @ own.decode[0, :rank] + own.mean
         assert torch.allclose(own.read(own.write(numbers)[:, :rank]), wanted, rtol=1e-4, atol=1e-4)
     assert torch.allclose(own.read(own.write(numbers)), numbers, rtol=1e-4, atol=1e-4)
+
+
+def test_a_latent_of_parts_is_the_projection_of_each_head_by_itself():
+    own = form(HEADS, SIZE, parts=HEADS).bases.keys
+    numbers = torch.randn(20, HEADS * SIZE)
+    for rank in (1, 3, SIZE):
+        wanted = [
+            (numbers - own.mean).view(20, HEADS, SIZE)[:, head] @ own.encode[head, :, :rank] @ own.decode[head, :rank]
+            for head in range(HEADS)
+        ]
+        found = own.read(own.write(numbers)[:, : rank * HEADS])
+        assert torch.allclose(found, torch.cat(wanted, dim=1) + own.mean, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])

@@ -1,5 +1,7 @@
 """Low-rank parts: what is kept, moved and counted, against the same slots read back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,10 +29,14 @@ def part_of(count, own, *, rows=1, first=0, mass=False, dtype=torch.float32):
     return LowRankPart.of(kv, kept, deal, own, mass=torch.rand(rows, HEADS, count) if mass else None)
 
 
-@settings(max_examples=30, deadline=None)
+WAYS = [{}, {"parts": HEADS}, {"codes": True}, {"parts": HEADS, "codes": True}]  # in which latents lie
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 3), st.data())
-def test_keep_extend_and_rows_move_slots_and_lose_none(count, more, rows, data):
-    own = form(HEADS, SIZE)
+def test_keep_extend_and_rows_move_slots_and_lose_none(way, count, more, rows, data):
+    own = form(HEADS, SIZE, **way)
     part = part_of(count, own, rows=rows, mass=True)
     other = part_of(more, own, rows=rows, first=count, mass=True)
     some = torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), dtype=torch.bool)
@@ -58,8 +64,23 @@ def test_bytes_are_the_kept_dimensions_and_a_position_a_token():
     assert part.slots == 80
 
 
-def test_rows_of_a_batch_attend_over_their_own_slots():
-    own = form(HEADS, SIZE)
+def test_latents_as_bytes_are_a_byte_a_number_and_two_scales_a_token_and_off_by_half_a_scale_at_most():
+    own, count = form(HEADS, SIZE, codes=True), 40
+    torch.manual_seed(1)
+    part = part_of(count, own)
+    torch.manual_seed(1)
+    plain = part_of(count, replace(own, codes=False))
+    size = {name: tensor.untyped_storage().nbytes() for name, tensor in part.tensors()}
+    assert size["scales"] == 2 * 2 * count
+    assert size["keys"] == dict(plain.tensors())["keys"].numel()
+    for rough, exact in zip(part.blocks[0], plain.blocks[0], strict=True):
+        off = (rough.latents.wide_values() - exact.values).abs()
+        assert (off <= 0.51 * rough.each["scales"][:, 1:].float()).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_of_a_batch_attend_over_their_own_slots(way):
+    own = form(HEADS, SIZE, **way)
     part = part_of(9, own).beside([part_of(0, own), part_of(4, own)])
     queries = torch.randn(3, 4, 2, SIZE)
     found = part.attend(queries, scale=SCALE)
@@ -71,21 +92,25 @@ def test_rows_of_a_batch_attend_over_their_own_slots():
     assert (found.log_sum_exp[1] == -torch.inf).all()
 
 
-def test_mass_grows_by_the_attention_received():
-    own = form(HEADS, SIZE)
+@pytest.mark.parametrize("way", WAYS)
+def test_mass_grows_by_the_attention_received(way):
+    own = form(HEADS, SIZE, **way)
     part, queries = part_of(9, own, mass=True), torch.randn(1, 4, 5, SIZE)
     grown = part.with_mass(queries, part.attend(queries, scale=SCALE).log_sum_exp, scale=SCALE, counted=None)
     gain = (grown.mass - part.mass).sum(dim=0)
     assert torch.allclose(gain, torch.full((HEADS,), 5.0), rtol=1e-3)
 
 
-def test_a_part_that_contradicts_its_tensors_is_refused():
-    own = form(HEADS, SIZE)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_part_that_contradicts_its_tensors_is_refused(way):
+    own = form(HEADS, SIZE, **way)
     part = part_of(9, own)
     tensors = dict(part.tensors())
     again = LowRankPart.restored(part.plain(), tensors, own)
     assert torch.equal(again.read()[0].keys, part.read()[0].keys)
     with pytest.raises(ValueError, match="keys are promised"):
         LowRankPart.restored(part.plain(), tensors | {"keys": tensors["keys"][1:]}, own)
+    with pytest.raises(ValueError, match="the other was saved"):
+        LowRankPart.restored(part.plain(), tensors, replace(own, codes=not own.codes))
     with pytest.raises(ValueError, match="dimensions are there"):
         LowRankPart.restored({**part.plain(), "levels": [[1, 1]]}, tensors, own)

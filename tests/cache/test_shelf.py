@@ -21,11 +21,15 @@ def memory(tokens, *, first=0):
     return KV(torch.randn(ROWS, HEADS, tokens, SIZE), torch.randn(ROWS, HEADS, tokens, SIZE), positions)
 
 
-def low_rank(kv):
+def low_rank(kv, **way):
     torch.manual_seed(5)
-    form = ranks.form(HEADS, SIZE)
+    form = ranks.form(HEADS, SIZE, **way)
     everything = torch.ones(kv.positions.shape, dtype=torch.bool)
     return LowRankPart.of(kv, everything, lambda keys, values, positions: positions.long() * 5 % 8, form)
+
+
+def as_bytes(kv):
+    return low_rank(kv, parts=HEADS, codes=True)
 
 
 def rounded(kv):
@@ -48,7 +52,7 @@ def pieces(made) -> tuple[Part, Part, Part]:
     return first, second, made(memory(60)).extend(second)
 
 
-@pytest.mark.parametrize("made", [low_rank, rounded])
+@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
 def test_everything_is_read_as_the_layout_reads_it(made):
     first, second, both = pieces(made)
     part, queries = policy().place(first, None).extend(second), torch.randn(ROWS, 4, 3, SIZE)
@@ -58,7 +62,7 @@ def test_everything_is_read_as_the_layout_reads_it(made):
     assert part.places(1, 1).tolist() == both.places(1, 1).tolist()
 
 
-@pytest.mark.parametrize("made", [low_rank, rounded])
+@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
 def test_what_is_selected_is_fetched_and_nothing_else(made):
     first, second, both = pieces(made)
     part, queries = policy().place(first, None).extend(second), torch.randn(ROWS, 4, 1, SIZE)
@@ -76,7 +80,7 @@ def test_what_is_selected_is_fetched_and_nothing_else(made):
         assert asked.working.spent.fetched_bytes < in_full * HEADS  # latents of all heads, fewer than in full
 
 
-@pytest.mark.parametrize("made", [low_rank, rounded])
+@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
 def test_rows_and_what_is_kept_lie_as_their_layout_would_have_them(made):
     first, second, both = pieces(made)
     part = policy().place(first, None).extend(second)

@@ -1,16 +1,17 @@
-"""Attention over latents: keys and values of all heads of a layer in few dimensions, and never written out again.
+"""Attention over latents: keys and values in few dimensions, and never written out again.
 
-A basis turns the numbers of all heads of a slot into a latent and back. Where the latent is one of the key as it is
-scored, the map back is taken into the query, once a step; where it is one of the key before its rotation, keys are
-written out tile by tile. Values are added up as latents and mapped back once a query head. Exact up to rounding:
-what comes out is attention over the slots as the basis reads them back. One row at a time; it knows tensors only.
+A basis turns the numbers of all heads of a slot into a latent and back: of all heads together, or part by part. Where
+the latent is one of the key as it is scored, the map back is taken into the query, once a step; where it is one of
+the key before its rotation, keys are written out tile by tile. Values are added up as latents and mapped back once a
+query head. Exact up to rounding: what comes out is attention over the slots as the basis reads them back. One row at
+a time; it knows tensors only.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from kvfold.attention.partial import Partial
@@ -22,30 +23,70 @@ _SCORES = 1 << 22  # scores that are held at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """A linear way into a latent and back, weightiest dimensions first: z = (x - mean) encode, x = z decode + mean."""
+    """A linear way into a latent and back, weightiest dimensions first: z = (x - mean) encode, x = z decode + mean.
 
-    encode: Float[Tensor, "X R"]  # X: the numbers of all heads of a slot, head by head
-    decode: Float[Tensor, "R X"]
+    Heads that follow each other and share a map are a part. Dimensions of the parts take turns in a latent (first of
+    each, second of each), so a prefix of a multiple of P dimensions keeps equally many of every part.
+    """
+
+    encode: Float[Tensor, "P x r"]  # x: the numbers of a part's heads of a slot, head by head; P times x are X
+    decode: Float[Tensor, "P r x"]
     mean: Float[Tensor, " X"]
+
+    @property
+    def parts(self) -> int:
+        """Groups of heads with a map of their own."""
+        return self.encode.shape[0]
 
     def write(self, numbers: Float[Tensor, "*slots X"]) -> Float[Tensor, "*slots R"]:
         """Latents, in float32 or wider."""
         wide = torch.promote_types(numbers.dtype, torch.float32)
-        return (numbers.to(wide) - self.mean.to(wide)) @ self.encode.to(wide)
+        return self._within(numbers.to(wide) - self.mean.to(wide), self.encode.to(wide))
 
-    def read(self, latents: Float[Tensor, "*slots r"]) -> Float[Tensor, "*slots X"]:
-        """The numbers that the first r dimensions stand for, in float32 or wider."""
+    def slopes(self, slopes: Float[Tensor, "*slots X"]) -> Float[Tensor, "*slots R"]:
+        """From slopes to the numbers, the slopes to the latent."""
+        return self._within(slopes, self.decode.to(slopes.dtype).mT)
+
+    def read(self, latents: Float[Tensor, "*slots some"]) -> Float[Tensor, "*slots X"]:
+        """The numbers that the leading dimensions stand for, in float32 or wider."""
         wide = torch.promote_types(latents.dtype, torch.float32)
-        return latents.to(wide) @ self.decode[: latents.shape[-1]].to(wide) + self.mean.to(wide)
+        parts = latents.to(wide).unflatten(-1, (-1, self.parts)).movedim(-1, 0)
+        back = torch.matmul(parts.flatten(1, -2), self.decode[:, : parts.shape[-1]].to(wide))
+        return back.transpose(0, 1).reshape(*latents.shape[:-1], len(self.mean)) + self.mean.to(wide)
+
+    def flattened(self, latents: Num[Tensor, "S some"]) -> Num[Tensor, " numbers"]:
+        """Latents as they are stored: slot by slot, or dimension by dimension where there are parts."""
+        return latents.flatten() if self.parts == 1 else latents.T.flatten()
+
+    def unflattened(self, numbers: Num[Tensor, " numbers"], slots: int, dims: int) -> Num[Tensor, "S some"]:
+        """Latents of so many slots and dimensions out of what is stored; a view."""
+        return numbers.view(slots, dims) if self.parts == 1 else numbers.view(dims, slots).T
+
+    def joined(self, pieces: Sequence[Tensor]) -> Num[Tensor, "S some"]:
+        """Slots of several blocks after each other, laid as they will be stored."""
+        return torch.cat(list(pieces)) if self.parts == 1 else torch.cat([piece.T for piece in pieces], dim=1).T
+
+    def _within(self, numbers: Tensor, maps: Tensor) -> Tensor:
+        parts = numbers.unflatten(-1, (self.parts, -1)).movedim(-2, 0).flatten(1, -2)  # P, slots, x
+        return torch.matmul(parts, maps).permute(1, 2, 0).reshape(*numbers.shape[:-1], self.parts * maps.shape[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentBlock:
-    """Slots of one row that are kept in equally many dimensions."""
+    """Slots of one row that are kept in equally many dimensions; attended quickest as `Basis.unflattened` has them."""
 
-    keys: Float[Tensor, "S rk"]
-    values: Float[Tensor, "S rv"]
+    keys: Num[Tensor, "S rk"]
+    values: Num[Tensor, "S rv"]
     positions: Int[Tensor, " S"]
+    scales: Float[Tensor, "S 2"] | None = None  # where keys and values are codes: of either
+
+    def wide_keys(self) -> Float[Tensor, "S rk"]:
+        """Latents of keys as numbers."""
+        return self.keys if self.scales is None else self.keys.float() * self.scales[:, :1].float()
+
+    def wide_values(self) -> Float[Tensor, "S rv"]:
+        """Latents of values as numbers."""
+        return self.values if self.scales is None else self.values.float() * self.scales[:, 1:].float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +109,7 @@ class Bases:
 
     def read_keys(self, block: LatentBlock) -> Float[Tensor, "S H D"]:
         """Keys as they are scored, in float32 or wider."""
-        keys = self.keys.read(block.keys).unflatten(-1, (self.heads, -1))
+        keys = self.keys.read(block.wide_keys()).unflatten(-1, (self.heads, -1))
         if self.rotary is None:
             return keys
         cosines, sines = self.rotary.at(block.positions)
@@ -76,7 +117,7 @@ class Bases:
 
     def read_values(self, block: LatentBlock) -> Float[Tensor, "S H E"]:
         """Values, in float32 or wider."""
-        return self.values.read(block.values).unflatten(-1, (self.heads, -1))
+        return self.values.read(block.wide_values()).unflatten(-1, (self.heads, -1))
 
 
 def attend_latents(
@@ -104,25 +145,30 @@ def _attend(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> tuple
     highest = scores.amax(dim=1, keepdim=True)
     weights = scores.sub_(highest).exp_()  # rows of all heads, slots
     total = weights.sum(dim=1, keepdim=True)
-    latent = _weighted(weights, blocks, bases.values.decode.shape[0]) / total
     heads, rows = asked.shape[:2]
-    back = bases.values.decode.to(latent.dtype).unflatten(1, (heads, -1)).transpose(0, 1)  # H R E
+    latent = _weighted(weights, blocks, bases.values) / total.view(bases.values.parts, -1, 1)
     mean = bases.values.mean.to(latent.dtype).view(heads, 1, -1)
-    output = torch.baddbmm(mean, latent.view(heads, rows, -1), back)
+    output = torch.baddbmm(mean, _by_head(latent, heads), _head_maps(bases.values, heads, latent.dtype))
     log_sum_exp = (total.log() + highest).view(heads, rows)
     return output, log_sum_exp if shift is None else log_sum_exp + shift
 
 
 def _absorbed_scores(asked: Tensor, blocks: Sequence[LatentBlock], basis: Basis) -> tuple[Tensor, Tensor]:
     """Scores without the mean's, which is the same for all slots and comes back beside them."""
-    heads, rows = asked.shape[:2]
-    back = basis.decode.to(asked.dtype).unflatten(1, (heads, -1)).permute(1, 2, 0)  # H D R
-    inside = torch.bmm(asked, back).flatten(0, 1)  # H x rows, R
+    heads, parts = asked.shape[0], basis.parts
+    inside = torch.bmm(asked, _head_maps(basis, heads, asked.dtype).mT)  # H, rows, r
+    inside = inside.view(parts, -1, inside.shape[-1])
     shift = torch.bmm(asked, basis.mean.to(asked.dtype).view(heads, -1, 1))[..., 0]
-    tiles = (tile for block in blocks for tile in block.keys.split(_TILE))
-    scores = [inside[:, : tile.shape[1]] @ _at_hand(tile, asked.dtype).T for tile in tiles]
-    assert rows * heads == inside.shape[0]
-    return torch.cat(scores, dim=1), shift
+    if parts == 1:
+        tiles = (tile for block in blocks for tile in block.keys.split(_TILE))
+        scores = torch.cat([inside[0, :, : tile.shape[1]] @ _at_hand(tile, asked.dtype).T for tile in tiles], dim=1)
+    else:
+        tiles = (tile for block in blocks for tile in _tiles(block.keys, asked.dtype))
+        apart = (_apart(tile, parts).to(asked.dtype) for tile in tiles)
+        by_part = [torch.bmm(inside[:, :, : own.shape[1]], own) for own in apart]  # P, rows of its heads, slots
+        scores = torch.cat(by_part, dim=2).flatten(0, 1)
+    scales = [block.scales[:, 0] for block in blocks if block.scales is not None]
+    return scores.mul_(torch.cat(scales).to(scores.dtype)) if scales else scores, shift
 
 
 def _written_scores(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> Tensor:
@@ -130,25 +176,57 @@ def _written_scores(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) 
     for block in blocks:
         for first in range(0, len(block.positions), _TILE):
             some = slice(first, first + _TILE)
-            tile = LatentBlock(keys=block.keys[some], values=block.values[some], positions=block.positions[some])
+            scales = None if block.scales is None else block.scales[some]
+            tile = LatentBlock(
+                keys=block.keys[some], values=block.values[some], positions=block.positions[some], scales=scales
+            )
             keys = bases.read_keys(tile).to(asked.dtype)
             scores.append(torch.bmm(asked, keys.permute(1, 2, 0)).flatten(0, 1))
     return torch.cat(scores, dim=1)
 
 
-def _weighted(weights: Tensor, blocks: Sequence[LatentBlock], size: int) -> Tensor:
+def _weighted(weights: Tensor, blocks: Sequence[LatentBlock], basis: Basis) -> Float[Tensor, "P rows r"]:
     """Latents of values, added up by weight; in bfloat16 and float16 the products are taken as they are stored."""
-    latent = weights.new_zeros(weights.shape[0], size)
+    weights = weights.unflatten(0, (basis.parts, -1))
+    latent = weights.new_zeros(*weights.shape[:2], basis.decode.shape[1])
     begun = 0
     for block in blocks:
-        own = weights[:, begun : begun + len(block.positions)]
+        own = weights[:, :, begun : begun + len(block.positions)]
         begun += len(block.positions)
-        into = latent[:, : block.values.shape[1]]
-        if block.values.dtype == weights.dtype:
-            into.addmm_(own, _at_hand(block.values, weights.dtype))
+        values = _apart(block.values, basis.parts)
+        into = latent[:, :, : values.shape[1]]
+        if block.scales is not None:
+            own = own * block.scales[:, 1].to(own.dtype)
+            for some, tile in zip(own.split(_TILE, dim=2), values.split(_TILE, dim=2), strict=True):
+                into.baddbmm_(some, tile.to(own.dtype).mT)
+        elif values.dtype != weights.dtype:
+            into.add_(torch.bmm(own.to(values.dtype), values.mT))
+        elif basis.parts == 1:
+            into[0].addmm_(own[0], _at_hand(block.values, weights.dtype))
         else:
-            into.add_(own.to(block.values.dtype) @ block.values)
+            into.baddbmm_(own, values.mT)
     return latent
+
+
+def _head_maps(basis: Basis, heads: int, dtype: torch.dtype) -> Float[Tensor, "H r D"]:
+    """The way back to each head, out of the latent of its part."""
+    own = basis.decode.to(dtype).unflatten(2, (heads // basis.parts, -1))  # P r heads D
+    return own.transpose(1, 2).flatten(0, 1)
+
+
+def _by_head(latent: Float[Tensor, "P rows r"], heads: int) -> Float[Tensor, "H own r"]:
+    """The rows of each head, whose latents are its part's."""
+    return latent.unflatten(1, (heads // latent.shape[0], -1)).flatten(0, 1)
+
+
+def _apart(latents: Num[Tensor, "S R"], parts: int) -> Num[Tensor, "P r S"]:
+    """Latents of each part; a view."""
+    return latents.T.unflatten(0, (-1, parts)).transpose(0, 1)
+
+
+def _tiles(latents: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+    """What is widened tile by tile, or all at once where nothing is."""
+    return (latents,) if latents.dtype == dtype else latents.split(_TILE)
 
 
 def _at_hand(tile: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,9 @@
 
 A slot has a level, and a level is a number of key dimensions and of value dimensions; both grow with it. The storage
 is flat, in order of row, level, slot: the slots of one row and level are one dense block of keys and one of values,
-so nothing is padded and no slot needs a rank of its own beside it. All heads of a layer share their slots. Within a
-level slots are in order of age. It does not know who gave the levels.
+so nothing is padded and no slot needs a rank of its own beside it. Where heads are written apart, a block lies
+dimension by dimension, as their products want it. All heads of a layer share their slots. Within a level slots are in
+order of age. It does not know who gave the levels.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from kvfold.attention.codes import to_codes
 from kvfold.attention.latent import Bases, LatentBlock, attend_latents
 from kvfold.attention.mass import attention_mass
 from kvfold.attention.partial import Partial, nothing
@@ -30,6 +32,7 @@ class Form:
 
     bases: Bases
     levels: Levels
+    codes: bool = False  # whether latents are stored as bytes and scales
 
     @property
     def size(self) -> int:
@@ -46,10 +49,19 @@ class Form:
 class _Block(NamedTuple):
     """The slots of one row and level."""
 
-    keys: Tensor  # S rk
+    keys: Tensor  # S rk, side by side by slot, or by dimension where heads are written apart
     values: Tensor  # S rv
-    positions: Tensor  # S
-    mass: Tensor | None  # S H
+    each: Mapping[str, Tensor]  # of each slot: positions, and scales and mass where there are
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the slots sat in the text."""
+        return self.each["positions"]
+
+    @property
+    def latents(self) -> LatentBlock:
+        """What is attended."""
+        return LatentBlock(keys=self.keys, values=self.values, positions=self.positions, scales=self.each.get("scales"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +69,12 @@ class LowRankPart(Part):
     """Flat latents, and how many slots each row has of each level. See the file's docstring for the order."""
 
     form: Form
-    dtype: torch.dtype  # of keys and values as the model hands them, and of the latents
+    dtype: torch.dtype  # of keys and values as the model hands them, and of latents that are not bytes
     held: Int[Tensor, "B levels"]
-    keys: Float[Tensor, " key_numbers"]
-    values: Float[Tensor, " value_numbers"]
+    keys: Num[Tensor, " key_numbers"]
+    values: Num[Tensor, " value_numbers"]
     positions: Int[Tensor, " tokens"]
+    scales: Float[Tensor, "tokens 2"] | None = None  # where latents are bytes: of keys and of values
     mass: Float[Tensor, "tokens H"] | None = None
     counts: Counts = field(init=False, compare=False)
     blocks: tuple[tuple[_Block, ...], ...] = field(init=False, compare=False)  # views, by row and level
@@ -79,22 +92,20 @@ class LowRankPart(Part):
         for row in range(kept.shape[0]):
             some = kept[row, 0]
             keys, values = (tensor[row][:, some].transpose(0, 1) for tensor in (kv.keys, kv.values))
-            positions = kv.positions[row, 0, some].to(torch.int32)
-            weights = None if mass is None else mass[row][:, some].T
-            low_keys, low_values = form.bases.write(keys, values, positions)
-            whole = _Block(low_keys.to(kv.keys.dtype), low_values.to(kv.keys.dtype), positions, weights)
-            dealt = deal(low_keys, low_values, positions)
-            rows.append([_cut(whole, dealt == level, dims) for level, dims in enumerate(form.levels)])
-        return _built(rows, form, kv.keys.dtype, device=kv.keys.device, counts_mass=mass is not None)
+            each = {"positions": kv.positions[row, 0, some].to(torch.int32)}
+            each |= {} if mass is None else {"mass": mass[row][:, some].T}
+            whole = _Block(*form.bases.write(keys, values, each["positions"]), each)
+            dealt = deal(*whole[:2], whole.positions)
+            cut = (_cut(whole, dealt == level, dims) for level, dims in enumerate(form.levels))
+            rows.append([_stored(block, form, kv.keys.dtype) for block in cut])
+        return _built(rows, form, kv.keys.dtype)
 
     def attend(self, queries: Float[Tensor, "B G Q D"], *, scale: float) -> Partial:
         """Attention of every query over every slot of its row."""
         answers = []
         for row, blocks in enumerate(self.blocks):
             asked = queries[row : row + 1]
-            latents = [
-                LatentBlock(keys=b.keys, values=b.values, positions=b.positions) for b in blocks if len(b.positions)
-            ]
+            latents = [block.latents for block in blocks if len(block.positions)]
             empty = not latents or queries.shape[2] == 0
             answers.append(nothing(asked) if empty else attend_latents(asked[0], latents, self.form.bases, scale=scale))
         if len(answers) == 1:
@@ -145,7 +156,7 @@ class LowRankPart(Part):
         assert isinstance(other, LowRankPart), "parts of one layer have one layout"
         rows = []
         for mine, theirs in zip(self.blocks, other.blocks, strict=True):
-            rows.append([_joined(pair) for pair in zip(mine, theirs, strict=True)])
+            rows.append([_joined(pair, self.form) for pair in zip(mine, theirs, strict=True)])
         return self._of(rows)
 
     def beside(self, others: Sequence["Part"]) -> "LowRankPart":
@@ -158,10 +169,9 @@ class LowRankPart(Part):
         return self._of([self.blocks[row] for row in indices])
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Latents of keys and values, positions, slots of each level, and the observed mass if there is one."""
-        yield from (("held", self.held), ("keys", self.keys), ("values", self.values), ("positions", self.positions))
-        if self.mass is not None:
-            yield "mass", self.mass
+        """Slots of each level, latents of keys and values, positions, and scales and observed mass where there are."""
+        yield from (("held", self.held), ("keys", self.keys), ("values", self.values))
+        yield from self._each().items()
 
     def plain(self) -> dict[str, Any]:
         """The levels, and the dtype of what comes back."""
@@ -176,6 +186,8 @@ class LowRankPart(Part):
         levels = tuple(tuple(level) for level in plain["levels"])
         if levels != form.levels:
             raise ValueError(f"latents of {levels} dimensions are there, and the adapter's have {form.levels}")
+        if ("scales" in tensors) != form.codes:
+            raise ValueError("latents are stored as bytes or as the plan stores them, and the other was saved")
         held = tensors["held"]
         numbers = [int((held.sum(dim=0) * torch.tensor([level[side] for level in levels])).sum()) for side in (0, 1)]
         promised = {"keys": numbers[0], "values": numbers[1], "positions": int(held.sum())}
@@ -197,12 +209,16 @@ class LowRankPart(Part):
         return torch.cat([block.positions for block in blocks]).cpu()[order], share[order]
 
     def _of(self, rows: Sequence[Sequence[_Block]]) -> "LowRankPart":
-        return _built(rows, self.form, self.dtype, device=self.keys.device, counts_mass=self.mass is not None)
+        return _built(rows, self.form, self.dtype)
+
+    def _each(self) -> dict[str, Tensor]:
+        """What there is of each slot beside its latents."""
+        own = {"positions": self.positions, "scales": self.scales, "mass": self.mass}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
 
     def _read(self, block: _Block) -> tuple[Tensor, Tensor]:
         """Keys and values [S, H, D] of a block."""
-        latents = LatentBlock(keys=block.keys, values=block.values, positions=block.positions)
-        return self.form.bases.read_keys(latents), self.form.bases.read_values(latents)
+        return self.form.bases.read_keys(block.latents), self.form.bases.read_values(block.latents)
 
     def _read_row(self, blocks: Sequence[_Block]) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values [H, S, D] and positions [H, S] of one row, oldest first."""
@@ -214,53 +230,56 @@ class LowRankPart(Part):
 
     def _views(self, held: Sequence[Sequence[int]]) -> Iterator[tuple[_Block, ...]]:
         keys = values = slots = 0
+        bases, each = self.form.bases, self._each()
         for row in held:
             blocks = []
             for count, (rank_keys, rank_values) in zip(row, self.form.levels, strict=True):
                 blocks.append(
                     _Block(
-                        self.keys[keys : keys + count * rank_keys].view(count, rank_keys),
-                        self.values[values : values + count * rank_values].view(count, rank_values),
-                        self.positions[slots : slots + count],
-                        None if self.mass is None else self.mass[slots : slots + count],
+                        bases.keys.unflattened(self.keys[keys : keys + count * rank_keys], count, rank_keys),
+                        bases.values.unflattened(self.values[values : values + count * rank_values], count, rank_values),
+                        {name: tensor[slots : slots + count] for name, tensor in each.items()},
                     )
                 )
                 keys, values, slots = keys + count * rank_keys, values + count * rank_values, slots + count
             yield tuple(blocks)
 
 
-def _built(rows: Sequence[Sequence[_Block]], form: Form, dtype: torch.dtype, *, device: torch.device,
-           counts_mass: bool) -> LowRankPart:  # fmt: skip
+def _stored(block: _Block, form: Form, dtype: torch.dtype) -> _Block:
+    """A block's latents as they are stored: in the model's dtype, or as bytes and scales."""
+    if not form.codes:
+        return block._replace(keys=block.keys.to(dtype), values=block.values.to(dtype))
+    (keys, of_keys), (values, of_values) = to_codes(block.keys), to_codes(block.values)
+    return _Block(keys, values, {**block.each, "scales": torch.stack([of_keys, of_values], dim=-1)})
+
+
+def _built(rows: Sequence[Sequence[_Block]], form: Form, dtype: torch.dtype) -> LowRankPart:
     """A part of these blocks, a row each, in storages of its own that fit exactly."""
     every = [block for blocks in rows for block in blocks]
     held = [[len(block.positions) for block in blocks] for blocks in rows]
     return LowRankPart(
         form=form,
         dtype=dtype,
-        held=torch.tensor(held, dtype=torch.int32, device=device),
-        keys=torch.cat([block.keys.flatten() for block in every]),
-        values=torch.cat([block.values.flatten() for block in every]),
-        positions=torch.cat([block.positions for block in every]),
-        mass=torch.cat([block.mass for block in every if block.mass is not None]) if counts_mass else None,
+        held=torch.tensor(held, dtype=torch.int32, device=every[0].keys.device),
+        keys=torch.cat([form.bases.keys.flattened(block.keys) for block in every]),
+        values=torch.cat([form.bases.values.flattened(block.values) for block in every]),
+        **{name: torch.cat([block.each[name] for block in every]) for name in every[0].each},
     )
 
 
 def _cut(block: _Block, some: Tensor, dims: tuple[int, int] | None) -> _Block:
     """Some slots of a block, and of each its leading dimensions."""
-    mass = None if block.mass is None else block.mass[some]
-    picked = _Block(block.keys[some], block.values[some], block.positions[some], mass)
-    return (
-        picked if dims is None else picked._replace(keys=picked.keys[:, : dims[0]], values=picked.values[:, : dims[1]])
-    )
+    keys, values = block.keys[some], block.values[some]
+    if dims is not None:
+        keys, values = keys[:, : dims[0]], values[:, : dims[1]]
+    return _Block(keys, values, {name: tensor[some] for name, tensor in block.each.items()})
 
 
-def _joined(blocks: Sequence[_Block]) -> _Block:
-    masses = [block.mass for block in blocks if block.mass is not None]
+def _joined(blocks: Sequence[_Block], form: Form) -> _Block:
     return _Block(
-        torch.cat([block.keys for block in blocks]),
-        torch.cat([block.values for block in blocks]),
-        torch.cat([block.positions for block in blocks]),
-        torch.cat(masses) if masses else None,
+        form.bases.keys.joined([block.keys for block in blocks]),
+        form.bases.values.joined([block.values for block in blocks]),
+        {name: torch.cat([block.each[name] for block in blocks]) for name in blocks[0].each},
     )
 
 
@@ -270,4 +289,4 @@ def _oldest_first(blocks: Sequence[_Block]) -> Int[Tensor, " S"]:
 
 
 def _mass_of(blocks: Sequence[_Block]) -> Tensor:
-    return torch.cat([block.mass for block in blocks if block.mass is not None])
+    return torch.cat([block.each["mass"] for block in blocks])

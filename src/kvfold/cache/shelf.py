@@ -145,11 +145,9 @@ class LatentShelf(Shelf):
         sizes = [tuple(int(count) for count in column) for column in fresh.held.T.tolist()]
         stores = []
         for level, (store, own) in enumerate(zip(self.levels, sizes, strict=True)):
-            blocks = [row[level] for row in fresh.blocks]
-            payload = {
-                "keys": torch.cat([one.keys for one in blocks]),
-                "values": torch.cat([one.values for one in blocks]),
-            }
+            blocks = [row[level].latents for row in fresh.blocks]
+            names = ("keys", "values", "scales") if self.like.form.codes else ("keys", "values")
+            payload = {name: torch.cat([getattr(one, name) for one in blocks]) for name in names}
             stores.append(store.append(self.held[level], payload, own))
         rows = [self._places(row, number) for number, row in enumerate(fresh.blocks)]
         table = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -187,13 +185,14 @@ class LatentShelf(Shelf):
         """Row by row, level by level, as such a part lies."""
         rows = range(len(counts))
         latents = [[self._latents(level, row) for level in range(len(self.levels))] for row in rows]
-        pieces = [piece for row in latents for piece in row]
+        pieces, bases = [piece for row in latents for piece in row], self.like.form.bases
         return replace(
             self.like,
             held=torch.tensor(self.held, dtype=torch.int32, device=self.where.device).T.contiguous(),
-            keys=torch.cat([piece.keys.flatten() for piece in pieces]),
-            values=torch.cat([piece.values.flatten() for piece in pieces]),
+            keys=torch.cat([bases.keys.flattened(piece.keys) for piece in pieces]),
+            values=torch.cat([bases.values.flattened(piece.values) for piece in pieces]),
             positions=torch.cat([piece.positions for piece in pieces]),
+            scales=torch.cat([piece.scales for piece in pieces]) if self.like.form.codes else None,
         )
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -227,7 +226,7 @@ class LatentShelf(Shelf):
         for level, store in enumerate(self.levels):
             some = (spots["level"] == level).nonzero().flatten()
             if len(some):
-                found = store.gather(rows[some] * store.capacity + spots["place"][some], ["keys", "values"])
+                found = store.gather(rows[some] * store.capacity + spots["place"][some], list(store.regions))
                 block = LatentBlock(positions=spots["positions"][some], **found)
                 keys[some] = bases.read_keys(block).to(keys.dtype)
                 values[some] = bases.read_values(block).to(values.dtype)
@@ -249,7 +248,7 @@ class LatentShelf(Shelf):
 @shelf_of.register
 def _(part: LowRankPart, tier: Tier) -> Shelf:
     device, rows, levels = part.positions.device, len(part.counts), len(part.form.levels)
-    none = {name: getattr(part, name).new_zeros(0) for name in ("keys", "values", "positions")}
+    none = {name: tensor[:0].clone() for name, tensor in part.tensors() if name not in ("held", "mass")}
     return LatentShelf(
         like=replace(part, held=torch.zeros_like(part.held), mass=None, **none),
         levels=tuple(Store(tier, device) for _ in range(levels)),

@@ -22,6 +22,7 @@ class DynaKV(Learned):
     rate: float = 0.47  # kept share of all dimensions of keys and values, over tokens and layers
     basis: BasisName = "rotated"
     deal: Dealing = "learned"  # "random" gives the gate's ranks to other tokens, "even" one rank to a layer's tokens
+    int8: bool = False  # latents as bytes, with one scale for a slot's keys and one for its values
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2603.04411"
 
@@ -32,7 +33,8 @@ class DynaKV(Learned):
         """The adapter's forms, with levels dealt by its gates within the rate."""
         learned = ranks.under(self.basis)
         forms = {
-            index: by_gate(own, learned.rate_of(index, self.rate), self.deal) for index, own in learned.layers.items()
+            index: by_gate(own, learned.rate_of(index, self.rate), self.deal, codes=self.int8)
+            for index, own in learned.layers.items()
         }
         weights = (own.form if self.deal == "even" else own for own in learned.layers.values())  # no gate is asked then
         return RankedLayout(forms=forms, learned_bytes=sum(own.weight_bytes for own in weights))

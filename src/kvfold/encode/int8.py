@@ -12,12 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvfold.attention.codes import to_codes
 from kvfold.cache.kv import Payload
 from kvfold.encode.base import SlotCodec
 from kvfold.errors import PlanError
-
-_LEVELS = 127
-_SMALLEST_SCALE = 6e-8  # float16's smallest number: a group of zeros stays zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +46,8 @@ class Int8(SlotCodec):
         return keys, _read(payload["value_codes"], payload["value_scales"], dtype)
 
     def _write(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        grouped = in_groups(numbers.float(), self.group)
-        scales = (grouped.abs().amax(dim=-1) / _LEVELS).clamp(min=_SMALLEST_SCALE).to(torch.float16)
-        codes = (grouped / scales.float()[..., None]).round().clamp(-_LEVELS, _LEVELS)
-        return codes.to(torch.int8).flatten(-2), scales
+        codes, scales = to_codes(in_groups(numbers.float(), self.group))
+        return codes.flatten(-2), scales
 
 
 def check_group(group: int) -> None:

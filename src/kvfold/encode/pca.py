@@ -30,6 +30,7 @@ class Pca(Learned):
         measured = ranks.under(f"{self.basis}-measured" if f"{self.basis}-measured" in ranks.bases else self.basis)
         forms = {}
         for index, own in measured.layers.items():
-            keys, values = (round(self.rate * len(side.mean)) for side in (own.form.bases.keys, own.form.bases.values))
-            forms[index] = one_level(own.form, (max(keys, 1), max(values, 1)))
+            sides = (own.form.bases.keys, own.form.bases.values)
+            keys, values = (max(round(self.rate * len(side.mean) / side.parts), 1) * side.parts for side in sides)
+            forms[index] = one_level(own.form, (keys, values))
         return RankedLayout(forms=forms, learned_bytes=sum(own.form.weight_bytes for own in measured.layers.values()))

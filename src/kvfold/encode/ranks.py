@@ -22,7 +22,7 @@ from kvfold.cache.part import Part
 from kvfold.encode.gate import Gate, dealt
 from kvfold.errors import PlanError
 
-BasisName: TypeAlias = Literal["rotated", "joint", "rotary"]
+BasisName: TypeAlias = Literal["heads", "rotated", "joint", "rotary"]
 Dealing: TypeAlias = Literal["learned", "random", "even"]
 
 
@@ -118,23 +118,29 @@ def one_level(form: Form, dims: tuple[int, int]) -> tuple[Form, Deal]:
     return replace(form, levels=(dims,)), _first_level
 
 
-def by_gate(own: LayerRanks, rate: float, dealing: Dealing) -> tuple[Form, Deal]:
+def by_gate(own: LayerRanks, rate: float, dealing: Dealing, *, codes: bool = False) -> tuple[Form, Deal]:
     """Levels by the gate so that a segment keeps `rate` of its numbers; or the same levels dealt at random; or one."""
+    form = replace(own.form, codes=codes)
     if dealing == "even":
-        return one_level(own.form, dims_at(own.form, rate))
+        return one_level(form, dims_at(form, rate))
     deal = _GateDeal(own, rate)
-    return own.form, _shuffled(deal) if dealing == "random" else deal
+    return form, _shuffled(deal) if dealing == "random" else deal
 
 
 def dims_at(form: Form, rate: float) -> tuple[int, int]:
     """Dimensions of keys and values that keep this share of the numbers, on the way between two levels."""
-    wanted = round(rate * form.size)
+    wanted, parts = round(rate * form.size), form.bases.keys.parts
     for (keys, values), (more_keys, more_values) in zip(form.levels, form.levels[1:], strict=False):
         if wanted <= more_keys + more_values:
             step = more_keys + more_values - keys - values
-            added = round((more_keys - keys) * (wanted - keys - values) / step)
+            added = round((more_keys - keys) * (wanted - keys - values) / step / parts) * parts
             return keys + added, wanted - keys - added
     return form.levels[-1]
+
+
+def parts_of(basis: str, heads: int) -> int:
+    """Into how many parts a basis of this name divides the keys of a layer's heads."""
+    return heads if basis.startswith("heads") else 1
 
 
 class _GateDeal:

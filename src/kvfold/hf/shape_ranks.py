@@ -11,12 +11,11 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kvfold.attention.latent import Bases, Basis
 from kvfold.cache.lowrank import Form, Levels
 from kvfold.encode.gate import Gate
-from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks
+from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks, parts_of
 from kvfold.hf.adapter_files import WORDS
 from kvfold.hf.load import SHIPPED
 from kvfold.hf.rank_files import KIND, left_out
@@ -40,24 +39,27 @@ def ranks_in_shape(model: Any, *, seed: int = 0) -> Ranks:
         layers, known = {}, list(own["layers"].values())
         for at, index in enumerate(folding):
             like = known[at * len(known) // len(folding)]
-            sides = [_basis(size, source).to(model.device) for _ in range(2)]
-            pair = [Basis(encode=side, decode=side.T.contiguous(), mean=side[0] * 0) for side in sides]
+            pair = [_basis(size, parts, source, model.device) for parts in (parts_of(name, heads), 1)]
             form = Form(bases=Bases(keys=pair[0], values=pair[1], heads=heads, rotary=rotary),
-                        levels=_scaled(like["levels"], size))  # fmt: skip
+                        levels=_scaled(like["levels"], size, pair[0].parts))  # fmt: skip
             gate = _gate(form, words["training"]["spread"].get(_RATE), source).to(model.device)
             layers[index] = LayerRanks(form=form, gate=gate, rates=tuple(like["rates"]))
         bases[name] = BasisRanks(layers=layers, grid=tuple(own["grid"]), trained=False)
     return Ranks(bases=bases)
 
 
-def _basis(size: int, source: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(size, size, generator=source))[0].contiguous()
+def _basis(size: int, parts: int, source: torch.Generator, device: torch.device) -> Basis:
+    square = torch.randn(parts, size // parts, size // parts, generator=source)
+    encode = torch.linalg.qr(square)[0].contiguous().to(device)
+    return Basis(encode=encode, decode=encode.mT.contiguous(), mean=torch.zeros(size, device=device))
 
 
-def _scaled(levels: Sequence[Sequence[int]], size: int) -> Levels:
-    """The same shares of keys and values in another size."""
+def _scaled(levels: Sequence[Sequence[int]], size: int, parts: int) -> Levels:
+    """The same shares of keys and values in another size, equally many dimensions of every part of keys."""
     whole = levels[-1]
-    return tuple((round(level[0] / whole[0] * size), round(level[1] / whole[1] * size)) for level in levels)
+    return tuple(
+        (round(keys / whole[0] * size / parts) * parts, round(values / whole[1] * size)) for keys, values in levels
+    )
 
 
 def _gate(form: Form, spread: Sequence[float] | None, source: torch.Generator) -> Gate:

@@ -19,7 +19,7 @@ from kvfold.attention.latent import Bases, Basis
 from kvfold.attention.rotary import Rotary, unrotate
 from kvfold.cache.lowrank import Form, Levels
 from kvfold.encode.gate import Gate
-from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks
+from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks, parts_of
 from kvfold.errors import ModelError
 from kvfold.hf.rank_files import inverse, left_out
 from kvfold.hf.rotary import rotary_of
@@ -78,7 +78,7 @@ def measure(model: Any, texts: Sequence[Sequence[int]], *, seed: int = 0) -> Ran
         for index, own in rows.items():
             _add(sums[index], own, rotary)
     heads = model.config.get_text_config(decoder=True).num_key_value_heads
-    names = ["rotated"] if rotary is None else ["rotated", "joint", "rotary"]
+    names = ["heads", "rotated"] + (["joint", "rotary"] if rotary is not None else [])
     bases = {name: {index: _bases(own, name, heads, rotary) for index, own in sums.items()} for name in names}
     worths: dict[tuple[str, int], Tensor] = {}
     for rows in _readings(model, texts, seed):
@@ -165,7 +165,7 @@ def _bases(own: _Layer, name: str, heads: int, rotary: Rotary | None) -> Bases:
     if name == "rotary":
         assert rotary is not None
         return Bases(keys=_rotary_basis(own.turned, heads, rotary), values=principal(own.values), heads=heads)
-    return Bases(keys=principal(own.turned), values=principal(own.values), heads=heads)
+    return Bases(keys=principal(own.turned, parts_of(name, heads)), values=principal(own.values), heads=heads)
 
 
 def _worth(bases: Bases, rows: _Rows) -> Float[Tensor, " X"]:
@@ -179,7 +179,7 @@ def _worth(bases: Bases, rows: _Rows) -> Float[Tensor, " X"]:
         grown = cosines.square() + sines.square()
         gradient = torch.cat([back[..., :size] * grown, back[..., size:]], dim=-1)
     sides = ((latents[0], gradient, bases.keys), (latents[1], rows.values_gradient, bases.values))
-    changes = [(latent * (slope.flatten(1) @ basis.decode.T)).sum(dim=0) for latent, slope, basis in sides]
+    changes = [(latent * basis.slopes(slope.flatten(1))).sum(dim=0) for latent, slope, basis in sides]
     return torch.cat(changes).square()
 
 
@@ -191,17 +191,23 @@ def with_gates(bases: Mapping[int, Bases], worths: Mapping[int, Tensor], sums: M
         keys = sums[index].turned if own.rotary is None else sums[index].plain
         energy = torch.cat([_energy_of(own.keys, keys), _energy_of(own.values, sums[index].values)])
         cost = worths[index] / energy.clamp(min=1e-12)
-        form = Form(bases=own, levels=levels_by(worths[index], len(own.keys.mean)))
+        form = Form(bases=own, levels=levels_by(worths[index], len(own.keys.mean), parts=own.keys.parts))
         gate = energy_gate(form, cost, energy, floor=_FLOOR * whole, middle=0.03 * whole)
         layers[index] = LayerRanks(form=form, gate=gate, rates=(1.0,))
     return BasisRanks(layers=layers, grid=(1.0,), trained=False)
 
 
-def principal(moments: Moments) -> Basis:
-    """Principal components about the mean, the largest first."""
-    _, vectors = torch.linalg.eigh(moments.covariance)
-    encode = vectors.flip(1).float().contiguous()
+def principal(moments: Moments, parts: int = 1) -> Basis:
+    """Principal components about the mean, of each part by itself, the largest first."""
+    _, vectors = torch.linalg.eigh(_diagonal(moments.covariance, parts))
+    encode = vectors.flip(-1).float().contiguous()
     return Basis(encode=encode, decode=inverse(encode), mean=moments.mean.float())
+
+
+def _diagonal(square: Float[Tensor, "X X"], parts: int) -> Float[Tensor, "P x x"]:
+    """The blocks of each part with itself."""
+    blocks = square.unflatten(1, (parts, -1)).unflatten(0, (parts, -1))  # P x P x
+    return torch.stack([blocks[part, :, part] for part in range(parts)])
 
 
 def _rotary_basis(moments: Moments, heads: int, rotary: Rotary) -> Basis:
@@ -222,7 +228,7 @@ def _rotary_basis(moments: Moments, heads: int, rotary: Rotary) -> Basis:
             place = head * size + other
             found.append((2 * float(second[place, place]), nn.functional.one_hot(
                 torch.tensor([place]), len(second)).double().T.to(second)))  # fmt: skip
-    encode = torch.cat([columns for _, columns in sorted(found, key=lambda pair: -pair[0])], dim=1).float()
+    encode = torch.cat([columns for _, columns in sorted(found, key=lambda pair: -pair[0])], dim=1).float()[None]
     return Basis(encode=encode, decode=inverse(encode), mean=torch.zeros_like(moments.mean).float())
 
 
@@ -247,13 +253,17 @@ def _energy_of(basis: Basis, moments: Moments) -> Float[Tensor, " R"]:
     assert moments.square is not None
     encode, mean = basis.encode.double(), basis.mean.double()
     about = moments.square / moments.count - moments.mean[:, None] * mean - mean[:, None] * (moments.mean - mean)
-    return (encode * (about @ encode)).sum(dim=0).clamp(min=0).float()
+    by_part = (encode * (_diagonal(about, basis.parts) @ encode)).sum(dim=1)  # P r
+    return by_part.T.flatten().clamp(min=0).float()
 
 
-def levels_by(worth: Float[Tensor, " X"], keys: int) -> Levels:
-    """How many dimensions of keys and of values each level keeps: bucket by bucket, whichever is worth more."""
+def levels_by(worth: Float[Tensor, " X"], keys: int, *, parts: int = 1) -> Levels:
+    """How many dimensions of keys and of values each level keeps: bucket by bucket, whichever is worth more.
+
+    Keys of several parts keep equally many of each.
+    """
     worths = (worth[:keys], worth[keys:])
-    sizes = [max(len(side) * 2 // BUCKETS, 1) for side in worths]
+    sizes = [max(len(side) * 2 // BUCKETS // part, 1) * part for side, part in zip(worths, (parts, 1), strict=True)]
     kept, path = [0, 0], [(0, 0)]
     while kept[0] < len(worths[0]) or kept[1] < len(worths[1]):
         gains = [
