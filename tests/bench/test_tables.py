@@ -103,3 +103,11 @@ def test_where_no_rival_ran_there_is_no_column_for_one():
 def test_small_scores_show_more_digits():
     (shown,) = tables.tables([made.record("full", None, (0.0123, 0.0125), full=0.0124)])
     assert tables.cells(shown, shown.rows[0])[5] == "0.01240"
+
+
+def test_what_else_was_measured_has_a_column_where_some_record_has_it():
+    measured = made.record("full", None, metrics={"kl": 0.01234567, "seconds": 3.0}, metric_intervals={"kl": (0.0, 1)})
+    (shown,) = tables.tables([measured, made.record("none", None)])
+    assert shown.measures == ("kl",)
+    column = tables.heads(shown).index("kl")
+    assert [tables.cells(shown, row)[column] for row in shown.rows] == ["0.01235 (0 to 1)", ""]

@@ -111,6 +111,7 @@ def _left_out(shown: Table, rows: Sequence[Sequence[str]], width: int) -> list[s
         "removed",
         "resident",
         "attended",
+        *reversed(shown.measures),
         *reversed(shown.families),
         AGAINST_RIVAL,
         "interval",

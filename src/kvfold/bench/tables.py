@@ -43,6 +43,11 @@ class Table:
         return 3 if self.rows[0].record.full >= 0.1 else 5
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """What else is shown: every one of MEASURES that some record has."""
+        return tuple(name for name in MEASURES if any(name in row.record.metrics for row in self.rows))
+
+    @property
     def has_rivals(self) -> bool:
         """Whether other people's caches were asked the same."""
         return any(is_rival(row.record.plan) for row in self.rows)
@@ -146,11 +151,12 @@ def tables(records: Iterable[Record]) -> list[Table]:
 
 HEADS = ("plan", "kept", "removed", "resident", "attended", "score", "interval", "against full")
 AGAINST_RIVAL = "against best rival"
+MEASURES = ("kl", "perplexity_ratio", "value_log_likelihood", "exact", "log_likelihood", "reuse")  # shown where known
 
 
 def heads(shown: Table) -> tuple[str, ...]:
-    """The head of every column; the families come last."""
-    return (*HEADS, *([AGAINST_RIVAL] if shown.has_rivals else []), *shown.families)
+    """The head of every column; what else was measured, then the families, come last."""
+    return (*HEADS, *([AGAINST_RIVAL] if shown.has_rivals else []), *shown.measures, *shown.families)
 
 
 def cells(shown: Table, row: Row) -> tuple[str, ...]:
@@ -172,8 +178,17 @@ def cells(shown: Table, row: Row) -> tuple[str, ...]:
         f"{record.interval[0]:.{digits}f} to {record.interval[1]:.{digits}f}",
         _gap(row.against_full, digits),
         *([_gap(row.against_rival, digits)] if shown.has_rivals else []),
+        *(_measure(record, name) for name in shown.measures),
         *(f"{score:.{digits}f}" for score in record.by_family.values()),
     )
+
+
+def _measure(record: Record, name: str) -> str:
+    if name not in record.metrics:
+        return ""
+    bounds = record.metric_intervals.get(name)
+    interval = "" if bounds is None else f" ({bounds[0]:.3g} to {bounds[1]:.3g})"
+    return f"{record.metrics[name]:.4g}{interval}"
 
 
 def _gap(gap: Difference | None, digits: int) -> str:

@@ -237,7 +237,9 @@ class LowRankPart(Part):
                 blocks.append(
                     _Block(
                         bases.keys.unflattened(self.keys[keys : keys + count * rank_keys], count, rank_keys),
-                        bases.values.unflattened(self.values[values : values + count * rank_values], count, rank_values),
+                        bases.values.unflattened(
+                            self.values[values : values + count * rank_values], count, rank_values
+                        ),
                         {name: tensor[slots : slots + count] for name, tensor in each.items()},
                     )
                 )

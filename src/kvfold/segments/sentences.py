@@ -114,7 +114,7 @@ class Splitter:
 
     length: int = 32
     window: int = 14  # 0 makes pages of a fixed size
-    share: float = 0.6  # of the end's weight in the score of a cut; the rest is closeness to the length
+    share: float = 0.8  # of the end's weight in the score of a cut; the rest is closeness to the length
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.window < 0 or (self.window and self.length - self.window < 3):
