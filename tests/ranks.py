@@ -5,7 +5,7 @@ import torch
 from kvfold.attention.latent import Bases, Basis
 from kvfold.cache.lowrank import Form
 from kvfold.encode.gate import Gate
-from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks, parts_of
+from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.hf.rank_files import inverse, left_out
 from kvfold.hf.rotary import rotary_of
 from kvfold.hf.tap import folding_layers
@@ -13,11 +13,11 @@ from kvfold.hf.tap import folding_layers
 GRID = (0.25, 0.5, 1.0)
 
 
-def basis(size, parts=1):
+def basis(size, heads, parts=1):
     """A random map that is neither orthogonal nor far from it, for each part, and a mean."""
     shape = (parts, size // parts, size // parts)
     encode = torch.linalg.qr(torch.randn(shape))[0] + 0.1 * torch.randn(shape) / shape[-1] ** 0.5
-    return Basis(encode=encode, decode=inverse(encode), mean=torch.randn(size))
+    return Basis(encode=encode, decode=inverse(encode, heads), mean=torch.randn(size))
 
 
 def levels_of(size):
@@ -27,7 +27,7 @@ def levels_of(size):
 
 
 def form(heads, size, *, rotary=None, parts=1, codes=False):
-    pair = [basis(heads * size, own) for own in (parts, 1)]
+    pair = [basis(heads * size, heads, own) for own in (parts, 1)]
     levels = tuple((keys // parts * parts, values) for keys, values in levels_of(heads * size))
     return Form(bases=Bases(keys=pair[0], values=pair[1], heads=heads, rotary=rotary), levels=levels, codes=codes)
 
@@ -48,11 +48,12 @@ def gate(own):
 
 def random_ranks(heads, size, layers, *, rotary=None):
     """Ranks under every basis; `joint` only with rotations."""
-    names = ["heads", "rotated", "rotary"] + ["joint"] * (rotary is not None)
+    names = ["mixed", "heads", "rotated", "rotary"] + ["joint"] * (rotary is not None)
     bases = {}
     for name in names:
-        own_form = {"rotary": rotary if name == "joint" else None, "parts": parts_of(name, heads)}
-        forms = {index: form(heads, size, **own_form) for index in layers}
+        turned = rotary if name == "joint" else None
+        apart = {index: name == "heads" or (name == "mixed" and index % 2 == 0) for index in layers}
+        forms = {index: form(heads, size, rotary=turned, parts=heads if apart[index] else 1) for index in layers}
         own = {
             index: LayerRanks(form=forms[index], gate=gate(forms[index]), rates=(0.2 + 0.05 * (index % 2), 0.5, 1.0))
             for index in layers

@@ -74,7 +74,7 @@ def test_one_rank_for_all_lies_on_the_way_between_two_levels():
         assert abs(sum(dims_at(own, rate)) - rate * own.size) <= 0.5
 
 
-@pytest.mark.parametrize("basis", ["heads", "rotated", "joint", "rotary"])
+@pytest.mark.parametrize("basis", ["mixed", "heads", "rotated", "joint", "rotary"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_the_full_rank_gives_the_models_own_logits(family, basis, adapter):
     model, ids = model_of(family), text(2, 40)
@@ -123,5 +123,5 @@ def test_a_folder_without_an_adapter_and_a_basis_that_it_lacks_are_refused(tmp_p
     with pytest.raises(FileError, match="cannot be read"):
         kvfold.cache(model, f"pca(adapter={str(tmp_path)!r})")
     save_ranks(random_ranks(2, 8, [0, 1, 2]), tmp_path, model=model, about={})
-    with pytest.raises(PlanError, match="the adapter has heads, rotated, rotary"):
+    with pytest.raises(PlanError, match="the adapter has mixed, heads, rotated, rotary"):
         kvfold.cache(model, f"dynakv(basis='joint', adapter={str(tmp_path)!r})")

@@ -30,7 +30,7 @@ class Basis:
     """
 
     encode: Float[Tensor, "P x r"]  # x: the numbers of a part's heads of a slot, head by head; P times x are X
-    decode: Float[Tensor, "P r x"]
+    decode: Float[Tensor, "H r D"]  # the way back to each head out of its part's latent
     mean: Float[Tensor, " X"]
 
     @property
@@ -41,17 +41,21 @@ class Basis:
     def write(self, numbers: Float[Tensor, "*slots X"]) -> Float[Tensor, "*slots R"]:
         """Latents, in float32 or wider."""
         wide = torch.promote_types(numbers.dtype, torch.float32)
-        return self._within(numbers.to(wide) - self.mean.to(wide), self.encode.to(wide))
+        parts = (numbers.to(wide) - self.mean.to(wide)).unflatten(-1, (self.parts, -1)).movedim(-2, 0)
+        return _in_turn(torch.matmul(parts.flatten(1, -2), self.encode.to(wide)), numbers.shape[:-1])
 
     def slopes(self, slopes: Float[Tensor, "*slots X"]) -> Float[Tensor, "*slots R"]:
         """From slopes to the numbers, the slopes to the latent."""
-        return self._within(slopes, self.decode.to(slopes.dtype).mT)
+        heads = slopes.unflatten(-1, (len(self.decode), -1)).movedim(-2, 0)
+        each = torch.matmul(heads.flatten(1, -2), self.decode.to(slopes.dtype).mT)
+        return _in_turn(each.unflatten(0, (self.parts, -1)).sum(dim=1), slopes.shape[:-1])
 
     def read(self, latents: Float[Tensor, "*slots some"]) -> Float[Tensor, "*slots X"]:
         """The numbers that the leading dimensions stand for, in float32 or wider."""
-        wide = torch.promote_types(latents.dtype, torch.float32)
-        parts = latents.to(wide).unflatten(-1, (-1, self.parts)).movedim(-1, 0)
-        back = torch.matmul(parts.flatten(1, -2), self.decode[:, : parts.shape[-1]].to(wide))
+        wide, heads = torch.promote_types(latents.dtype, torch.float32), len(self.decode)
+        parts = latents.to(wide).unflatten(-1, (-1, self.parts)).movedim(-1, 0).flatten(1, -2)  # P, slots, some
+        own = parts[:, None].expand(-1, heads // self.parts, -1, -1).flatten(0, 1)
+        back = torch.matmul(own, self.decode[:, : own.shape[-1]].to(wide))
         return back.transpose(0, 1).reshape(*latents.shape[:-1], len(self.mean)) + self.mean.to(wide)
 
     def flattened(self, latents: Num[Tensor, "S some"]) -> Num[Tensor, " numbers"]:
@@ -66,9 +70,15 @@ class Basis:
         """Slots of several blocks after each other, laid as they will be stored."""
         return torch.cat(list(pieces)) if self.parts == 1 else torch.cat([piece.T for piece in pieces], dim=1).T
 
-    def _within(self, numbers: Tensor, maps: Tensor) -> Tensor:
-        parts = numbers.unflatten(-1, (self.parts, -1)).movedim(-2, 0).flatten(1, -2)  # P, slots, x
-        return torch.matmul(parts, maps).permute(1, 2, 0).reshape(*numbers.shape[:-1], self.parts * maps.shape[2])
+
+def by_head(back: Float[Tensor, "P r x"], heads: int) -> Float[Tensor, "H r D"]:
+    """Ways back to all heads of a part, as ways back to each head."""
+    return back.unflatten(2, (heads // len(back), -1)).transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _in_turn(parts: Float[Tensor, "P S r"], shape: Sequence[int]) -> Float[Tensor, "*slots R"]:
+    """Latents whose parts take turns."""
+    return parts.permute(1, 2, 0).reshape(*shape, parts.shape[0] * parts.shape[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +158,8 @@ def _attend(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> tuple
     heads, rows = asked.shape[:2]
     latent = _weighted(weights, blocks, bases.values) / total.view(bases.values.parts, -1, 1)
     mean = bases.values.mean.to(latent.dtype).view(heads, 1, -1)
-    output = torch.baddbmm(mean, _by_head(latent, heads), _head_maps(bases.values, heads, latent.dtype))
+    by_head = latent.unflatten(1, (heads // len(latent), -1)).flatten(0, 1)
+    output = torch.baddbmm(mean, by_head, bases.values.decode.to(latent.dtype))
     log_sum_exp = (total.log() + highest).view(heads, rows)
     return output, log_sum_exp if shift is None else log_sum_exp + shift
 
@@ -156,17 +167,18 @@ def _attend(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> tuple
 def _absorbed_scores(asked: Tensor, blocks: Sequence[LatentBlock], basis: Basis) -> tuple[Tensor, Tensor]:
     """Scores without the mean's, which is the same for all slots and comes back beside them."""
     heads, parts = asked.shape[0], basis.parts
-    inside = torch.bmm(asked, _head_maps(basis, heads, asked.dtype).mT)  # H, rows, r
+    inside = torch.bmm(asked, basis.decode.to(asked.dtype).mT)  # H, rows, r
     inside = inside.view(parts, -1, inside.shape[-1])
     shift = torch.bmm(asked, basis.mean.to(asked.dtype).view(heads, -1, 1))[..., 0]
-    if parts == 1:
-        tiles = (tile for block in blocks for tile in block.keys.split(_TILE))
-        scores = torch.cat([inside[0, :, : tile.shape[1]] @ _at_hand(tile, asked.dtype).T for tile in tiles], dim=1)
-    else:
-        tiles = (tile for block in blocks for tile in _tiles(block.keys, asked.dtype))
-        apart = (_apart(tile, parts).to(asked.dtype) for tile in tiles)
-        by_part = [torch.bmm(inside[:, :, : own.shape[1]], own) for own in apart]  # P, rows of its heads, slots
-        scores = torch.cat(by_part, dim=2).flatten(0, 1)
+    each = []
+    for block in blocks:
+        some = inside[:, :, : block.keys.shape[1] // parts]
+        if parts == 1:
+            each += [some[0] @ _at_hand(tile, asked.dtype).T for tile in block.keys.split(_TILE)]
+        else:
+            tiles = _apart(block.keys, parts).split(_TILE if block.keys.dtype != asked.dtype else len(block.keys), 2)
+            each += [torch.bmm(some, tile.to(asked.dtype)).flatten(0, 1) for tile in tiles]
+    scores = torch.cat(each, dim=1)
     scales = [block.scales[:, 0] for block in blocks if block.scales is not None]
     return scores.mul_(torch.cat(scales).to(scores.dtype)) if scales else scores, shift
 
@@ -208,25 +220,9 @@ def _weighted(weights: Tensor, blocks: Sequence[LatentBlock], basis: Basis) -> F
     return latent
 
 
-def _head_maps(basis: Basis, heads: int, dtype: torch.dtype) -> Float[Tensor, "H r D"]:
-    """The way back to each head, out of the latent of its part."""
-    own = basis.decode.to(dtype).unflatten(2, (heads // basis.parts, -1))  # P r heads D
-    return own.transpose(1, 2).flatten(0, 1)
-
-
-def _by_head(latent: Float[Tensor, "P rows r"], heads: int) -> Float[Tensor, "H own r"]:
-    """The rows of each head, whose latents are its part's."""
-    return latent.unflatten(1, (heads // latent.shape[0], -1)).flatten(0, 1)
-
-
 def _apart(latents: Num[Tensor, "S R"], parts: int) -> Num[Tensor, "P r S"]:
     """Latents of each part; a view."""
     return latents.T.unflatten(0, (-1, parts)).transpose(0, 1)
-
-
-def _tiles(latents: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
-    """What is widened tile by tile, or all at once where nothing is."""
-    return (latents,) if latents.dtype == dtype else latents.split(_TILE)
 
 
 def _at_hand(tile: Tensor, dtype: torch.dtype) -> Tensor:

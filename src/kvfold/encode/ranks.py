@@ -22,7 +22,7 @@ from kvfold.cache.part import Part
 from kvfold.encode.gate import Gate, dealt
 from kvfold.errors import PlanError
 
-BasisName: TypeAlias = Literal["heads", "rotated", "joint", "rotary"]
+BasisName: TypeAlias = Literal["mixed", "rotated", "heads", "joint", "rotary"]
 Dealing: TypeAlias = Literal["learned", "random", "even"]
 
 
@@ -136,11 +136,6 @@ def dims_at(form: Form, rate: float) -> tuple[int, int]:
             added = round((more_keys - keys) * (wanted - keys - values) / step / parts) * parts
             return keys + added, wanted - keys - added
     return form.levels[-1]
-
-
-def parts_of(basis: str, heads: int) -> int:
-    """Into how many parts a basis of this name divides the keys of a layer's heads."""
-    return heads if basis.startswith("heads") else 1
 
 
 class _GateDeal:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kvfold.attention.latent import Bases, Basis
+from kvfold.attention.latent import Bases, Basis, by_head
 from kvfold.cache.lowrank import Form, Levels
 from kvfold.cache.part import Layout
 from kvfold.encode.base import Encode
@@ -58,7 +58,9 @@ def save_ranks(ranks: Ranks, folder: Path, *, model: Any, about: Mapping[str, An
         for index, own in basis.layers.items():
             tensors |= {f"{name}.{index}.{key}": tensor for key, tensor in _tensors(own).items()}
             levels = [list(level) for level in own.form.levels]
-            layers[str(index)] = {"levels": levels, "rates": list(own.rates), "heads": own.form.bases.heads}
+            bases_of = own.form.bases
+            layers[str(index)] = {"levels": levels, "rates": list(own.rates), "heads": bases_of.heads,
+                                  "parts": bases_of.keys.parts}  # fmt: skip
         words[name] = {"trained": basis.trained, "grid": list(basis.grid), "layers": layers}
     write_folder(folder, tensors, kind=KIND, model=model, words={"bases": words, **about})
 
@@ -87,9 +89,9 @@ def left_out(levels: Levels, keys: int, values: int) -> Tensor:
     return torch.cat([of_keys, of_values]).float()
 
 
-def inverse(encode: Tensor) -> Tensor:
-    """The way back of a basis, computed in float64."""
-    return torch.linalg.inv(encode.double()).to(encode.dtype)
+def inverse(encode: Tensor, heads: int) -> Tensor:
+    """The way back of a basis to each head, computed in float64."""
+    return by_head(torch.linalg.inv(encode.double()).to(encode.dtype), heads)
 
 
 def _tensors(own: LayerRanks) -> dict[str, Tensor]:
@@ -109,7 +111,11 @@ def _basis(name: str, words: Mapping[str, Any], tensors: Mapping[str, Tensor], m
         some = {key: tensors[f"{name}.{index}.{key}"] for key in _NAMES}
         levels = tuple((level[0], level[1]) for level in own["levels"])
         sides = [
-            Basis(encode=some[f"{side}.encode"], decode=inverse(some[f"{side}.encode"]), mean=some[f"{side}.mean"])
+            Basis(
+                encode=some[f"{side}.encode"],
+                decode=inverse(some[f"{side}.encode"], own["heads"]),
+                mean=some[f"{side}.mean"],
+            )
             for side in ("keys", "values")
         ]
         bases = Bases(keys=sides[0], values=sides[1], heads=own["heads"], rotary=rotary)

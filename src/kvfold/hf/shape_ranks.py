@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from kvfold.attention.latent import Bases, Basis
+from kvfold.attention.latent import Bases, Basis, by_head
 from kvfold.cache.lowrank import Form, Levels
 from kvfold.encode.gate import Gate
-from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks, parts_of
+from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.hf.adapter_files import WORDS
 from kvfold.hf.load import SHIPPED
 from kvfold.hf.rank_files import KIND, left_out
@@ -39,7 +39,8 @@ def ranks_in_shape(model: Any, *, seed: int = 0) -> Ranks:
         layers, known = {}, list(own["layers"].values())
         for at, index in enumerate(folding):
             like = known[at * len(known) // len(folding)]
-            pair = [_basis(size, parts, source, model.device) for parts in (parts_of(name, heads), 1)]
+            both = (heads if like["parts"] > 1 else 1, 1)
+            pair = [_basis(size, heads, parts, source, model.device) for parts in both]
             form = Form(bases=Bases(keys=pair[0], values=pair[1], heads=heads, rotary=rotary),
                         levels=_scaled(like["levels"], size, pair[0].parts))  # fmt: skip
             gate = _gate(form, words["training"]["spread"].get(_RATE), source).to(model.device)
@@ -48,10 +49,10 @@ def ranks_in_shape(model: Any, *, seed: int = 0) -> Ranks:
     return Ranks(bases=bases)
 
 
-def _basis(size: int, parts: int, source: torch.Generator, device: torch.device) -> Basis:
+def _basis(size: int, heads: int, parts: int, source: torch.Generator, device: torch.device) -> Basis:
     square = torch.randn(parts, size // parts, size // parts, generator=source)
     encode = torch.linalg.qr(square)[0].contiguous().to(device)
-    return Basis(encode=encode, decode=encode.mT.contiguous(), mean=torch.zeros(size, device=device))
+    return Basis(encode=encode, decode=by_head(encode.mT, heads), mean=torch.zeros(size, device=device))
 
 
 def _scaled(levels: Sequence[Sequence[int]], size: int, parts: int) -> Levels:

@@ -19,7 +19,7 @@ from kvfold.attention.latent import Bases, Basis
 from kvfold.attention.rotary import Rotary, unrotate
 from kvfold.cache.lowrank import Form, Levels
 from kvfold.encode.gate import Gate
-from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks, parts_of
+from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.errors import ModelError
 from kvfold.hf.rank_files import inverse, left_out
 from kvfold.hf.rotary import rotary_of
@@ -31,6 +31,7 @@ _KEPT = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)  # buckets of each level
 _SHARPNESS = 2.0  # of the untrained gate, in logarithms of what is left out
 _SMALLEST = 0.05  # of the largest dimension's size, as the gate sees a dimension
 _FLOOR = 1e-4  # of the mean slot's whole cost
+_MOST, _DEARER = 0.95, 1.65  # of the energy; how many times the dimensions for it each head by itself may need
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def measure(model: Any, texts: Sequence[Sequence[int]], *, seed: int = 0) -> Ran
         for index, own in rows.items():
             _add(sums[index], own, rotary)
     heads = model.config.get_text_config(decoder=True).num_key_value_heads
-    names = ["heads", "rotated"] + (["joint", "rotary"] if rotary is not None else [])
+    names = ["mixed", "rotated", "heads"] + (["joint", "rotary"] if rotary is not None else [])
     bases = {name: {index: _bases(own, name, heads, rotary) for index, own in sums.items()} for name in names}
     worths: dict[tuple[str, int], Tensor] = {}
     for rows in _readings(model, texts, seed):
@@ -160,12 +161,25 @@ def _add(own: _Layer, rows: _Rows, rotary: Rotary | None) -> None:
 
 
 def _bases(own: _Layer, name: str, heads: int, rotary: Rotary | None) -> Bases:
+    values = principal(own.values, heads)
     if name == "joint":
-        return Bases(keys=principal(own.plain), values=principal(own.values), heads=heads, rotary=rotary)
+        return Bases(keys=principal(own.plain, heads), values=values, heads=heads, rotary=rotary)
     if name == "rotary":
         assert rotary is not None
-        return Bases(keys=_rotary_basis(own.turned, heads, rotary), values=principal(own.values), heads=heads)
-    return Bases(keys=principal(own.turned, parts_of(name, heads)), values=principal(own.values), heads=heads)
+        return Bases(keys=_rotary_basis(own.turned, heads, rotary), values=values, heads=heads)
+    apart = name == "heads" or (name == "mixed" and _cheap_apart(own.turned, heads))
+    return Bases(keys=principal(own.turned, heads, parts=heads if apart else 1), values=values, heads=heads)
+
+
+def _cheap_apart(moments: Moments, heads: int) -> bool:
+    """Whether keys of each head by itself need not many more dimensions than those of all heads together."""
+    return _needed(moments, heads) <= _DEARER * _needed(moments, 1)
+
+
+def _needed(moments: Moments, parts: int) -> int:
+    """Dimensions that hold most of the energy."""
+    held = torch.linalg.eigvalsh(_diagonal(moments.covariance, parts)).flip(-1).sum(dim=0).cumsum(dim=0)
+    return parts * (int((held < _MOST * held[-1]).sum()) + 1)
 
 
 def _worth(bases: Bases, rows: _Rows) -> Float[Tensor, " X"]:
@@ -197,11 +211,11 @@ def with_gates(bases: Mapping[int, Bases], worths: Mapping[int, Tensor], sums: M
     return BasisRanks(layers=layers, grid=(1.0,), trained=False)
 
 
-def principal(moments: Moments, parts: int = 1) -> Basis:
+def principal(moments: Moments, heads: int, *, parts: int = 1) -> Basis:
     """Principal components about the mean, of each part by itself, the largest first."""
     _, vectors = torch.linalg.eigh(_diagonal(moments.covariance, parts))
     encode = vectors.flip(-1).float().contiguous()
-    return Basis(encode=encode, decode=inverse(encode), mean=moments.mean.float())
+    return Basis(encode=encode, decode=inverse(encode, heads), mean=moments.mean.float())
 
 
 def _diagonal(square: Float[Tensor, "X X"], parts: int) -> Float[Tensor, "P x x"]:
@@ -229,7 +243,7 @@ def _rotary_basis(moments: Moments, heads: int, rotary: Rotary) -> Basis:
             found.append((2 * float(second[place, place]), nn.functional.one_hot(
                 torch.tensor([place]), len(second)).double().T.to(second)))  # fmt: skip
     encode = torch.cat([columns for _, columns in sorted(found, key=lambda pair: -pair[0])], dim=1).float()[None]
-    return Basis(encode=encode, decode=inverse(encode), mean=torch.zeros_like(moments.mean).float())
+    return Basis(encode=encode, decode=inverse(encode, heads), mean=torch.zeros_like(moments.mean).float())
 
 
 def _complex(second: Float[Tensor, "Y Y"]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kvfold.attention.latent import Bases, Basis
+from kvfold.attention.latent import Bases, Basis, by_head
 from kvfold.attention.reference import causal_mask
 from kvfold.attention.rotary import rotate
 from kvfold.cache.lowrank import Form
@@ -42,8 +42,11 @@ class LearnedLayer(nn.Module):
     def bases(self) -> Bases:
         """The bases as they stand; differentiable."""
         old = self.own.form.bases
-        keys = Basis(encode=self.keys, decode=torch.linalg.inv(self.keys), mean=self.keys_mean)
-        values = Basis(encode=self.values, decode=torch.linalg.inv(self.values), mean=self.values_mean)
+        sides = ((self.keys, self.keys_mean), (self.values, self.values_mean))
+        keys, values = (
+            Basis(encode=encode, decode=by_head(torch.linalg.inv(encode), old.heads), mean=mean)
+            for encode, mean in sides
+        )
         return Bases(keys=keys, values=values, heads=old.heads, rotary=old.rotary)
 
     def gate(self) -> Gate:
