@@ -52,11 +52,11 @@ class Basis:
 
     def read(self, latents: Float[Tensor, "*slots some"]) -> Float[Tensor, "*slots X"]:
         """The numbers that the leading dimensions stand for, in float32 or wider."""
-        wide, heads = torch.promote_types(latents.dtype, torch.float32), len(self.decode)
+        wide = torch.promote_types(latents.dtype, torch.float32)
         parts = latents.to(wide).unflatten(-1, (-1, self.parts)).movedim(-1, 0).flatten(1, -2)  # P, slots, some
-        own = parts[:, None].expand(-1, heads // self.parts, -1, -1).flatten(0, 1)
-        back = torch.matmul(own, self.decode[:, : own.shape[-1]].to(wide))
-        return back.transpose(0, 1).reshape(*latents.shape[:-1], len(self.mean)) + self.mean.to(wide)
+        back = self.decode[:, : parts.shape[-1]].to(wide).unflatten(0, (self.parts, -1))
+        numbers = torch.matmul(parts, back.transpose(1, 2).flatten(2))  # P, slots, x
+        return numbers.transpose(0, 1).reshape(*latents.shape[:-1], len(self.mean)) + self.mean.to(wide)
 
     def flattened(self, latents: Num[Tensor, "S some"]) -> Num[Tensor, " numbers"]:
         """Latents as they are stored: slot by slot, or dimension by dimension where there are parts."""
