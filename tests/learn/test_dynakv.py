@@ -83,8 +83,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
     rest.finish()
     words = json.loads((tmp_path / "half" / "adapter.json").read_text())
     assert words["training"]["steps"] == 3
-    assert words["bases"]["rotated"]["trained"]
-    assert "rotated-measured" in words["bases"]
+    assert words["bases"]["mixed"]["trained"]
+    assert "mixed-measured" in words["bases"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class DynaKV(Learned):
     """A rank for every token."""
 
     rate: float = 0.47  # kept share of all dimensions of keys and values, over tokens and layers
-    basis: BasisName = "rotated"
+    basis: BasisName = "mixed"
     deal: Dealing = "learned"  # "random" gives the gate's ranks to other tokens, "even" one rank to a layer's tokens
     int8: bool = False  # latents as bytes, with one scale for a slot's keys and one for its values
 

@@ -25,7 +25,7 @@ def rotary_of(model: PreTrainedModel) -> Rotary:
     if module is None or any(f"'{kind}'" in settings for kind in _CHANGING):
         raise ModelError(
             f"a basis of keys before rotation was asked for with {model.config.name_or_path}; its rotations are not "
-            "known from positions alone; use basis='rotated', which needs none"
+            "known from positions alone; use basis='mixed', which needs none"
         )
     more = {"layer_type": "full_attention"} if "layer_type" in inspect.signature(module.forward).parameters else {}
 

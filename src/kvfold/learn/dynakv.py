@@ -40,7 +40,7 @@ class DynaSettings:
     out: Path
     data: Path | None = None  # a folder of sets, or one file; without it only generated text is read
     steps: int = 0  # 0: calibration only
-    basis: str = "rotated"
+    basis: str = "mixed"
     seed: int = 0
     resume: bool = False
     length: int = 768
