@@ -40,6 +40,14 @@ def policy(budget=24):
     return SentKV(budget=budget, length=5, window=2, recent=2).open(pinned=0)
 
 
+@pytest.mark.parametrize("made", [low_rank, as_bytes])
+def test_latents_lie_on_disk_as_well(made, tmp_path):
+    on_disk = SentKV(budget=24, length=5, window=2, recent=2, tier="disk", directory=str(tmp_path)).open(pinned=0)
+    first, second, both = pieces(made)
+    part, queries = on_disk.place(first, None).extend(second), torch.randn(ROWS, 4, 3, SIZE)
+    assert near(part.attend(queries, scale=0.3), both.attend(queries, scale=0.3))
+
+
 def near(one: Partial, other: Partial) -> bool:
     return torch.allclose(one.output, other.output, atol=1e-5) and torch.allclose(
         one.log_sum_exp, other.log_sum_exp, atol=1e-5

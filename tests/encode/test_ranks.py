@@ -68,10 +68,15 @@ def test_ranks_are_the_same_from_bfloat16_and_float32():
     assert torch.equal(found[0], found[1])
 
 
-def test_one_rank_for_all_lies_on_the_way_between_two_levels():
-    own = form(2, 8)
-    for rate in (0.1, 0.3, 0.47, 1.0):
-        assert abs(sum(dims_at(own, rate)) - rate * own.size) <= 0.5
+@pytest.mark.parametrize(("heads", "parts"), [(2, 1), (2, 2), (3, 3), (4, 4)])
+def test_one_rank_for_all_lies_on_the_way_between_two_levels(heads, parts):
+    own = form(heads, 8, parts=parts)
+    for rate in [step / 100 for step in range(1, 101)]:
+        keys, values = dims_at(own, rate)
+        assert abs(keys + values - rate * own.size) <= 0.51
+        assert 0 <= keys <= 8 * heads
+        assert 0 <= values <= 8 * heads
+        assert keys % parts == 0
 
 
 @pytest.mark.parametrize("basis", ["mixed", "heads", "rotated", "joint", "rotary"])

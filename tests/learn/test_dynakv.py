@@ -11,7 +11,7 @@ from fakes import model_of, text
 from kvfold.encode.ranks import Ranks
 from kvfold.errors import DataError, FileError
 from kvfold.hf.rank_files import save_ranks
-from kvfold.learn.calibrate import measure
+from kvfold.learn.calibrate import Moments, cheap_apart, levels_by, measure
 from kvfold.learn.dynakv import DynaRun, DynaSettings
 from kvfold.learn.ranked import Reading, Student, shares_at, shift_of
 
@@ -31,6 +31,23 @@ def test_bases_are_sorted_by_energy_and_undone_by_their_inverse(measured):
             assert name == "rotary" or (keys.diff(dim=0) <= 1e-3 * keys.max()).all()  # there, pairs are sorted
             assert own.form.levels[0] == (0, 0)
             assert sum(own.form.levels[-1]) == own.form.size
+
+
+def test_keys_are_written_apart_where_heads_share_little_and_together_where_they_are_copies():
+    torch.manual_seed(3)
+    few = torch.randn(400, 3) @ torch.randn(3, 8)
+    copies, strangers = Moments(), Moments()
+    copies.add(torch.cat([few, few @ torch.linalg.qr(torch.randn(8, 8))[0]], dim=1))
+    strangers.add(torch.cat([few, torch.randn(400, 3) @ torch.randn(3, 8)], dim=1))
+    assert not cheap_apart(copies, 2)
+    assert cheap_apart(strangers, 2)
+
+
+def test_levels_keep_equally_many_dimensions_of_every_part_of_keys():
+    for keys, values in levels_by(torch.rand(60), 30, parts=3):
+        assert keys % 3 == 0
+        assert 0 <= values <= 30
+    assert levels_by(torch.rand(60), 30, parts=3)[-1] == (30, 30)
 
 
 def test_a_rotary_basis_commutes_with_rotation(measured):

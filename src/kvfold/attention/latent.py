@@ -38,25 +38,27 @@ class Basis:
         """Groups of heads with a map of their own."""
         return self.encode.shape[0]
 
-    def write(self, numbers: Float[Tensor, "*slots X"]) -> Float[Tensor, "*slots R"]:
+    def write(self, numbers: Float[Tensor, "S X"]) -> Float[Tensor, "S R"]:
         """Latents, in float32 or wider."""
         wide = torch.promote_types(numbers.dtype, torch.float32)
-        parts = (numbers.to(wide) - self.mean.to(wide)).unflatten(-1, (self.parts, -1)).movedim(-2, 0)
-        return _in_turn(torch.matmul(parts.flatten(1, -2), self.encode.to(wide)), numbers.shape[:-1])
+        about = numbers.to(wide) - self.mean.to(wide)
+        parts = about.reshape(len(about), *self.encode.shape[:2]).transpose(0, 1)  # P S x
+        return _in_turn(torch.matmul(parts, self.encode.to(wide)))
 
-    def slopes(self, slopes: Float[Tensor, "*slots X"]) -> Float[Tensor, "*slots R"]:
+    def slopes(self, slopes: Float[Tensor, "S X"]) -> Float[Tensor, "S R"]:
         """From slopes to the numbers, the slopes to the latent."""
-        heads = slopes.unflatten(-1, (len(self.decode), -1)).movedim(-2, 0)
-        each = torch.matmul(heads.flatten(1, -2), self.decode.to(slopes.dtype).mT)
-        return _in_turn(each.unflatten(0, (self.parts, -1)).sum(dim=1), slopes.shape[:-1])
+        heads = slopes.reshape(len(slopes), len(self.decode), -1).transpose(0, 1)  # H S D
+        each = torch.matmul(heads, self.decode.to(slopes.dtype).mT)
+        return _in_turn(each.unflatten(0, (self.parts, -1)).sum(dim=1))
 
-    def read(self, latents: Float[Tensor, "*slots some"]) -> Float[Tensor, "*slots X"]:
+    def read(self, latents: Float[Tensor, "S some"]) -> Float[Tensor, "S X"]:
         """The numbers that the leading dimensions stand for, in float32 or wider."""
         wide = torch.promote_types(latents.dtype, torch.float32)
-        parts = latents.to(wide).unflatten(-1, (-1, self.parts)).movedim(-1, 0).flatten(1, -2)  # P, slots, some
-        back = self.decode[:, : parts.shape[-1]].to(wide).unflatten(0, (self.parts, -1))
-        numbers = torch.matmul(parts, back.transpose(1, 2).flatten(2))  # P, slots, x
-        return numbers.transpose(0, 1).reshape(*latents.shape[:-1], len(self.mean)) + self.mean.to(wide)
+        some = latents.shape[1] // self.parts
+        parts = latents.to(wide).reshape(len(latents), some, self.parts).permute(2, 0, 1)  # P S some
+        back = self.decode[:, :some].to(wide).unflatten(0, (self.parts, -1))
+        numbers = torch.matmul(parts, back.transpose(1, 2).flatten(2))  # P S x
+        return numbers.transpose(0, 1).flatten(1) + self.mean.to(wide)
 
     def flattened(self, latents: Num[Tensor, "S some"]) -> Num[Tensor, " numbers"]:
         """Latents as they are stored: slot by slot, or dimension by dimension where there are parts."""
@@ -76,9 +78,9 @@ def by_head(back: Float[Tensor, "P r x"], heads: int) -> Float[Tensor, "H r D"]:
     return back.unflatten(2, (heads // len(back), -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def _in_turn(parts: Float[Tensor, "P S r"], shape: Sequence[int]) -> Float[Tensor, "*slots R"]:
+def _in_turn(parts: Float[Tensor, "P S r"]) -> Float[Tensor, "S R"]:
     """Latents whose parts take turns."""
-    return parts.permute(1, 2, 0).reshape(*shape, parts.shape[0] * parts.shape[2])
+    return parts.permute(1, 2, 0).flatten(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +92,11 @@ class LatentBlock:
     positions: Int[Tensor, " S"]
     scales: Float[Tensor, "S 2"] | None = None  # where keys and values are codes: of either
 
-    def wide_keys(self) -> Float[Tensor, "S rk"]:
+    def key_numbers(self) -> Float[Tensor, "S rk"]:
         """Latents of keys as numbers."""
         return self.keys if self.scales is None else self.keys.float() * self.scales[:, :1].float()
 
-    def wide_values(self) -> Float[Tensor, "S rv"]:
+    def value_numbers(self) -> Float[Tensor, "S rv"]:
         """Latents of values as numbers."""
         return self.values if self.scales is None else self.values.float() * self.scales[:, 1:].float()
 
@@ -119,7 +121,7 @@ class Bases:
 
     def read_keys(self, block: LatentBlock) -> Float[Tensor, "S H D"]:
         """Keys as they are scored, in float32 or wider."""
-        keys = self.keys.read(block.wide_keys()).unflatten(-1, (self.heads, -1))
+        keys = self.keys.read(block.key_numbers()).unflatten(-1, (self.heads, -1))
         if self.rotary is None:
             return keys
         cosines, sines = self.rotary.at(block.positions)
@@ -127,7 +129,7 @@ class Bases:
 
     def read_values(self, block: LatentBlock) -> Float[Tensor, "S H E"]:
         """Values, in float32 or wider."""
-        return self.values.read(block.wide_values()).unflatten(-1, (self.heads, -1))
+        return self.values.read(block.value_numbers()).unflatten(-1, (self.heads, -1))
 
 
 def attend_latents(
@@ -158,8 +160,8 @@ def _attend(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> tuple
     heads, rows = asked.shape[:2]
     latent = _weighted(weights, blocks, bases.values) / total.view(bases.values.parts, -1, 1)
     mean = bases.values.mean.to(latent.dtype).view(heads, 1, -1)
-    by_head = latent.unflatten(1, (heads // len(latent), -1)).flatten(0, 1)
-    output = torch.baddbmm(mean, by_head, bases.values.decode.to(latent.dtype))
+    each = latent.unflatten(1, (heads // len(latent), -1)).flatten(0, 1)
+    output = torch.baddbmm(mean, each, bases.values.decode.to(latent.dtype))
     log_sum_exp = (total.log() + highest).view(heads, rows)
     return output, log_sum_exp if shift is None else log_sum_exp + shift
 

@@ -32,6 +32,7 @@ class AuditedRows(Rows):
         """What `read` says, the last `singly` tokens read one by one; afterwards the rows are as they were."""
         assert self.folded is not None, "a stock cache has no way back"
         mask, fed, mark = self.mask, self.fed_tokens, self.folded.mark()
+        assert all(len(chunk) > singly for chunk in chunks), "a chunk begins with tokens that are read together"
         steps = [[chunk[: len(chunk) - singly] for chunk in chunks]]
         steps += [[chunk[len(chunk) - left :][:1] for chunk in chunks] for left in range(singly, 0, -1)]
         try:

@@ -40,6 +40,11 @@ class Form:
         return self.bases.keys.mean.shape[0] + self.bases.values.mean.shape[0]
 
     @property
+    def parts(self) -> list[int]:
+        """In how many parts keys and values are written."""
+        return [self.bases.keys.parts, self.bases.values.parts]
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the maps, which belong to the model and not to a cache."""
         sides = (self.bases.keys, self.bases.values)
@@ -174,9 +179,10 @@ class LowRankPart(Part):
         yield from self._each().items()
 
     def plain(self) -> dict[str, Any]:
-        """The levels, and the dtype of what comes back."""
+        """The levels, in which parts they are written, and the dtype of what comes back."""
         return {
             "levels": [list(level) for level in self.form.levels],
+            "parts": self.form.parts,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
@@ -186,11 +192,17 @@ class LowRankPart(Part):
         levels = tuple(tuple(level) for level in plain["levels"])
         if levels != form.levels:
             raise ValueError(f"latents of {levels} dimensions are there, and the adapter's have {form.levels}")
+        if plain["parts"] != form.parts:
+            raise ValueError(
+                f"keys and values of {plain['parts']} parts are there, and the adapter's have {form.parts}"
+            )
         if ("scales" in tensors) != form.codes:
-            raise ValueError("latents are stored as bytes or as the plan stores them, and the other was saved")
+            ways = ("numbers", "bytes")
+            raise ValueError(f"latents as {ways[not form.codes]} are there, and the plan's are {ways[form.codes]}")
         held = tensors["held"]
         numbers = [int((held.sum(dim=0) * torch.tensor([level[side] for level in levels])).sum()) for side in (0, 1)]
         promised = {"keys": numbers[0], "values": numbers[1], "positions": int(held.sum())}
+        promised |= {name: int(held.sum()) for name in ("scales", "mass") if name in tensors}
         for name, count in promised.items():
             if tensors[name].shape[0] != count:
                 raise ValueError(f"{count} {name} are promised, and {tensors[name].shape[0]} are there")

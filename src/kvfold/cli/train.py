@@ -102,7 +102,9 @@ def dynakv(
         Path | None, typer.Option("--data", help="Real text to mix in: a folder of *.jsonl.xz, or a file.")
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Steps of training; 0 only measures bases.", min=0)] = 0,
-    basis: Annotated[str, typer.Option("--basis", help="What is trained: mixed, rotated, heads, joint or rotary.")] = "mixed",
+    basis: Annotated[
+        str, typer.Option("--basis", help="What is trained: mixed, rotated, heads, joint or rotary.")
+    ] = "mixed",
     seed: Annotated[int, typer.Option("--seed", help="Seed of data and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     rows: Annotated[int, typer.Option("--rows", help="Rows of text a step.", min=1)] = 3,

@@ -134,7 +134,9 @@ def dims_at(form: Form, rate: float) -> tuple[int, int]:
         if wanted <= more_keys + more_values:
             step = more_keys + more_values - keys - values
             added = round((more_keys - keys) * (wanted - keys - values) / step / parts) * parts
-            return keys + added, wanted - keys - added
+            least, most = -((form.levels[-1][1] - wanted) // parts) * parts, wanted // parts * parts
+            keys = min(max(keys + added, least), most)  # what the parts share evenly may not push values out of bounds
+            return keys, wanted - keys
     return form.levels[-1]
 
 

@@ -58,9 +58,8 @@ def save_ranks(ranks: Ranks, folder: Path, *, model: Any, about: Mapping[str, An
         for index, own in basis.layers.items():
             tensors |= {f"{name}.{index}.{key}": tensor for key, tensor in _tensors(own).items()}
             levels = [list(level) for level in own.form.levels]
-            bases_of = own.form.bases
-            layers[str(index)] = {"levels": levels, "rates": list(own.rates), "heads": bases_of.heads,
-                                  "parts": bases_of.keys.parts}  # fmt: skip
+            written = {"heads": own.form.bases.heads, "parts": own.form.bases.keys.parts}
+            layers[str(index)] = {"levels": levels, "rates": list(own.rates), **written}
         words[name] = {"trained": basis.trained, "grid": list(basis.grid), "layers": layers}
     write_folder(folder, tensors, kind=KIND, model=model, words={"bases": words, **about})
 

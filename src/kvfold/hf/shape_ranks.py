@@ -39,8 +39,8 @@ def ranks_in_shape(model: Any, *, seed: int = 0) -> Ranks:
         layers, known = {}, list(own["layers"].values())
         for at, index in enumerate(folding):
             like = known[at * len(known) // len(folding)]
-            both = (heads if like["parts"] > 1 else 1, 1)
-            pair = [_basis(size, heads, parts, source, model.device) for parts in both]
+            parts = (heads if like["parts"] > 1 else 1, 1)  # of keys, and of values
+            pair = [_basis(size, heads, number, source, model.device) for number in parts]
             form = Form(bases=Bases(keys=pair[0], values=pair[1], heads=heads, rotary=rotary),
                         levels=_scaled(like["levels"], size, pair[0].parts))  # fmt: skip
             gate = _gate(form, words["training"]["spread"].get(_RATE), source).to(model.device)

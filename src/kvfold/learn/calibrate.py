@@ -80,7 +80,15 @@ def measure(model: Any, texts: Sequence[Sequence[int]], *, seed: int = 0) -> Ran
             _add(sums[index], own, rotary)
     heads = model.config.get_text_config(decoder=True).num_key_value_heads
     names = ["mixed", "rotated", "heads"] + (["joint", "rotary"] if rotary is not None else [])
-    bases = {name: {index: _bases(own, name, heads, rotary) for index, own in sums.items()} for name in names}
+    values = {index: principal(own.values, heads) for index, own in sums.items()}
+    bases = {
+        name: {
+            index: Bases(keys=_keys_basis(own, name, heads, rotary), values=values[index], heads=heads,
+                         rotary=rotary if name == "joint" else None)
+            for index, own in sums.items()
+        }
+        for name in names
+    }  # fmt: skip
     worths: dict[tuple[str, int], Tensor] = {}
     for rows in _readings(model, texts, seed):
         for name in names:
@@ -160,18 +168,17 @@ def _add(own: _Layer, rows: _Rows, rotary: Rotary | None) -> None:
         own.plain.add(unrotate(rows.keys, cosines, sines).flatten(1))
 
 
-def _bases(own: _Layer, name: str, heads: int, rotary: Rotary | None) -> Bases:
-    values = principal(own.values, heads)
+def _keys_basis(own: _Layer, name: str, heads: int, rotary: Rotary | None) -> Basis:
     if name == "joint":
-        return Bases(keys=principal(own.plain, heads), values=values, heads=heads, rotary=rotary)
+        return principal(own.plain, heads)
     if name == "rotary":
         assert rotary is not None
-        return Bases(keys=_rotary_basis(own.turned, heads, rotary), values=values, heads=heads)
-    apart = name == "heads" or (name == "mixed" and _cheap_apart(own.turned, heads))
-    return Bases(keys=principal(own.turned, heads, parts=heads if apart else 1), values=values, heads=heads)
+        return _rotary_basis(own.turned, heads, rotary)
+    apart = name == "heads" or (name == "mixed" and cheap_apart(own.turned, heads))
+    return principal(own.turned, heads, parts=heads if apart else 1)
 
 
-def _cheap_apart(moments: Moments, heads: int) -> bool:
+def cheap_apart(moments: Moments, heads: int) -> bool:
     """Whether keys of each head by itself need not many more dimensions than those of all heads together."""
     return _needed(moments, heads) <= _DEARER * _needed(moments, 1)
 

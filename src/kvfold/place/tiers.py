@@ -87,7 +87,7 @@ class DiskTier(Tier):
             if offset is None:
                 offset = self._allocate(size)
         mapped = mmap.mmap(self._handle, size, offset=offset)
-        tensor = torch.frombuffer(mapped, dtype=dtype, count=prod(shape)).view(*shape)
+        tensor = torch.frombuffer(mapped, dtype=dtype, count=max(prod(shape), 1))[: prod(shape)].view(*shape)
         region = _Mapped(tensor, self, offset)
         weakref.finalize(mapped, self._give_back, offset, size)
         return region
