@@ -49,7 +49,7 @@ class DynaSettings:
     basis_rate: float = 1e-4
     gate_rate: float = 2e-3
     entropy: float = (
-        0.02  # weight of the cross-entropy beside the distance to the full model; more makes it a fine-tuning
+        0.05  # weight of the cross-entropy beside the distance to the full model; more makes it a fine-tuning
     )
     hard_from: float = 0.2  # share of the run at which every mask is hard; the share of hard masks grows up to there
     save_every: int = 100
