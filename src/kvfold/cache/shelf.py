@@ -186,13 +186,14 @@ class LatentShelf(Shelf):
         rows = range(len(counts))
         latents = [[self._latents(level, row) for level in range(len(self.levels))] for row in rows]
         pieces, bases = [piece for row in latents for piece in row], self.like.form.bases
+        scales = [piece.scales for piece in pieces if piece.scales is not None]
         return replace(
             self.like,
             held=torch.tensor(self.held, dtype=torch.int32, device=self.where.device).T.contiguous(),
             keys=torch.cat([bases.keys.flattened(piece.keys) for piece in pieces]),
             values=torch.cat([bases.values.flattened(piece.values) for piece in pieces]),
             positions=torch.cat([piece.positions for piece in pieces]),
-            scales=torch.cat([piece.scales for piece in pieces]) if self.like.form.codes else None,
+            scales=torch.cat(scales) if scales else None,
         )
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
