@@ -74,6 +74,7 @@ def test_many_queries_are_answered_in_pieces_as_in_one(parts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latent, "_SCORES", 64)
         patch.setattr(latent, "_TILE", 4)
+        patch.setattr(latent, "_WIDE_TILE", 4)
         pieces = attend_latents(queries, blocks, own.bases, scale=SCALE)
     assert torch.allclose(whole.output, pieces.output, rtol=1e-4, atol=1e-5)
     assert torch.allclose(whole.log_sum_exp, pieces.log_sum_exp, rtol=1e-4, atol=1e-5)

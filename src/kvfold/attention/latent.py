@@ -18,6 +18,9 @@ from kvfold.attention.partial import Partial
 from kvfold.attention.rotary import Rotary, rotate, unrotate
 
 _TILE = 2048  # slots that are widened, or written out, at a time
+_WIDE_TILE = (
+    16384  # the same where they lie dimension by dimension: short rows cost more than the processor's cache saves
+)
 _SCORES = 1 << 22  # scores that are held at a time
 
 
@@ -178,7 +181,7 @@ def _absorbed_scores(asked: Tensor, blocks: Sequence[LatentBlock], basis: Basis)
         if parts == 1:
             each += [some[0] @ _at_hand(tile, asked.dtype).T for tile in block.keys.split(_TILE)]
         else:
-            tiles = _apart(block.keys, parts).split(_TILE if block.keys.dtype != asked.dtype else len(block.keys), 2)
+            tiles = _apart(block.keys, parts).split(_WIDE_TILE, dim=2)
             each += [torch.bmm(some, tile.to(asked.dtype)).flatten(0, 1) for tile in tiles]
     scores = torch.cat(each, dim=1)
     scales = [block.scales[:, 0] for block in blocks if block.scales is not None]
