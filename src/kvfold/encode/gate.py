@@ -9,6 +9,7 @@ keys and values together; a slot's is where the chance falls below one half, as 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -65,15 +66,20 @@ def dealt(logits: Float[Tensor, "S L"], dims: Sequence[int], *, rate: float, siz
 
 
 def shift_for(logits: Float[Tensor, "*slots L"], dims: Sequence[int], *, rate: float, size: int) -> float:
-    """The largest shift under which no more than `rate` of all numbers is kept."""
+    """A shift under which as much as can be is kept, and no more than `rate` of all numbers; found by halving."""
     slope = slope_of(len(dims), logits)
     kept_of = torch.tensor(dims, device=logits.device)
     allowed = rate * size * logits[..., 0].numel()
-    low, high = -_WIDEST, _WIDEST
+    least = min((more - less for less, more in pairwise(sorted({*dims}))), default=1)  # that a level more costs
+    spread = float(logits.amax() - logits.amin()) if logits.numel() else 0.0
+    high = min((spread + len(dims)) * len(dims), _WIDEST)  # beyond, everything is kept, or nothing
+    low = -high
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         kept = int(kept_of[levels_at(logits, middle, slope)].sum())
         low, high = (middle, high) if kept <= allowed else (low, middle)
+        if 0 <= allowed - kept < least:
+            break  # no slot can have a level more
     return low
 
 
