@@ -66,11 +66,16 @@ def fill(cache: FoldedCache, model: PreTrainedModel, tokens: int, *, seed: int =
     before = tokens - min(_QUERIES_FED, tokens)
     memory = cache.memory
     memory.begin(before)
-    positions = torch.arange(before)[None]
+    piece = memory.rules.spill or max(before, 1)  # what lies in a far tier is never all on the device
     for layer, (keys, values) in zip(memory.layers.values(), random_rows(model, before, seed=seed), strict=True):
-        empty = Tail.empty(keys, values, start=0, counts_mass=memory.rules.chooser.needs.mass)
-        tail = empty.append(keys, values, positions=positions, valid=None)
-        layer.state = replace(layer.state, tail=tail, seen=(before,))
+        layer.scale = keys.shape[-1] ** -0.5  # until a forward says the model's own
+        for start in range(0, before, piece):
+            some = slice(start, min(start + piece, before))
+            own = (keys[:, :, some], values[:, :, some])
+            tail = layer.state.tail or Tail.empty(*own, start=0, counts_mass=memory.rules.chooser.needs.mass)
+            tail = tail.append(*own, positions=torch.arange(some.start, some.stop)[None], valid=None)
+            layer.state = replace(layer.state, tail=tail, seen=(some.stop,))
+            layer.spill()
     memory.commit()
     feed(cache, model, tokens - before)
     cache.fold()
