@@ -33,7 +33,7 @@ WAYS = [{}, {"parts": HEADS}, {"codes": True}, {"parts": HEADS, "codes": True}] 
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 3), st.data())
 def test_keep_extend_and_rows_move_slots_and_lose_none(way, count, more, rows, data):
     own = form(HEADS, SIZE, **way)

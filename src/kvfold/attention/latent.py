@@ -18,9 +18,7 @@ from kvfold.attention.partial import Partial
 from kvfold.attention.rotary import Rotary, rotate, unrotate
 
 _TILE = 2048  # slots that are widened, or written out, at a time
-_WIDE_TILE = (
-    16384  # the same where they lie dimension by dimension: short rows cost more than the processor's cache saves
-)
+_WIDE_TILE = 16384  # the same where they lie dimension by dimension: short rows cost more than the cache saves
 _SCORES = 1 << 22  # scores that are held at a time
 
 
