@@ -29,7 +29,7 @@ def levels_of(size):
 def form(heads, size, *, rotary=None, parts=1, codes=False):
     pair = [basis(heads * size, heads, own) for own in (parts, 1)]
     levels = tuple((keys // parts * parts, values) for keys, values in levels_of(heads * size))
-    return Form(bases=Bases(keys=pair[0], values=pair[1], heads=heads, rotary=rotary), levels=levels, codes=codes)
+    return Form(bases=Bases(keys=pair[0], values=pair[1], rotary=rotary), levels=levels, codes=codes)
 
 
 def gate(own):

@@ -108,8 +108,12 @@ class Bases:
 
     keys: Basis
     values: Basis
-    heads: int
     rotary: Rotary | None = None
+
+    @property
+    def heads(self) -> int:
+        """Key/value heads of the layer."""
+        return len(self.values.decode)
 
     def write(self, keys: Float[Tensor, "S H D"], values: Float[Tensor, "S H E"],
               positions: Int[Tensor, " S"]) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S V"]]:  # fmt: skip

@@ -117,7 +117,7 @@ def _basis(name: str, words: Mapping[str, Any], tensors: Mapping[str, Tensor], m
             )
             for side in ("keys", "values")
         ]
-        bases = Bases(keys=sides[0], values=sides[1], heads=own["heads"], rotary=rotary)
+        bases = Bases(keys=sides[0], values=sides[1], rotary=rotary)
         out = left_out(levels, len(sides[0].mean), len(sides[1].mean)).to(sides[0].mean.device)
         gate = Gate(left_out=out, **{key: some[f"gate.{key}"] for key in _GATE})
         layers[int(index)] = LayerRanks(form=Form(bases=bases, levels=levels), gate=gate, rates=tuple(own["rates"]))

@@ -41,7 +41,7 @@ def ranks_in_shape(model: Any, *, seed: int = 0) -> Ranks:
             like = known[at * len(known) // len(folding)]
             parts = (heads if like["parts"] > 1 else 1, 1)  # of keys, and of values
             pair = [_basis(size, heads, number, source, model.device) for number in parts]
-            form = Form(bases=Bases(keys=pair[0], values=pair[1], heads=heads, rotary=rotary),
+            form = Form(bases=Bases(keys=pair[0], values=pair[1], rotary=rotary),
                         levels=_scaled(like["levels"], size, pair[0].parts))  # fmt: skip
             gate = _gate(form, words["training"]["spread"].get(_RATE), source).to(model.device)
             layers[index] = LayerRanks(form=form, gate=gate, rates=tuple(like["rates"]))

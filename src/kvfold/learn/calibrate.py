@@ -83,7 +83,7 @@ def measure(model: Any, texts: Sequence[Sequence[int]], *, seed: int = 0) -> Ran
     values = {index: principal(own.values, heads) for index, own in sums.items()}
     bases = {
         name: {
-            index: Bases(keys=_keys_basis(own, name, heads, rotary), values=values[index], heads=heads,
+            index: Bases(keys=_keys_basis(own, name, heads, rotary), values=values[index],
                          rotary=rotary if name == "joint" else None)
             for index, own in sums.items()
         }

@@ -47,7 +47,7 @@ class LearnedLayer(nn.Module):
             Basis(encode=encode, decode=by_head(torch.linalg.inv(encode), old.heads), mean=mean)
             for encode, mean in sides
         )
-        return Bases(keys=keys, values=values, heads=old.heads, rotary=old.rotary)
+        return Bases(keys=keys, values=values, rotary=old.rotary)
 
     def gate(self) -> Gate:
         """The gate as it stands; differentiable."""
