@@ -26,8 +26,7 @@ def written_out(queries, keys, *, causal, counted):
 @pytest.mark.parametrize("pads", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_sums_are_those_of_the_matrix(monkeypatch, causal, pads, block):
-    monkeypatch.setattr(module, "_QUERIES", block)
-    monkeypatch.setattr(module, "_SLOTS", block + 2)
+    monkeypatch.setattr(module, "_BLOCK", (block, block + 2))
     queries, keys = torch.randn(2, 4, 8, 6), torch.randn(2, 2, 8 if causal else 11, 6)
     mask = causal_mask(8, 8, keys.device) if causal else None
     weights = attend_part(queries, keys, keys, scale=SCALE, mask=mask)[1]

@@ -1,10 +1,14 @@
 """Methods that fold all layers together: kvzip's shared budget, and the controls mean_pool and summary."""
 
+import copy
+
 import torch
 
 import kvfold
+from driving import kept
 from fakes import model_of, text
 from kvfold.cache.request import Segment
+from kvfold.select.chunkkv import ChunkKV
 from kvfold.select.kvzip import KVzip
 from kvfold.select.mean_pool import MeanPool
 from kvfold.select.summary import Summary
@@ -34,6 +38,31 @@ def test_kvzip_keeps_the_same_slots_for_all_heads_where_they_share_them():
     request = KVzip(tokens=5).request(segment(slots=3, worth=torch.rand(1, 2, 3, 13), together=True))
     assert (request.kept == request.kept[:, :, :1]).all()
     assert int(request.kept.sum()) == 3 * 2 * 3
+
+
+def test_chunkkv_keeps_what_any_layer_looks_at_with_its_neighbours_in_every_layer():
+    worth = torch.zeros(1, 2, 3, 13)
+    worth[0, 1, 2, 5] = 1.0  # one head of one layer; column 0 is a pad, so that this is the fifth token
+    request = ChunkKV(tokens=8, window=2, pool=1, reach=2).request(segment(slots=7, worth=worth))
+    assert (request.kept == request.kept[:, :1, :1]).all()
+    assert request.kept[0, 0, 0].nonzero().flatten().tolist() == [3, 4, 5, 6, 7, 11, 12]
+    fewer = ChunkKV(tokens=8, window=2, pool=1, reach=2).request(segment(slots=4, worth=worth))
+    assert fewer.kept[0, 0, 0].nonzero().flatten().tolist() == [4, 5, 11, 12]
+    assert not request.real.any()
+
+
+def test_chunkkv_goes_by_the_attention_of_the_newest_queries():
+    model, ids = model_of("llama"), text(1, 40, seed=6)
+    cache = kvfold.cache(model, "chunkkv(tokens=14, window=3, pool=1, reach=0)", prompt_tokens=0)
+    twin = copy.deepcopy(model).double()
+    twin.set_attn_implementation("eager")
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        weights = torch.stack(twin(ids, output_attentions=True).attentions)  # layers 1 heads queries slots
+    cache.fold()
+    best = weights[:, 0, :, -3:, 4:37].amax(dim=(0, 1, 2)).sort(descending=True).indices[: 14 - 4 - 3] + 4
+    wanted = sorted([*range(4), *best.tolist(), 37, 38, 39])
+    assert all(head == wanted for row in kept(cache).values() for heads in row for head in heads)
 
 
 def test_mean_pool_makes_means_of_equal_stretches():

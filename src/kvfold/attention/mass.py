@@ -1,17 +1,16 @@
 """How much attention each slot received: the column sums of the attention matrix, without that matrix.
 
 A slot's weight for a query is exp(score - log-sum-exp), and the log-sum-exp over the whole layer is known once the
-parts are merged; so the sums come from a second pass over the keys, block by block. H2O lives on them.
+parts are merged; so the sums come from a second pass over the keys, block by block. H2O lives on them. Their maxima,
+for a few queries at a time, are what KVzip and ChunkKV go by.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_QUERIES, _SLOTS = (
-    256,
-    1024,
-)  # a block of weights is that large for each row and query head, small enough to stay cached
+_BLOCK = (256, 1024)  # queries and slots of a block of weights, for each row and query head: it stays cached
+_CUDA_BLOCK = (1024, 16384)  # the same where a launch costs more than the cache saves
 
 
 def attention_mass(
@@ -33,18 +32,36 @@ def attention_mass(
     weights_of = log_sum_exp.float()
     if counted is not None:
         weights_of = weights_of.masked_fill(~counted[:, None], torch.inf)  # a weight of exp(-inf)
+    some_queries, some_slots = _CUDA_BLOCK if keys.device.type == "cuda" else _BLOCK
     for head in range(heads):
         own = keys[:, head].float()  # B S D
-        for first in range(0, queries.shape[2], _QUERIES):
-            some = slice(first, min(first + _QUERIES, queries.shape[2]))
+        for first in range(0, queries.shape[2], some_queries):
+            some = slice(first, min(first + some_queries, queries.shape[2]))
             asked, offset = _of_head(scaled, weights_of, head, heads, some)
-            for start in range(0, some.stop if causal else stored, _SLOTS):
-                span = slice(start, min(start + _SLOTS, some.stop if causal else stored))
+            for start in range(0, some.stop if causal else stored, some_slots):
+                span = slice(start, min(start + some_slots, some.stop if causal else stored))
                 weights = torch.baddbmm(offset, asked, own[:, span].mT).exp_()
                 if causal and span.stop > first + 1:
                     weights.unflatten(1, (-1, some.stop - first)).masked_fill_(_after(some, span, keys.device), 0.0)
                 received[:, head, span] += weights.sum(dim=1)
     return received / (queries.shape[1] // heads)
+
+
+def attention_peak(
+    queries: Float[Tensor, "B G Q D"],
+    keys: Float[Tensor, "B H S D"],
+    log_sum_exp: Float[Tensor, "B G Q"],
+    *,
+    scale: float,
+    seen: Bool[Tensor, "B Q #S"],
+) -> Float[Tensor, "B H S"]:
+    """The most attention that each slot received from any query that sees it; 0 where none does."""
+    group, peaks = queries.shape[1] // keys.shape[1], []
+    for head in range(keys.shape[1]):
+        of_head = slice(head * group, (head + 1) * group)
+        logs = queries[:, of_head].float() @ keys[:, head, None].float().mT * scale - log_sum_exp[:, of_head, :, None]
+        peaks.append(logs.masked_fill(~seen[:, None], -torch.inf).amax(dim=(1, 2)).exp())
+    return torch.stack(peaks, dim=1)
 
 
 def _of_head(queries: Tensor, log_sum_exp: Tensor, head: int, heads: int, some: slice) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvfold.cache.fold import Rules, State, allowed_slots, placed_part, told_part
+from kvfold.attention.mass import attention_peak
+from kvfold.cache.fold import Rules, State, allowed_slots, placed_part, rest_of_window, told_part
 from kvfold.cache.kv import KV
 from kvfold.cache.part import Layout, Part, positions_of_rows
 from kvfold.cache.request import Pass, Segment
@@ -77,6 +78,17 @@ def remembered(states: Sequence[State], columns: int) -> tuple[Tensor, Tensor]:
     return sides[0], sides[1]
 
 
+def looked_at(state: State, columns: int, scale: float) -> Float[Tensor, "B H S"]:
+    """The most attention that the newest queries of a layer give to each of the oldest columns of its tail."""
+    tail, window = state.tail, state.window
+    assert tail is not None
+    assert window is not None, "the layer keeps the window of queries when it is needed"
+    at = tail.positions[:, None, :columns]
+    seen = tail.valid[:, None, :columns] & (window.positions[..., None] >= at)  # B W S
+    keys = tail.keys[:, :, :columns]
+    return attention_peak(window.queries, keys, window.log_sum_exp, scale=scale, seen=seen)
+
+
 def refuse_excess(states: Sequence[State], rules: Rules) -> None:
     """Refuse rules that allow less than is folded already: what a pass made of a segment cannot be made smaller."""
     state = states[0]
@@ -108,7 +120,8 @@ def absorb(state: State, rules: Rules, *, columns: int, request: Pass, kept: Boo
         folded = told.extend(folded) if folded.slots else told
     elif rules.placer is not None:
         folded = placed_part(folded, rules.placer, tail, columns)
-    return replace(state, folded=folded, tail=tail.after(columns), window=None)
+    rest = tail.after(columns)
+    return replace(state, folded=folded, tail=rest, window=rest_of_window(state, rest, rules))
 
 
 def pooled(state: State, request: Pass) -> Made:

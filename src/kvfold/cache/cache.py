@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.budget.ledger import Ledger
-from kvfold.cache.absorb import Made, absorb, pin, pooled, refuse_excess, remembered, segment_of
+from kvfold.cache.absorb import Made, absorb, looked_at, pin, pooled, refuse_excess, remembered, segment_of
 from kvfold.cache.accounting import account
 from kvfold.cache.fold import Rules, State
 from kvfold.cache.layer import Layer, New
@@ -213,7 +213,10 @@ class Memory:
         return self.runner(request)
 
     def _worth(self, segment: Segment) -> Float[Tensor, "B L H S"] | None:
-        """What each slot of a segment is worth: as it is looked at when its text is repeated, or as was learned."""
+        """What each slot of a segment is worth: to the newest queries, when its text is repeated, or as was learned."""
+        if self.rules.chooser.needs.queries:
+            every = [(layer.state, layer.scale) for layer in self.layers.values()]
+            return torch.stack([looked_at(state, segment.real.shape[1], scale or 1.0) for state, scale in every], dim=1)
         states = [layer.state for layer in self.layers.values()]
         if not self.rules.chooser.needs.repetition:
             columns = segment.real.shape[1]

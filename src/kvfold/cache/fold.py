@@ -151,7 +151,7 @@ def fold(state: State, rules: Rules, *, columns: int | None, scale: float) -> St
         folded = placed_part(folded, rules.placer, tail, columns)
     pinned = sinks if state.sinks is None else state.sinks.extend(sinks) if sinks.slots else state.sinks
     rest = tail.after(columns)
-    return replace(state, sinks=pinned, folded=folded, tail=rest, window=_rest_of_window(state, rest, rules))
+    return replace(state, sinks=pinned, folded=folded, tail=rest, window=rest_of_window(state, rest, rules))
 
 
 def told_part(part: Part, tail: Tail, columns: int) -> Part:
@@ -165,7 +165,7 @@ def placed_part(fresh: Part, placer: Placer, tail: Tail, columns: int) -> Part:
     return placer.place(fresh, text)
 
 
-def _rest_of_window(state: State, rest: Tail, rules: Rules) -> QueryWindow | None:
+def rest_of_window(state: State, rest: Tail, rules: Rules) -> QueryWindow | None:
     """The queries of the tokens that are still raw: the others have had their say, unless only the place asks."""
     if rules.placer is not None and not rules.chooser.needs.queries:
         return state.window

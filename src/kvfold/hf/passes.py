@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from kvfold.attention.mass import attention_peak
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
 from kvfold.cache.absorb import Made
@@ -146,11 +147,7 @@ class _Listener(_Reader):
             return
         tail = self.memory.layers[index].state.tail
         assert tail is not None
-        keys = tail.keys[:, :, : tail.length].float()
-        heads = keys.shape[1]
-        asked, weights = queries.float().unflatten(1, (heads, -1)), log_sum_exp.unflatten(1, (heads, -1))
-        logs = asked @ keys[:, :, None].mT * scale - weights[..., None]  # B H group K S
-        logs = logs.masked_fill(~self.request.real[:, None, None, :, None], -torch.inf)
-        most = logs.amax(dim=(2, 3)).exp().masked_fill(~tail.valid[:, None], 0.0)
+        keys, real = tail.keys[:, :, : tail.length], self.request.real[:, :, None]
+        most = attention_peak(queries, keys, log_sum_exp, scale=scale, seen=real).masked_fill(~tail.valid[:, None], 0.0)
         before = self.found.get(index)
         self.found[index] = most if before is None else torch.maximum(before, most)
