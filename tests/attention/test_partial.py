@@ -133,3 +133,27 @@ def test_parts_merged_equal_the_whole(data):
     wanted, found = exact(queries, keys, values, valid), merge(parts)
     assert rms(found.output, wanted.output) < 2e-6
     assert torch.equal(found.log_sum_exp.isfinite(), wanted.log_sum_exp.isfinite())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("new", [1, 5, 300])
+@pytest.mark.parametrize("ways", ["open", "masked", "causal", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [8, 32, 64, 128])
+def test_kernels_of_cuda_are_attention(size, dtype, ways, new):
+    causal, masked = ways in ("causal", "both"), ways in ("masked", "both")
+    stored = new if causal else 5000
+    given_ = tuple(one.cuda() for one in tensors(new=new, size=size, stored=stored, dtype=dtype))
+    mask = (torch.rand(2, 1, 1, stored) < 0.7).cuda() if masked else None
+    triangle = causal_mask(new, stored, torch.device("cuda")) if causal else None
+    seen = triangle if mask is None else mask if triangle is None else mask & triangle
+    wanted = exact(*given_, seen)
+    found = partial(*given_, scale=SCALE, mask=mask, causal=causal)
+    stock = torch.nn.functional.scaled_dot_product_attention(*given_, attn_mask=seen, scale=SCALE, enable_gqa=True)
+    there = wanted.log_sum_exp.isfinite()
+    assert torch.equal(found.log_sum_exp.isfinite(), there)
+    assert rms(found.output[there], wanted.output[there]) <= 3 * rms(stock[there], wanted.output[there]) + 1e-7
+    largest = float(wanted.log_sum_exp[there].abs().max())
+    assert rms(found.log_sum_exp[there], wanted.log_sum_exp[there]) <= 4 * torch.finfo(torch.float32).eps * (
+        largest + 1
+    )

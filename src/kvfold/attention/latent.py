@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from kvfold.attention.cuda import wide_product
 from kvfold.attention.partial import Partial
 from kvfold.attention.rotary import Rotary, rotate, unrotate
 
 _TILE = 2048  # slots that are widened, or written out, at a time
 _WIDE_TILE = 16384  # the same where they lie dimension by dimension: short rows cost more than the cache saves
+_CUDA_TILE = 65536  # of either where a launch costs more than a cache saves
 _SCORES = 1 << 22  # scores that are held at a time
 
 
@@ -180,7 +182,10 @@ def _absorbed_scores(asked: Tensor, blocks: Sequence[LatentBlock], basis: Basis)
     each = []
     for block in blocks:
         some = inside[:, :, : block.keys.shape[1] // parts]
-        if parts == 1:
+        if asked.device.type == "cuda":
+            keys = block.keys if block.scales is None else block.keys.to(asked.dtype)
+            each.append(wide_product(some.to(keys.dtype), _apart(keys, parts)).flatten(0, 1))
+        elif parts == 1:
             each += [some[0] @ _at_hand(tile, asked.dtype).T for tile in block.keys.split(_TILE)]
         else:
             tiles = _apart(block.keys, parts).split(_WIDE_TILE, dim=2)
@@ -192,9 +197,10 @@ def _absorbed_scores(asked: Tensor, blocks: Sequence[LatentBlock], basis: Basis)
 
 def _written_scores(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> Tensor:
     scores = []
+    step = _TILE if asked.device.type == "cpu" else _CUDA_TILE
     for block in blocks:
-        for first in range(0, len(block.positions), _TILE):
-            some = slice(first, first + _TILE)
+        for first in range(0, len(block.positions), step):
+            some = slice(first, first + step)
             scales = None if block.scales is None else block.scales[some]
             tile = LatentBlock(
                 keys=block.keys[some], values=block.values[some], positions=block.positions[some], scales=scales
@@ -216,7 +222,8 @@ def _weighted(weights: Tensor, blocks: Sequence[LatentBlock], basis: Basis) -> F
         into = latent[:, :, : values.shape[1]]
         if block.scales is not None:
             own = own * block.scales[:, 1].to(own.dtype)
-            for some, tile in zip(own.split(_TILE, dim=2), values.split(_TILE, dim=2), strict=True):
+            step = _TILE if own.device.type == "cpu" else _CUDA_TILE
+            for some, tile in zip(own.split(step, dim=2), values.split(step, dim=2), strict=True):
                 into.baddbmm_(some, tile.to(own.dtype).mT)
         elif values.dtype != weights.dtype:
             into.add_(torch.bmm(own.to(values.dtype), values.mT))

@@ -3,16 +3,21 @@
 On a CPU it is one call of torch's flash kernel on packed grouped queries [B, H, group x Q, D], about half the time of
 the stock grouped-query path in float32 and a tenth in bfloat16. The kernel is private to torch and has traps (a row
 masked everywhere returns a log-sum-exp of 0, no keys at all kill the process, no gradient through the log-sum-exp):
-each is closed here and has a test. Elsewhere the reference runs.
+each is closed here and has a test. CUDA has kernels of its own (cuda.py). Elsewhere the reference runs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kvfold.attention.cuda import attend_cuda, has_kernel
 from kvfold.attention.reference import attend_part, causal_mask
+
+Kernel: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FAST_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -42,16 +47,21 @@ def partial(
     assert not causal or queries.shape[2] == keys.shape[2], "causal attention is for new tokens against themselves"
     if keys.shape[2] == 0:
         return nothing(queries)
-    if not _is_fast(queries, keys, values):
-        if causal:
-            triangle = causal_mask(queries.shape[2], keys.shape[2], keys.device)
-            mask = triangle if mask is None else triangle & mask
+    attend = _kernel_for(queries, keys, values)
+    if causal and (mask is not None or attend is None):
+        triangle = causal_mask(queries.shape[2], keys.shape[2], keys.device)
+        mask, causal = triangle if mask is None else triangle & mask, False
+    if attend is None:
         return Partial(*attend_part(queries, keys, values, scale=scale, mask=mask))
-    if causal or (mask is not None and queries.shape[2] > 1):
-        return _flash(queries, keys, values, scale=scale, causal=causal, mask=mask)
-    packed = pack(queries, keys.shape[1])
-    answer = _flash(packed, keys, values, scale=scale, causal=False, mask=mask)
-    return Partial(answer.output.reshape(queries.shape), answer.log_sum_exp.reshape(queries.shape[:-1]))
+    apart = causal or (mask is not None and queries.shape[2] > 1)
+    asked = queries if apart else pack(queries, keys.shape[1])
+    output, log_sum_exp = attend(asked, keys, values, scale=scale, causal=causal, mask=mask)
+    if mask is not None:
+        blind = ~mask.any(dim=-1).expand(log_sum_exp.shape)  # B N Q
+        if blind.any():
+            log_sum_exp = log_sum_exp.masked_fill(blind, -torch.inf)
+            output = output.masked_fill(blind[..., None], 0.0)
+    return Partial(output.reshape(queries.shape), log_sum_exp.reshape(queries.shape[:-1]))
 
 
 def nothing(queries: Float[Tensor, "B G Q D"]) -> Partial:
@@ -67,29 +77,23 @@ def pack(queries: Float[Tensor, "B G Q D"], heads: int) -> Tensor:
     return queries.reshape(rows, heads, -1 if new else 0, size)
 
 
-def _is_fast(*tensors: Tensor) -> bool:
+def _kernel_for(*tensors: Tensor) -> Kernel | None:
+    """What is quick on these tensors, if something is; no kernel gives gradients through the log-sum-exp."""
     first = tensors[0]
-    return (
-        first.device.type == "cpu"
-        and first.dtype in _FAST_TYPES
-        and all(tensor.dtype == first.dtype for tensor in tensors)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-    )
+    if first.device.type == "cuda":
+        return attend_cuda if has_kernel(*tensors) else None
+    known = first.device.type == "cpu" and first.dtype in _FAST_TYPES
+    if not known or any(tensor.dtype != first.dtype for tensor in tensors):
+        return None
+    return None if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors) else _attend_cpu
 
 
-def _flash(
+def _attend_cpu(
     queries: Tensor, keys: Tensor, values: Tensor, *, scale: float, causal: bool, mask: Tensor | None
-) -> Partial:
-    """One call of torch's kernel; a query that may look nowhere comes back as zeros with weight -inf."""
+) -> tuple[Tensor, Tensor]:
+    """One call of torch's kernel; causal, or under a mask."""
     if mask is None:
-        return Partial(*_FLASH(queries, keys, values, 0.0, causal, scale=scale))
-    if causal:
-        mask = mask & causal_mask(queries.shape[2], keys.shape[2], keys.device)
+        return _FLASH(queries, keys, values, 0.0, causal, scale=scale)
     added = torch.zeros(mask.shape, dtype=queries.dtype).masked_fill_(~mask, -torch.inf)
     added = added.expand(queries.shape[0], 1, queries.shape[2], keys.shape[2])
-    output, log_sum_exp = _FLASH(queries, keys, values, 0.0, False, attn_mask=added, scale=scale)
-    blind = ~mask.any(dim=-1).expand(log_sum_exp.shape)  # B G Q
-    if blind.any():
-        log_sum_exp = log_sum_exp.masked_fill(blind, -torch.inf)
-        output = output.masked_fill(blind[..., None], 0.0)
-    return Partial(output, log_sum_exp)
+    return _FLASH(queries, keys, values, 0.0, False, attn_mask=added, scale=scale)

@@ -15,15 +15,23 @@ _TURNS = 5
 
 
 @cache
-def read_bandwidth() -> float:
-    """Bytes a second that this many threads read, the best of a few turns over a large buffer."""
-    numbers = torch.ones(_BUFFER_BYTES // 4)
+def read_bandwidth(device: str = "cpu") -> float:
+    """Bytes a second that a device reads, the processor with so many threads: the best of turns over a large buffer."""
+    numbers = torch.ones(_BUFFER_BYTES // 4, device=device)
     seconds = []
     for _ in range(_TURNS):
+        synchronise(numbers.device)
         start = perf_counter()
         numbers.sum()
+        synchronise(numbers.device)
         seconds.append(perf_counter() - start)
     return _BUFFER_BYTES / min(seconds)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was asked; a clock read before says when it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def reset_peak_memory() -> None:

@@ -65,8 +65,8 @@ class Adapter(nn.Module):
         embeddings = model.get_input_embeddings().weight.detach().float()
         adapter = cls(rows=rows, width=embeddings.shape[1], layers=layers, rank=rank, scale=scale, reads=read_of(model))
         with torch.no_grad():
-            noise = torch.randn(rows, embeddings.shape[1]) * embeddings.std()
-            adapter.embeddings.copy_(embeddings.mean(dim=0).cpu() + noise)
+            mean, spread = embeddings.mean(dim=0).cpu(), embeddings.std().cpu()
+            adapter.embeddings.copy_(mean + torch.randn(rows, embeddings.shape[1]) * spread)
         return adapter.attach(model)
 
     def attach(self, model: Any) -> "Adapter":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -77,10 +78,15 @@ def _attention(
     observer = _OBSERVER.get()
     if observer is not None:
         observer(module.layer_idx, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    masks = _MASKS.get()
+    masks, kernels = _MASKS.get(), contextlib.nullcontext()
     if masks is not None:
+        if (
+            query.device.type == "cuda"
+        ):  # its memory-efficient kernel fails in the backward pass of a mask with a gradient
+            kernels = sdpa_kernel(SDPBackend.MATH)
         own = masks[module.layer_idx]
         attention_mask = own if own.shape[1] == 1 else own.repeat_interleave(query.shape[1] // own.shape[1], dim=1)
         if attention_mask.dtype != torch.bool:
             attention_mask = attention_mask.to(query.dtype)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+    with kernels:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)

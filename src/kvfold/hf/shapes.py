@@ -73,7 +73,9 @@ def fill(cache: FoldedCache, model: PreTrainedModel, tokens: int, *, seed: int =
             some = slice(start, min(start + piece, before))
             own = (keys[:, :, some], values[:, :, some])
             tail = layer.state.tail or Tail.empty(*own, start=0, counts_mass=memory.rules.chooser.needs.mass)
-            tail = tail.append(*own, positions=torch.arange(some.start, some.stop)[None], valid=None)
+            tail = tail.append(
+                *own, positions=torch.arange(some.start, some.stop, device=model.device)[None], valid=None
+            )
             layer.state = replace(layer.state, tail=tail, seen=(some.stop,))
             layer.spill()
     memory.commit()
@@ -98,10 +100,11 @@ def random_rows(model: PreTrainedModel, tokens: int, *, seed: int) -> Any:
     """Random keys and values of one row, a pair a layer."""
     config = model.config.get_text_config(decoder=True)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    source = torch.Generator().manual_seed(seed)
+    place = model.device if model.device.type == "cuda" else torch.device("cpu")
+    source = torch.Generator(device=place).manual_seed(seed)
     shape = (1, config.num_key_value_heads, tokens, size)
     for _ in range(config.num_hidden_layers):
-        pair = (torch.randn(shape, generator=source), torch.randn(shape, generator=source))
+        pair = (torch.randn(shape, generator=source, device=place) for _ in range(2))
         yield tuple(rows.to(device=model.device, dtype=model.dtype) for rows in pair)
 
 

@@ -22,7 +22,7 @@ from kvfold.learn.card import export, held_out, write_card
 from kvfold.learn.curriculum import base_curriculum
 from kvfold.learn.loop import LoopSettings, Trainer, carry_out
 from kvfold.learn.losses import TextLoss, TokenLoss
-from kvfold.learn.processes import join_processes
+from kvfold.learn.processes import device, join_processes
 from kvfold.learn.score import Answerer
 from kvfold.learn.vocabulary import make_tokenizer
 from kvfold.learn.warmstart import look_back
@@ -101,7 +101,7 @@ class BaseRun:
         if settings.start is not None:
             take_weights(self.model, settings.start)
             self.curriculum.climb()
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device())  # pyright: ignore[reportArgumentType]
         self.trainer = Trainer(self.model, settings.loop, TextLoss(self.model))
         if settings.resume:
             self.curriculum.restore(self.trainer.resume(self._checkpoint, rng=self.rng))

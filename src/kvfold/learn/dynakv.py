@@ -23,6 +23,7 @@ from kvfold.errors import DataError, FileError
 from kvfold.hf.load import load
 from kvfold.hf.rank_files import save_ranks
 from kvfold.learn.calibrate import measure
+from kvfold.learn.processes import device
 from kvfold.learn.ranked import BLOCK, Reading, Student, shares_at, shift_of, spread_at
 from kvfold.learn.texts import Rows
 
@@ -82,7 +83,7 @@ class DynaRun:
                 f"resuming from {self._checkpoint} was asked; there is no such checkpoint; leave out --resume to start"
             )
         self.model, tokenizer = load(settings.model)
-        self.model.float().requires_grad_(False)
+        self.model.float().requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
         torch.manual_seed(settings.seed)
         self.rng = random.Random(settings.seed)
         self.rows = Rows(tokenizer, settings.data, length=settings.length)
@@ -244,7 +245,7 @@ class DynaRun:
             lines.write(json.dumps(self._record()) + "\n")
 
     def _resume(self) -> None:
-        state = torch.load(self._checkpoint, weights_only=True)
+        state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
         self.student.layers.load_state_dict(state["layers"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]

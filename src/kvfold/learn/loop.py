@@ -185,7 +185,7 @@ class Trainer:
         """Take up a checkpoint; returns what `save` was given as `more`."""
         if not path.is_file():
             raise FileError(f"resuming from {path} was asked; there is no such checkpoint; leave out --resume to start")
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
         for mean, kept in zip(self.averaged, state["averaged"], strict=True):
             mean.copy_(kept)

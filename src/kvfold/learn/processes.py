@@ -11,6 +11,11 @@ import torch
 from kvfold.errors import DataError
 
 
+def device() -> torch.device:
+    """Where training runs: on the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def join_processes() -> int:
     """This process's rank, after joining the others where a launcher (accelerate, torchrun) has started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -25,7 +25,7 @@ from kvfold.learn.distil import Attended, Guide, divergence
 from kvfold.learn.layout import NONE, Draw, Fixed, Layout, Lined, fold_up, line_up
 from kvfold.learn.loop import LoopSettings, Trainer, carry_out
 from kvfold.learn.losses import TokenLoss, quick_in_bfloat16, whole_replies
-from kvfold.learn.processes import join_processes
+from kvfold.learn.processes import device, join_processes
 from kvfold.learn.relaxed import relax, relaxed_masks
 from kvfold.learn.study import Study
 from kvfold.learn.talks import REAL_WEIGHT, Mix, Talks
@@ -255,8 +255,7 @@ class SonicRun:
         torch.manual_seed(settings.seed)
         self.model, self.tokenizer = load(settings.model, dtype=torch.float32)
         self.model.requires_grad_(False)
-        if torch.cuda.is_available():
-            self.model.to("cuda")  # pyright: ignore[reportArgumentType]
+        self.model.to(device())  # pyright: ignore[reportArgumentType]
         asked: Any = load(settings.model)[0] if settings.mix.study else None  # it generates, so it stays as it is
         study = None if asked is None else Study(asked.to(self.model.device), self.tokenizer)
         parallel.prepare(self.model)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from kvfold.bench.bandwidth import peak_memory_bytes, reset_peak_memory
+from kvfold.bench.bandwidth import peak_memory_bytes, reset_peak_memory, synchronise
 from kvfold.bench.suite import Outcome, Subject, Suite, held
 from kvfold.budget.ledger import Ledger
 
@@ -58,7 +58,7 @@ class FarSuite(Suite):
         caches = [cache(subject.model, text, prompt_tokens=0) for text in plans]
         for own in caches:
             fill(own, subject.model, self.tokens, seed=samples[0])
-        watches = [_Stopwatch(own) for own in caches]
+        watches = [_Stopwatch(own, subject.model) for own in caches]
         first: dict[str, float] = {}
         for turn in range(_WARM_UP + len(samples)):
             if turn == _WARM_UP:
@@ -94,6 +94,7 @@ class FarSuite(Suite):
             began = perf_counter()
             for start in range(0, self.tokens, self.piece):
                 feed(own, subject.model, min(self.piece, self.tokens - start), seed=number + start)
+            synchronise(subject.model.device)
             seconds = perf_counter() - began
             spent = _counters(own.ledger())
             moving = spent.get("index_seconds", 0.0) + spent.get("write_seconds", 0.0)
@@ -112,13 +113,15 @@ class FarSuite(Suite):
 class _Stopwatch:
     """Adds up what one cache spends in a model's steps, and of that in its own attention."""
 
-    def __init__(self, cache: Any) -> None:
+    def __init__(self, cache: Any, model: Any) -> None:
         self.cache, self.attention, self.whole = cache, 0.0, 0.0
         attend = cache.memory.attend
 
         def timed(*args: Any, **settings: Any) -> Any:
+            synchronise(model.device)
             began = perf_counter()
             output = attend(*args, **settings)
+            synchronise(model.device)
             self.attention += perf_counter() - began
             return output
 
@@ -132,8 +135,7 @@ class _Stopwatch:
         """One token."""
         began = perf_counter()
         model(torch.tensor([[number % model.config.vocab_size]], device=model.device), past_key_values=self.cache)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise(model.device)
         self.whole += perf_counter() - began
 
 

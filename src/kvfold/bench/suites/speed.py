@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from kvfold.bench.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory
+from kvfold.bench.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory, synchronise
 from kvfold.bench.stages import Stages, staged
 from kvfold.bench.suite import Outcome, Subject, Suite
 from kvfold.errors import SuiteError
@@ -63,7 +63,7 @@ class Speed(Suite):
         held = made.ledger.stored if self.stage != "prefill" else 1.0
         forwards = 1 + _WRITTEN if self.stage == "talk" else 1
         cache_bytes = forwards * held * made.ledger.full_bytes * self.tokens / made.ledger.seen
-        moved, speed = cache_bytes + forwards * _weight_bytes(subject.model), read_bandwidth()
+        moved, speed = cache_bytes + forwards * _weight_bytes(subject.model), read_bandwidth(subject.model.device.type)
         return (
             f"a turn takes at least {1000 * moved / speed:.1f} ms: {moved / 1e6:.0f} MB at {speed / 1e9:.1f} GB/s, "
             f"{cache_bytes / 1e6:.0f} MB of them the cache"
@@ -82,7 +82,7 @@ class Speed(Suite):
         shared = {
             "peak_memory_bytes": peak,
             "moved_bytes": made.moved_bytes,
-            "predicted_seconds": made.moved_bytes / read_bandwidth(),
+            "predicted_seconds": made.moved_bytes / read_bandwidth(subject.model.device.type),
         }
         shared |= {name: _median([one.metrics[name] for one in stages]) for name in stages[0].metrics}
         if isinstance(made, _Talk):
@@ -179,7 +179,7 @@ class _Talk(_Decode):
         if cache is not self.stock:
             start = perf_counter()
             cache.fold()
-            _synchronise(self.model)
+            synchronise(self.model.device)
         if cache is self.plan:
             self.fold_shares.append((perf_counter() - start) / (read * (_SAID + _WRITTEN) / _SAID))
 
@@ -218,17 +218,17 @@ def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> di
     times = {}
     for name in order:
         model.set_attn_implementation("sdpa" if name == "stock" else "kvfold")
-        _synchronise(model)
+        synchronise(model.device)
         start = perf_counter()
         work[name]()
-        _synchronise(model)
+        synchronise(model.device)
         times[name] = perf_counter() - start
     return times
 
 
 def _staged(model: Any, work: Callable[[], None]) -> Stages:
     model.set_attn_implementation("kvfold")
-    return staged(work, synchronise=partial(_synchronise, model))
+    return staged(work, synchronise=partial(synchronise, model.device))
 
 
 def _step(model: Any, cache: Any, number: int) -> None:
@@ -244,11 +244,6 @@ def _feed(model: Any, cache: Any, tokens: int, seed: int) -> None:
 
 def _weight_bytes(model: Any) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
-
-
-def _synchronise(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 SUITE = Speed()
