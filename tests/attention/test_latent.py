@@ -1,12 +1,17 @@
 """Attention over latents, against attention over what the bases read back, and rotations with their inverse."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fakes import model_of
-from kvfold.attention.latent import LatentBlock, attend_latents
+from kvfold.attention.latent import Bases, Basis, LatentBlock, attend_latents
+from kvfold.attention.latent_kernel import attend_rows, fits
 from kvfold.attention.reference import attend_part
 from kvfold.attention.rotary import rotate, unrotate
+from kvfold.cache.kv import KV
+from kvfold.cache.lowrank import LowRankPart
 from kvfold.hf.rotary import rotary_of
 from ranks import form
 
@@ -122,3 +127,50 @@ def test_rotations_are_those_of_the_model():
     wanted = apply_rotary_pos_emb(keys, keys, *angles)[1]
     cosines, sines = rotary_of(model).at(positions[0])
     assert torch.allclose(rotate(keys, cosines, sines), wanted, rtol=1e-5, atol=1e-6)
+
+
+def moved(basis, device):
+    return Basis(encode=basis.encode.to(device), decode=basis.decode.to(device), mean=basis.mean.to(device))
+
+
+def part_of(own, *, dtype, device, rows=3, slots=700):
+    """Random slots in random levels; the last row has few."""
+    keys, values = (torch.randn(rows, HEADS, slots, SIZE, device=device).to(dtype) for _ in range(2))
+    positions = torch.arange(slots, device=device).expand(rows, HEADS, slots)
+    kept = torch.rand(rows, 1, slots, device=device) < torch.tensor([0.9, 0.5, 0.01], device=device)[:, None, None]
+
+    def deal(keys, values, positions):
+        return torch.randint(0, len(own.levels), (len(keys),), device=keys.device)
+
+    return LowRankPart.of(KV(keys, values, positions), kept.expand(rows, HEADS, slots), deal, own)
+
+
+def kernel_and_blocks(device, dtype, parts, codes):
+    """What the kernel answers, and what the blocks answer to the same queries, wider."""
+    own = form(HEADS, SIZE, parts=parts, codes=codes)
+    own = replace(own, bases=Bases(keys=moved(own.bases.keys, device), values=moved(own.bases.values, device)))
+    part = part_of(own, dtype=dtype, device=device)
+    queries = torch.randn(3, 6, 2, SIZE, device=device).to(dtype)
+    dims = torch.tensor(own.levels, dtype=torch.int32, device=device)
+    found = attend_rows(
+        queries, own.bases, keys=part.keys, values=part.values, scales=part.scales, held=part.held, dims=dims,
+        slots=int(part.held.sum(dim=1).max()), scale=SCALE,
+    )  # fmt: skip
+    return found, part.attend(queries.float(), scale=SCALE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("parts", [1, HEADS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_answers_for_all_rows_and_levels_what_the_blocks_answer(dtype, parts, codes):
+    found, wanted = kernel_and_blocks("cuda", dtype, parts, codes)
+    close = 0.03 if dtype == torch.bfloat16 else 0.005
+    assert found.output.dtype == dtype
+    assert (found.output.float() - wanted.output).abs().max() < close * wanted.output.abs().max()
+    assert (found.log_sum_exp - wanted.log_sum_exp).abs().max() < close * wanted.log_sum_exp.abs().max()
+
+
+def test_the_kernel_is_not_for_other_devices_types_and_bases():
+    own = form(HEADS, SIZE)
+    assert not fits(torch.randn(1, 2, 1, SIZE).half(), own.bases)

@@ -9,6 +9,7 @@ order of age. It does not know who gave the levels.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from kvfold.attention.codes import to_codes
 from kvfold.attention.latent import Bases, LatentBlock, attend_latents
+from kvfold.attention.latent_kernel import attend_rows, fits
 from kvfold.attention.mass import attention_mass
 from kvfold.attention.partial import Partial, nothing
 from kvfold.cache.kv import KV
@@ -107,6 +109,11 @@ class LowRankPart(Part):
 
     def attend(self, queries: Float[Tensor, "B G Q D"], *, scale: float) -> Partial:
         """Attention of every query over every slot of its row."""
+        if fits(queries, self.form.bases) and self.slots:
+            return attend_rows(
+                queries, self.form.bases, keys=self.keys, values=self.values, scales=self.scales, held=self.held,
+                dims=_dims(self.form.levels, queries.device), slots=max(row[0] for row in self.counts), scale=scale,
+            )  # fmt: skip
         answers = []
         for row, blocks in enumerate(self.blocks):
             asked = queries[row : row + 1]
@@ -257,6 +264,12 @@ class LowRankPart(Part):
                 )
                 keys, values, slots = keys + count * rank_keys, values + count * rank_values, slots + count
             yield tuple(blocks)
+
+
+@cache
+def _dims(levels: Levels, device: torch.device) -> Int[Tensor, "levels 2"]:
+    """Dimensions of each level, where the kernel reads them."""
+    return torch.tensor(levels, dtype=torch.int32, device=device)
 
 
 def _stored(block: _Block, form: Form, dtype: torch.dtype) -> _Block:
