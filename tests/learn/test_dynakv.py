@@ -1,5 +1,6 @@
 """Calibration and training of ranks: bases are exact, soft and hard agree with the cache, a run resumes as it was."""
 
+import copy
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import kvfold
 from driving import feed
 from fakes import model_of, text
 from kvfold.encode.ranks import Ranks
-from kvfold.errors import DataError, FileError
+from kvfold.errors import DataError, FileError, ModelError
 from kvfold.hf.rank_files import save_ranks
 from kvfold.learn.calibrate import Moments, cheap_apart, levels_by, measure
 from kvfold.learn.dynakv import DynaRun, DynaSettings
@@ -104,9 +105,36 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
     assert "mixed-measured" in words["bases"]
 
 
+@pytest.mark.slow
+def test_updates_make_a_model_of_its_own_that_the_adapter_is_for(tmp_path):
+    run = DynaRun(settings(tmp_path, steps=2, update=2, update_rate=0.05))
+    before = copy.deepcopy(run.model.state_dict())
+    run.train(lambda record: None)
+    base, ids = run.model, torch.arange(20)[None] + 30
+    run.finish()
+    assert all(torch.equal(one, before[name]) for name, one in base.state_dict().items())
+    updated, _ = kvfold.load(str(tmp_path / "model"))
+    changed = {name for name, one in updated.state_dict().items() if not torch.equal(one, before[name])}
+    assert len(changed) == 4 * len(base.model.layers)
+    assert all(".self_attn." in name for name in changed)
+    plan = f"dynakv(rate=0.47, adapter='{tmp_path}')"
+    cache = kvfold.cache(updated, plan)
+    with torch.no_grad():
+        updated(ids, past_key_values=cache)
+    cache.fold()
+    assert cache.ledger().stored < 1
+    with pytest.raises(ModelError, match="with other weights"):
+        kvfold.cache(base, plan)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"without": ("sleep",)}, "can be left out"), ({"basis": "round"}, "there are"), ({"steps": -1}, "0 steps")],
+    [
+        ({"update": 4}, "they are trained"),
+        ({"without": ("sleep",)}, "can be left out"),
+        ({"basis": "round"}, "there are"),
+        ({"steps": -1}, "0 steps"),
+    ],
 )
 def test_runs_that_cannot_be_are_refused(wrong, said, tmp_path):
     with pytest.raises(DataError, match=said):

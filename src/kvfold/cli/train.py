@@ -109,6 +109,9 @@ def dynakv(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     rows: Annotated[int, typer.Option("--rows", help="Rows of text a step.", min=1)] = 3,
     length: Annotated[int, typer.Option("--length", help="Tokens of a row.")] = 768,
+    update: Annotated[
+        int, typer.Option("--update", help="Rank of updates to the model's attention; the updated one is in OUT/model.")
+    ] = 0,
     without: Annotated[str, typer.Option("--without", help="What is not trained: bases, gates, hard or entropy.")] = "",
 ) -> None:
     """Train DynaKV's ranks for a model: bases and gates, one adapter for every rate.
@@ -120,7 +123,7 @@ def dynakv(
     run = DynaRun(
         DynaSettings(
             model=model, out=out, data=data, steps=steps, basis=basis, seed=seed, resume=resume, rows=rows,
-            length=length, without=tuple(filter(None, without.split(","))),
+            length=length, update=update, without=tuple(filter(None, without.split(","))),
         )
     )  # fmt: skip
     _train(run)

@@ -26,6 +26,7 @@ from kvfold.learn.calibrate import measure
 from kvfold.learn.processes import device
 from kvfold.learn.ranked import BLOCK, Reading, Student, shares_at, shift_of, spread_at
 from kvfold.learn.texts import Rows
+from kvfold.learn.updates import settle, updatable
 
 RATES = (0.15, 0.2, 0.3, 0.47, 0.6)  # drawn in training; lower ones cost so much that they would rule
 _JUDGED = 25  # steps after which the fixed batches are read
@@ -54,6 +55,8 @@ class DynaSettings:
     )
     hard_from: float = 0.2  # share of the run at which every mask is hard; the share of hard masks grows up to there
     save_every: int = 100
+    update: int = 0  # rank of updates to the model's attention projections, trained along; 0: the model stays
+    update_rate: float = 5e-4
     without: tuple[str, ...] = ()  # ablations, of ABLATIONS
 
     def __post_init__(self) -> None:
@@ -65,6 +68,11 @@ class DynaSettings:
         if self.basis not in get_args(BasisName):
             raise DataError(
                 f"basis {self.basis!r} was asked; there are {', '.join(get_args(BasisName))}; give one of them"
+            )
+        if self.update < 0 or (self.update and not self.steps):
+            raise DataError(
+                f"updates of rank {self.update} were asked with {self.steps} steps; they are trained, or there are "
+                "none; give steps, or 0 as the rank"
             )
         if self.steps < 0 or self.length < 4 * BLOCK:
             raise DataError(
@@ -82,18 +90,16 @@ class DynaRun:
             raise FileError(
                 f"resuming from {self._checkpoint} was asked; there is no such checkpoint; leave out --resume to start"
             )
-        self.model, tokenizer = load(settings.model)
+        self.model, self.tokenizer = load(settings.model)
         self.model.float().requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
         torch.manual_seed(settings.seed)
         self.rng = random.Random(settings.seed)
-        self.rows = Rows(tokenizer, settings.data, length=settings.length)
+        self.rows = Rows(self.tokenizer, settings.data, length=settings.length)
         self.last = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 20)
-        texts = [
-            self.rows.draw(random.Random(f"calibration:{settings.seed}:{row}")) for row in range(settings.calibration)
-        ]
-        self.measured = measure(self.model, texts, seed=settings.seed)
+        self.measured = self._measured()
         self.start = self._with_rates(self.measured.under(settings.basis))
-        self.student = Student(self.model, self.start)
+        self.reader, self.updates = updatable(self.model, settings.update) if settings.update else (self.model, None)
+        self.student = Student(self.reader, self.start)
         self.dims = {index: self.student.layer(index).dims for index in self.start.layers}
         self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
         self.usual = self._distances() if settings.steps else {}
@@ -120,6 +126,12 @@ class DynaRun:
     def finish(self) -> Ranks:
         """Measure each layer's share of each rate on fresh rows, and write the adapter."""
         settings = self.settings
+        if settings.update:
+            settle(self.reader)
+            self.model = self.reader  # what the adapter is for
+            self.measured = self._measured()
+            for part in (self.model, self.tokenizer):
+                part.save_pretrained(settings.out / "model")
         bases = {name: self._with_rates(own) for name, own in self.measured.bases.items()}
         if settings.steps:
             bases[f"{settings.basis}-measured"] = self.start
@@ -128,10 +140,15 @@ class DynaRun:
         about = {
             "steps": self.step, "seconds": round(self.seconds), "seed": settings.seed, "length": settings.length,
             "data": None if settings.data is None else settings.data.name, "losses": self.loss,
-            "without": list(settings.without), "spread": self.spread,
+            "without": list(settings.without), "update": settings.update, "spread": self.spread,
         }  # fmt: skip
         save_ranks(ranks, settings.out, model=self.model, about={"training": about})
         return ranks
+
+    def _measured(self) -> Ranks:
+        """Bases and gates of the model as it is, without training."""
+        seeds = [f"calibration:{self.settings.seed}:{row}" for row in range(self.settings.calibration)]
+        return measure(self.model, [self.rows.draw(random.Random(seed)) for seed in seeds], seed=self.settings.seed)
 
     def _groups(self) -> list[dict[str, Any]]:
         named = list(self.student.layers.named_parameters())
@@ -140,13 +157,18 @@ class DynaRun:
         for name, group in (("bases", bases), ("gates", gates)):
             for parameter in group:
                 parameter.requires_grad_(name not in self.settings.without)
-        return [{"params": bases, "lr": self.settings.basis_rate}, {"params": gates, "lr": self.settings.gate_rate}]
+        trained = [(bases, self.settings.basis_rate), (gates, self.settings.gate_rate)]
+        if self.updates is not None:
+            trained.append((list(self.updates.parameters()), self.settings.update_rate))
+        return [{"params": some, "lr": rate, "highest": rate} for some, rate in trained]
 
     def _step(self) -> None:
         settings = self.settings
         done = self.step / settings.steps
-        for group, rate in zip(self.optimiser.param_groups, (settings.basis_rate, settings.gate_rate), strict=True):
-            group["lr"] = rate * min(1.0, (self.step + 1) / 20) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        for group in self.optimiser.param_groups:
+            group["lr"] = (
+                group["highest"] * min(1.0, (self.step + 1) / 20) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+            )
         rate = self.rng.choice(RATES)
         hard = 0.0 if "hard" in settings.without else min(1.0, done / max(settings.hard_from, 1e-6))
         rates = self._rates(rate)
@@ -155,7 +177,7 @@ class DynaRun:
         distance, entropy = self._losses(reading, self._batch())
         loss = distance + (0.0 if "entropy" in settings.without else settings.entropy) * entropy
         (loss / self.usual[rate]).backward()
-        nn.utils.clip_grad_norm_(self.student.layers.parameters(), 1.0)
+        nn.utils.clip_grad_norm_([one for group in self.optimiser.param_groups for one in group["params"]], 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         for name, value in (("kl", distance / self.usual[rate]), ("entropy", entropy)):
@@ -235,7 +257,9 @@ class DynaRun:
         settings = self.settings
         settings.out.mkdir(parents=True, exist_ok=True)
         state = {
-            "layers": self.student.layers.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step,
+            "layers": self.student.layers.state_dict(),
+            "updates": None if self.updates is None else self.updates.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "step": self.step,
             "seconds": self.seconds, "loss": self.loss, "rng": self.rng.getstate(),
             "torch": torch.get_rng_state(),
         }  # fmt: skip
@@ -247,6 +271,8 @@ class DynaRun:
     def _resume(self) -> None:
         state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
         self.student.layers.load_state_dict(state["layers"])
+        if self.updates is not None:
+            self.updates.load_state_dict(state["updates"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
         version, numbers, gauss = state["rng"]

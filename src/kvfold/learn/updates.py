@@ -1,0 +1,48 @@
+"""Low-rank updates of a model's attention projections, trained along with what is learned for its cache.
+
+The model stays as it is: a copy carries the updates, and in the end they are added into the copy's weights, so that
+it is a model like any other. Hu et al., LoRA, https://arxiv.org/abs/2106.09685. Knows no loss and no cache.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class Update(nn.Module):
+    """What is added to one weight; nothing until it is trained."""
+
+    def __init__(self, weight: Float[Tensor, "out inputs"], rank: int) -> None:
+        super().__init__()
+        outputs, inputs = weight.shape
+        self.down = nn.Parameter((torch.randn(rank, inputs) * inputs**-0.5).to(weight))
+        self.up = nn.Parameter(torch.zeros(outputs, rank).to(weight))
+
+    def forward(self, weight: Float[Tensor, "out inputs"]) -> Float[Tensor, "out inputs"]:
+        """The updated weight."""
+        return weight + self.up @ self.down
+
+
+def updatable(model: Any, rank: int) -> tuple[Any, nn.ModuleList]:
+    """A copy of a frozen model whose attention projections carry updates, and these."""
+    twin, updates = copy.deepcopy(model), nn.ModuleList()
+    for module in _projections(twin):
+        updates.append(Update(module.weight, rank))
+        parametrize.register_parametrization(module, "weight", updates[-1])
+    return twin, updates
+
+
+def settle(twin: Any) -> None:
+    """Add the updates into the weights; nothing else of them is left."""
+    for module in _projections(twin):
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        module.weight.requires_grad_(False)
+
+
+def _projections(model: Any) -> list[Any]:
+    named = model.get_decoder().named_modules()
+    return [module for name, module in named if isinstance(module, nn.Linear) and "attn" in name]
