@@ -62,14 +62,17 @@ docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and th
 # What `make records` runs: folders of $(RECORDS), each with its suite. Two at a time, each on one thread; what a folder
 # holds already is not run again. int8 and int4 are judged on bfloat16, as byte bars are: of float32 they would look
 # twice as good. README and docs/results.md show NAME-tiny; the pages of methods show the others.
-PLANS ?= int8; int4; streaming_llm; h2o; snapkv; kvzip; sonic; snapkv + int8; pca(rate=0.47); pca(rate=0.2); \
-  dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.2); snapkv(keep=0.125) + dynakv(rate=0.47); sentkv(budget=0.2); sentkv(budget=0.06)
+PLANS ?= int8; int4; streaming_llm; h2o; snapkv; chunkkv; kvzip; sonic; snapkv + int8; pca(rate=0.47); pca(rate=0.2); \
+  dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.2); snapkv(keep=0.125) + dynakv(rate=0.47); chunkkv(keep=0.22) + dynakv(rate=0.47, int8=True); sentkv(budget=0.2); sentkv(budget=0.06)
 KEEPS ?= 0.5,0.2,0.06
 RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; kvpress:ObservedAttention; \
   kvpress:ThinK; transformers:DynamicCache; transformers:QuantizedCache(backend='fp8')
 AGAINST_SONIC ?= sonic; kvzip; h2o; streaming_llm; snapkv; first; mean_pool; summary
 AGAINST_DYNAKV ?= dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.3); dynakv(rate=0.2); dynakv(rate=0.3, deal='even'); \
   dynakv(rate=0.2, deal='even'); dynakv(rate=0.3, deal='random'); dynakv(rate=0.2, deal='random'); pca(rate=0.3); pca(rate=0.2)
+BYTES ?= dynakv(rate=0.47, int8=True)
+AT_SIX_PERCENT ?= chunkkv(keep=0.22) + $(BYTES); chunkkv(keep=0.11) + $(BYTES); chunkkv(keep=0.45) + $(BYTES); chunkkv(keep=0.12) + dynakv(rate=0.47); \
+  chunkkv(keep=0.06); chunkkv(keep=0.12); snapkv(keep=0.22) + $(BYTES); snapkv(keep=0.06); dynakv(rate=0.1, int8=True)
 AGAINST_SENTKV ?= sentkv(budget=0.1); sentkv(budget=0.1, window=0, length=16); sentkv(budget=0.1, window=0, length=32); \
   sentkv(budget=0.1, summary='mean'); dynakv(rate=0.47) + sentkv(budget=0.1)
 DATA ?=
@@ -83,16 +86,20 @@ sonic-low_ASKS := chat --n 48 --seed 1
 sonic-dialogue_ASKS = dialogue --n 96 --set score=likelihood --data "$(DATA)"
 dynakv-fidelity_ASKS := fidelity --n 12 --seed 5
 dynakv-novels_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
+dynakv-needle_ASKS := needle --n 60 --set tokens=4096 --set question=seen
+dynakv-longqa_ASKS = longqa --n 96 --set score=likelihood --set question=seen --data "$(DATA)"
 sentkv-needle_ASKS := needle --n 60 --set tokens=4096
 sentkv-longqa_ASKS = longqa --n 48 --set score=likelihood --set answer=singly --data "$(DATA)"
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
+OF_SMALL := dynakv-needle $(if $(DATA),dynakv-longqa)
 OF_SENTKV := sentkv-needle $(if $(DATA),sentkv-longqa)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
+$(OF_SMALL:%=$(RECORDS)/%): ASKS = --plans "$(AT_SIX_PERCENT)"
 $(OF_SENTKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SENTKV)"
 
 records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
@@ -100,7 +107,7 @@ records: setup peers  ## the records that the tables are made from; real text ne
 	$(MAKE) -j $(JOBS) $(ALL_RECORDS)
 
 # Lines say whose they are; a failure is not lost in the pipe.
-ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(OF_SONIC) $(OF_DYNAKV) $(OF_SENTKV))
+ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))
 .PHONY: $(ALL_RECORDS)
 $(RECORDS)/%: SHELL := /bin/bash
 $(RECORDS)/%: .SHELLFLAGS := -o pipefail -c

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fakes import model_of
-from kvfold.attention.latent import Bases, Basis, LatentBlock, attend_latents
+from kvfold.attention.latent import Bases, Basis, Laid, LatentBlock, attend_latents
 from kvfold.attention.latent_kernel import attend_rows, fits
 from kvfold.attention.reference import attend_part
 from kvfold.attention.rotary import rotate, unrotate
@@ -60,7 +60,7 @@ def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turne
     if laid:
         blocks = [as_stored(block, own.bases) for block in blocks]
     queries = torch.randn(6, 5, SIZE).to(dtype)
-    found = attend_latents(queries, blocks, own.bases, scale=SCALE)
+    found = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
     keys, values = read_back(blocks, own.bases)
     output, weights = attend_part(queries[None].float(), keys.float(), values.float(), scale=SCALE)
     close = 3e-2 if dtype == torch.bfloat16 else 1e-4
@@ -73,14 +73,14 @@ def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turne
 def test_many_queries_are_answered_in_pieces_as_in_one(parts):
     own = form(HEADS, SIZE, parts=parts)
     blocks, queries = blocks_of(own, [0, 0, 9, 9, 9, 9, 9, 9]), torch.randn(4, 300, SIZE)
-    whole = attend_latents(queries, blocks, own.bases, scale=SCALE)
+    whole = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
     from kvfold.attention import latent
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latent, "_SCORES", 64)
         patch.setattr(latent, "_TILE", 4)
         patch.setattr(latent, "_WIDE_TILE", 4)
-        pieces = attend_latents(queries, blocks, own.bases, scale=SCALE)
+        pieces = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
     assert torch.allclose(whole.output, pieces.output, rtol=1e-4, atol=1e-5)
     assert torch.allclose(whole.log_sum_exp, pieces.log_sum_exp, rtol=1e-4, atol=1e-5)
 

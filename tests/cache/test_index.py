@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfold.cache.index import Index, take
+from kvfold.cache.index import Index, favoured, take
 from kvfold.place.summaries import halves, mean, minmax, spread
 
 
@@ -104,3 +104,16 @@ def test_an_index_grows_sentence_after_sentence():
     assert torch.equal(grown.starts, whole.starts)
     assert torch.equal(grown.sizes, whole.sizes)
     assert torch.equal(grown.centres[:, :2], indexed(keys, [5, 6]).centres)
+
+
+def test_favoured_sentences_are_those_with_the_best_votes_until_their_slots_are_taken():
+    index = Index.empty(4, torch.device("cpu"))  # two rows of two heads; the second row has one sentence less
+    lengths = [[3, 2, 4], [3, 2, 4], [2, 5], [2, 5]]
+    index = index.extend(lengths, mean(torch.randn(32, 4), torch.tensor([n for own in lengths for n in own])))
+    votes = torch.zeros(2, 11)
+    votes[0, 4], votes[0, 8], votes[0, 10] = 0.5, 0.3, 0.9  # the last slot is in no finished sentence
+    votes[1, 0], votes[1, 6] = 0.1, 0.2
+    assert favoured(index, votes, slots=[2, 0])[::2].tolist() == [[False, True, False], [False, False, False]]
+    some = favoured(index, votes, slots=[3, 9])
+    assert some[::2].tolist() == [[False, True, True], [True, True, False]]
+    assert torch.equal(some[0], some[1])

@@ -1,7 +1,10 @@
 """sentkv reads what it selected and nothing else, exactly its budget; tiers and reuse change no logits."""
 
+import copy
+
 import pytest
 import torch
+from torch.nn.functional import avg_pool1d
 
 import kvfold
 from driving import close, exact, feed
@@ -56,6 +59,24 @@ def test_every_head_and_step_reads_exactly_the_budget(every):
             for lane in slots.tolist():
                 assert len(set(lane)) == 20
                 assert {part.lanes[0] - 1, part.lanes[0] - 2} <= set(lane)
+
+
+def test_what_a_question_looked_at_is_read_in_every_layer_and_head():
+    model, ids = model_of("llama"), text(1, 96)
+    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, votes=1.0, around=0)")
+    feed(model, ids[:, :80], cache)
+    twin = copy.deepcopy(model)
+    twin.set_attn_implementation("eager")
+    feed(model, ids[:, 80:95], cache)
+    feed(model, ids[:, 95:], cache)
+    with torch.no_grad():
+        weights = torch.stack(twin(ids[:, :95], output_attentions=True).attentions)[:, 0, :, -32:, 4:80]
+    best = avg_pool1d(weights.amax(dim=2), 7, stride=1, padding=3, count_include_pad=False).amax(dim=(0, 1))
+    for layer in cache.memory.layers.values():
+        part = layer.state.folded
+        sentences = list(zip(part.index.starts[0].tolist(), part.index.sizes[0].tolist(), strict=True))
+        first = max(sentences, key=lambda one: float(best[one[0] : one[0] + one[1]].max()))
+        assert all({*range(first[0], sum(first))} <= {*lane} for lane in part.working.slots.tolist())
 
 
 def test_forwards_of_several_tokens_read_everything():

@@ -9,6 +9,7 @@ a time; it knows tensors only.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -21,6 +22,7 @@ from kvfold.attention.rotary import Rotary, rotate, unrotate
 _TILE = 2048  # slots that are widened, or written out, at a time
 _WIDE_TILE = 16384  # the same where they lie dimension by dimension: short rows cost more than the cache saves
 _CUDA_TILE = 65536  # of either where a launch costs more than a cache saves
+_SMALL = 1 << 12  # numbers below which touching them first costs more than it saves
 _SCORES = 1 << 22  # scores that are held at a time
 
 
@@ -139,14 +141,32 @@ class Bases:
         return self.values.read(block.value_numbers()).unflatten(-1, (self.heads, -1))
 
 
-def attend_latents(
-    queries: Float[Tensor, "G Q D"], blocks: Sequence[LatentBlock], bases: Bases, *, scale: float
-) -> Partial:
+class Laid(NamedTuple):
+    """A block as products read it, made once: views, for every one of them costs as much as a small product."""
+
+    keys: Num[Tensor, "*P rk S"]  # of each part; P is left out where there is one
+    values: Num[Tensor, "*P S rv"]
+    slots: int
+    block: LatentBlock
+
+    @classmethod
+    def of(cls, block: LatentBlock, bases: Bases) -> "Laid":
+        """The views of a block that these bases wrote."""
+        keys, values = _apart(block.keys, bases.keys.parts), _apart(block.values, bases.values.parts).mT
+        return cls(
+            keys[0] if bases.keys.parts == 1 else keys,
+            values[0] if bases.values.parts == 1 else values,
+            len(block.positions),
+            block,
+        )
+
+
+def attend_latents(queries: Float[Tensor, "G Q D"], blocks: Sequence[Laid], bases: Bases, *, scale: float) -> Partial:
     """Attention of one row's queries over all slots of its blocks, as a Partial of one row. There is a slot."""
     group = queries.shape[0] // bases.heads
     wide = torch.promote_types(queries.dtype, torch.float32)
     asked = (queries.to(wide) * scale).unflatten(0, (bases.heads, group)).flatten(1, 2)  # H, group x Q, D
-    slots = sum(len(block.positions) for block in blocks)
+    slots = sum(block.slots for block in blocks)
     step = max(_SCORES // (bases.heads * slots), 1)
     pieces = [_attend(asked[:, first : first + step], blocks, bases) for first in range(0, asked.shape[1], step)]
     output = torch.cat([piece[0] for piece in pieces], dim=1) if len(pieces) > 1 else pieces[0][0]
@@ -155,12 +175,12 @@ def attend_latents(
     return Partial(output.reshape(1, *shape, -1).to(queries.dtype), weights.reshape(1, *shape))
 
 
-def _attend(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> tuple[Tensor, Tensor]:
+def _attend(asked: Tensor, blocks: Sequence[Laid], bases: Bases) -> tuple[Tensor, Tensor]:
     """Output [H, rows, E] and log-sum-exp [H, rows] of scaled queries [H, rows, D]."""
     if bases.rotary is None:
         scores, shift = _absorbed_scores(asked, blocks, bases.keys)
     else:
-        scores, shift = _written_scores(asked, blocks, bases), None
+        scores, shift = _written_scores(asked, [one.block for one in blocks], bases), None
     highest = scores.amax(dim=1, keepdim=True)
     weights = scores.sub_(highest).exp_()  # rows of all heads, slots
     total = weights.sum(dim=1, keepdim=True)
@@ -173,26 +193,33 @@ def _attend(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> tuple
     return output, log_sum_exp if shift is None else log_sum_exp + shift
 
 
-def _absorbed_scores(asked: Tensor, blocks: Sequence[LatentBlock], basis: Basis) -> tuple[Tensor, Tensor]:
+def _absorbed_scores(asked: Tensor, blocks: Sequence[Laid], basis: Basis) -> tuple[Tensor, Tensor]:
     """Scores without the mean's, which is the same for all slots and comes back beside them."""
     heads, parts = asked.shape[0], basis.parts
     inside = torch.bmm(asked, basis.decode.to(asked.dtype).mT)  # H, rows, r
-    inside = inside.view(parts, -1, inside.shape[-1])
+    inside = inside.flatten(0, 1) if parts == 1 else inside.view(parts, -1, inside.shape[-1])
     shift = torch.bmm(asked, basis.mean.to(asked.dtype).view(heads, -1, 1))[..., 0]
+    product, ready, step = (torch.mm, _at_hand, _TILE) if parts == 1 else (torch.bmm, Tensor.to, _WIDE_TILE)
     each = []
-    for block in blocks:
-        some = inside[:, :, : block.keys.shape[1] // parts]
+    for keys, _, slots, block in blocks:
+        some = inside[..., : keys.shape[-2]]
         if asked.device.type == "cuda":
-            keys = block.keys if block.scales is None else block.keys.to(asked.dtype)
-            each.append(wide_product(some.to(keys.dtype), _apart(keys, parts)).flatten(0, 1))
-        elif parts == 1:
-            each += [some[0] @ _at_hand(tile, asked.dtype).T for tile in block.keys.split(_TILE)]
+            each.append(_wide(some, keys if block.scales is None else keys.to(asked.dtype)))
+        elif slots <= step:
+            each.append(product(some, ready(keys, asked.dtype)))
         else:
-            tiles = _apart(block.keys, parts).split(_WIDE_TILE, dim=2)
-            each += [torch.bmm(some, tile.to(asked.dtype)).flatten(0, 1) for tile in tiles]
-    scores = torch.cat(each, dim=1)
-    scales = [block.scales[:, 0] for block in blocks if block.scales is not None]
+            each += [product(some, ready(tile, asked.dtype)) for tile in keys.split(step, dim=-1)]
+    scores = torch.cat(each, dim=-1)
+    scores = scores if parts == 1 else scores.flatten(0, 1)
+    scales = [one.block.scales[:, 0] for one in blocks if one.block.scales is not None]
     return scores.mul_(torch.cat(scales).to(scores.dtype)) if scales else scores, shift
+
+
+def _wide(some: Tensor, keys: Tensor) -> Tensor:
+    """A product in float32 on CUDA, of one part or several."""
+    if keys.ndim == 3:
+        return wide_product(some.to(keys.dtype), keys)
+    return wide_product(some[None].to(keys.dtype), keys[None])[0]
 
 
 def _written_scores(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) -> Tensor:
@@ -210,28 +237,25 @@ def _written_scores(asked: Tensor, blocks: Sequence[LatentBlock], bases: Bases) 
     return torch.cat(scores, dim=1)
 
 
-def _weighted(weights: Tensor, blocks: Sequence[LatentBlock], basis: Basis) -> Float[Tensor, "P rows r"]:
+def _weighted(weights: Tensor, blocks: Sequence[Laid], basis: Basis) -> Float[Tensor, "P rows r"]:
     """Latents of values, added up by weight; in bfloat16 and float16 the products are taken as they are stored."""
-    weights = weights.unflatten(0, (basis.parts, -1))
-    latent = weights.new_zeros(*weights.shape[:2], basis.decode.shape[1])
-    begun = 0
-    for block in blocks:
-        own = weights[:, :, begun : begun + len(block.positions)]
-        begun += len(block.positions)
-        values = _apart(block.values, basis.parts)
-        into = latent[:, :, : values.shape[1]]
+    alone = basis.parts == 1
+    weights = weights if alone else weights.unflatten(0, (basis.parts, -1))
+    latent = weights.new_zeros(*weights.shape[:-1], basis.decode.shape[1])
+    add = torch.Tensor.addmm_ if alone else torch.Tensor.baddbmm_
+    own_weights = weights.split([one.slots for one in blocks], dim=-1)
+    for own, (_, values, _, block) in zip(own_weights, blocks, strict=True):
+        into = latent[..., : values.shape[-1]]
         if block.scales is not None:
             own = own * block.scales[:, 1].to(own.dtype)
             step = _TILE if own.device.type == "cpu" else _CUDA_TILE
-            for some, tile in zip(own.split(step, dim=2), values.split(step, dim=2), strict=True):
-                into.baddbmm_(some, tile.to(own.dtype).mT)
+            for some, tile in zip(own.split(step, dim=-1), values.split(step, dim=-2), strict=True):
+                add(into, some, tile.to(own.dtype))
         elif values.dtype != weights.dtype:
-            into.add_(torch.bmm(own.to(values.dtype), values.mT))
-        elif basis.parts == 1:
-            into[0].addmm_(own[0], _at_hand(block.values, weights.dtype))
+            into.add_(torch.matmul(own.to(values.dtype), values))
         else:
-            into.baddbmm_(own, values.mT)
-    return latent
+            add(into, own, _at_hand(values, own.dtype) if alone else values)
+    return latent[None] if alone else latent
 
 
 def _apart(latents: Num[Tensor, "S R"], parts: int) -> Num[Tensor, "P r S"]:
@@ -243,6 +267,6 @@ def _at_hand(tile: Tensor, dtype: torch.dtype) -> Tensor:
     """A tile in the dtype of the product, and in the processor's cache: the product itself reads it across its rows."""
     if tile.dtype != dtype:
         return tile.to(dtype)
-    if tile.device.type == "cpu" and tile.numel():
+    if tile.device.type == "cpu" and tile.numel() > _SMALL:
         tile.amax()  # a quarter off the product's time, where slots come from memory
     return tile

@@ -107,11 +107,28 @@ class Memory:
             layer.invalidate(valid[:, tail.start : tail.start + tail.length])
         if index == next(iter(self.layers)):
             self._check_pads(layer.state.seen, valid)
+            self._vote(new)
         stops = self.boundaries.within(self.fed, self._new) if self.rules.folds and not self._waits else []
         output = layer.attend(new, scale=scale, boundaries=stops)
         if not self._waits:
             layer.spill()
         return output
+
+    def _vote(self, new: New) -> None:
+        """Let all layers say together what new tokens should read, where parts choose and it is time to."""
+        votes = []
+        for layer in self.layers.values():
+            state = layer.state
+            if state.folded is None or state.tail is None or not state.folded.slots:
+                return
+            with torch.no_grad(), torch.inference_mode(False):
+                votes.append(state.folded.votes(layer.asking(new, state.tail, layer.scale or 1.0)))
+            if votes[-1] is None or votes[-1].shape != votes[0].shape:
+                return
+        most = torch.stack(votes).amax(dim=0)
+        for layer in self.layers.values():
+            assert layer.state.folded is not None
+            layer.state = replace(layer.state, folded=layer.state.folded.heeding(most))
 
     def read(self, ids: Int[Tensor, "B Q"] | None) -> None:
         """Note the running forward's ids, where a method needs text. Raises CacheError where there are none."""

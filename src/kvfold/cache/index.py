@@ -130,6 +130,23 @@ def take(index: Index, scores: Float[Tensor, "L M"] | None, *, counts: Sequence[
     return torch.full(room.shape, -1, dtype=torch.int32, device=device).masked_scatter_(room, flat)
 
 
+def favoured(index: Index, votes: Float[Tensor, "B S"], *, slots: Sequence[int]) -> Bool[Tensor, "L M"]:
+    """Sentences with the best votes of any of their slots, until `slots` of each row are taken, the last one whole.
+
+    All heads of a row have the same sentences.
+    """
+    heads = len(index.starts) // len(votes)
+    starts, sizes = (one[::heads].long() for one in (index.starts, index.sizes))
+    at = torch.arange(votes.shape[1], device=votes.device).expand_as(votes)
+    own = torch.searchsorted((starts + sizes).contiguous(), at.contiguous(), right=True)  # M: in none that is finished
+    most = votes.new_full((len(votes), sizes.shape[1] + 1), -1.0).scatter_reduce_(1, own, votes, "amax")[:, :-1]
+    order = most.masked_fill(sizes == 0, -1.0).argsort(dim=1, descending=True, stable=True)
+    sorted_sizes = sizes.gather(1, order)
+    fits = sorted_sizes.cumsum(dim=1) - sorted_sizes < torch.tensor(list(slots), device=votes.device)[:, None]
+    chosen = torch.zeros_like(sizes, dtype=torch.bool).scatter_(1, order, fits) & (sizes > 0)
+    return chosen.repeat_interleave(heads, dim=0)
+
+
 def _by_lane(flat: Tensor, there: Tensor | None, lanes: int) -> Tensor:
     """Entries [lanes, M, ...] in float32, given lane after lane; 0 where a lane has fewer."""
     if there is None:

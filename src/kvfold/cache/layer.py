@@ -176,12 +176,15 @@ class Layer:
         folded = self.state.folded
         if folded is None or not folded.slots:
             return folded
+        with torch.no_grad(), torch.inference_mode(False):
+            return folded.asked(self.asking(new, tail, scale))
+
+    def asking(self, new: New, tail: Tail, scale: float) -> Asking:
+        """What a part is told of new tokens."""
         ended = None
         if tail.marks is not None and new.marks is not None and tail.length:
             ended = ends(tail.marks[:, tail.length - 1], new.marks[:, 0])
-        asking = Asking(queries=new.queries, scale=scale, valid=new.valid, window=self.state.window, ended=ended)
-        with torch.no_grad(), torch.inference_mode(False):
-            return folded.asked(asking)
+        return Asking(queries=new.queries, scale=scale, valid=new.valid, window=self.state.window, ended=ended)
 
     def _observe(self, new: New, whole: Partial, before: int, scale: float) -> None:
         """Keep what the method needs of these queries: a window of them, or the attention that they gave."""

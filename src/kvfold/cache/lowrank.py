@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from kvfold.attention.codes import to_codes
-from kvfold.attention.latent import Bases, LatentBlock, attend_latents
+from kvfold.attention.latent import Bases, Laid, LatentBlock, attend_latents
 from kvfold.attention.latent_kernel import attend_rows, fits
 from kvfold.attention.mass import attention_mass
 from kvfold.attention.partial import Partial, nothing
@@ -85,11 +85,14 @@ class LowRankPart(Part):
     mass: Float[Tensor, "tokens H"] | None = None
     counts: Counts = field(init=False, compare=False)
     blocks: tuple[tuple[_Block, ...], ...] = field(init=False, compare=False)  # views, by row and level
+    laid: tuple[tuple[Laid, ...], ...] = field(init=False, compare=False)  # of each row, what is attended
 
     def __post_init__(self) -> None:
         held, heads = self.held.tolist(), self.form.bases.heads
         object.__setattr__(self, "counts", tuple((sum(row),) * heads for row in held))
         object.__setattr__(self, "blocks", tuple(self._views(held)))
+        laid = ([Laid.of(own.latents, self.form.bases) for own in row if len(own.positions)] for row in self.blocks)
+        object.__setattr__(self, "laid", tuple(map(tuple, laid)))
 
     @classmethod
     def of(cls, kv: KV, kept: Bool[Tensor, "B H S"], deal: Deal, form: Form, *,
@@ -115,11 +118,10 @@ class LowRankPart(Part):
                 dims=_dims(self.form.levels, queries.device), slots=max(row[0] for row in self.counts), scale=scale,
             )  # fmt: skip
         answers = []
-        for row, blocks in enumerate(self.blocks):
+        for row, blocks in enumerate(self.laid):
             asked = queries[row : row + 1]
-            latents = [block.latents for block in blocks if len(block.positions)]
-            empty = not latents or queries.shape[2] == 0
-            answers.append(nothing(asked) if empty else attend_latents(asked[0], latents, self.form.bases, scale=scale))
+            empty = not blocks or queries.shape[2] == 0
+            answers.append(nothing(asked) if empty else attend_latents(asked[0], blocks, self.form.bases, scale=scale))
         if len(answers) == 1:
             return answers[0]
         return Partial(

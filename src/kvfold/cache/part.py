@@ -93,6 +93,14 @@ class Part(ABC):
         """The part as these new tokens will read it: itself, unless it lets them choose."""
         return self
 
+    def votes(self, asking: Asking) -> "Float[Tensor, 'B S'] | None":
+        """How much the newest queries look at each slot, where layers choose together and it is time to."""
+        return None
+
+    def heeding(self, votes: "Float[Tensor, 'B S']") -> "Part":
+        """The part that chooses with an eye to all layers' votes: itself, unless it lets new tokens choose."""
+        return self
+
     def reach(self, new: int) -> int:
         """How many of `new` tokens may attend before the part must be asked again."""
         return new

@@ -14,15 +14,16 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from kvfold.attention.mass import attention_peak
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
 from kvfold.cache.asking import Asking
 from kvfold.cache.far import Tier
-from kvfold.cache.index import Index, Summary, take
+from kvfold.cache.index import Index, Summary, favoured, take
 from kvfold.cache.kv import KV
 from kvfold.cache.part import Counts, Part, Placer
 from kvfold.cache.shelf import Shelf, shelf_of
-from kvfold.cache.tail import PAD
+from kvfold.cache.votes import POOL, stretched
 from kvfold.cache.working import Spent, Working
 from kvfold.errors import CacheError
 
@@ -37,6 +38,9 @@ class Policy(Placer, Protocol):
     rest: bool  # what is not selected is read as one mean slot
     reuse: bool  # only what is not there is fetched
     stay: float  # what a sentence that is there has ahead of others
+    choosing: int  # newest queries that choose by the index, beside the one that asks
+    votes: float  # share of the free budget that goes to what a forward of several tokens looked at in any layer
+    around: int  # tokens that are wanted on either side of one that was looked at
 
     def budget(self, stored: int) -> int:
         """Slots that a head may read of `stored`."""
@@ -91,6 +95,7 @@ class TieredPart(Part):
     before: Float[Tensor, "L D"] | None = None  # mean query of the last selection
     rest: Rest | None = None
     text: UInt8[Tensor, "B P"] | None = None  # marks by position, of rows whose text is known
+    firm: Bool[Tensor, "L M"] | None = None  # sentences that stay selected until the next forward of several tokens
 
     @classmethod
     def of(cls, fresh: Part, policy: Policy, *, text: Tensor | None = None, spent: Spent | None = None,
@@ -136,14 +141,15 @@ class TieredPart(Part):
         yield from self.shelf.tensors()
         yield from ((f"index.{name}", tensor) for name, tensor in self.index.tensors())
         yield from ((f"working.{name}", tensor) for name, tensor in self.working.tensors())
-        own = {"selected": self.selected, "before": self.before, "text": self.text}
+        own = {"selected": self.selected, "before": self.before, "firm": self.firm, "text": self.text}
         own |= {} if self.rest is None else {"rest_keys": self.rest.keys, "rest_values": self.rest.values}
         yield from ((f"index.{name}", tensor) for name, tensor in own.items() if tensor is not None)
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
         """The slots themselves, their text, and what was selected: the index follows from them."""
         yield from self.shelf.whole(self.counts).saved()
-        own = {"selected": self.selected, "before": self.before, "text": self.text, "usual": self.index.usual}
+        own = {"selected": self.selected, "before": self.before, "firm": self.firm, "text": self.text,
+               "usual": self.index.usual}  # fmt: skip
         yield from ((f"tiered_{name}", tensor) for name, tensor in own.items() if tensor is not None)
 
     def plain(self) -> dict[str, Any]:
@@ -155,10 +161,11 @@ class TieredPart(Part):
         return None if "." in name or self.policy.tier.name == "device" else self.policy.tier.name
 
     def resumed(
-        self, *, since: Sequence[int], selected: Tensor | None = None, before: Tensor | None = None
-    ) -> "TieredPart":
+        self, *, since: Sequence[int], selected: Tensor | None = None, before: Tensor | None = None,
+        firm: Tensor | None = None,
+    ) -> "TieredPart":  # fmt: skip
         """The part with a selection that was made earlier."""
-        return replace(self, since=tuple(since), selected=selected, before=before)
+        return replace(self, since=tuple(since), selected=selected, before=before, firm=firm)
 
     def apart(self) -> "TieredPart":
         """The part with a working set of its own."""
@@ -170,13 +177,13 @@ class TieredPart(Part):
         """The part as new tokens will read it: with a new selection where one is due."""
         new = asking.queries.shape[2]
         if new > 1 and self.policy.reads_all:
-            return replace(self, selected=None, before=None)
+            return replace(self, selected=None, before=None, firm=None)
         since = tuple(tokens + new for tokens in self.since)
         due = [True] * len(since) if self.selected is None else self.policy.due(self.since, asking, self.before)
         if not any(due):
             return replace(self, since=since)
         began = perf_counter()
-        selected, before = self._select(asking), _mean_query(asking.queries, len(self.counts[0]))
+        selected, before = self._select(asking), asking.mean(len(self.counts[0]))
         if not all(due):
             assert self.selected is not None
             assert self.before is not None
@@ -185,6 +192,33 @@ class TieredPart(Part):
         self.working.spent.select_seconds += perf_counter() - began
         since = tuple(new if now else tokens for now, tokens in zip(due, since, strict=True))
         return replace(self, selected=selected, before=before, since=since)
+
+    def votes(self, asking: Asking) -> Float[Tensor, "B S"] | None:
+        """The most attention of the newest queries to each slot, in stretches, before the first token that chooses."""
+        window, heads = asking.window, len(self.counts[0])
+        chooses = self.policy.reads_all and self.selected is None and asking.queries.shape[2] == 1
+        alike = all(len({*row}) == 1 for row in self.counts)
+        if not (chooses and alike and self.policy.votes and self.index.closed[0]) or window is None:
+            return None
+        began, found = perf_counter(), []
+        for start in range(0, max(self.lanes), _BLOCK_SLOTS):
+            stop = min(start + _BLOCK_SLOTS, max(self.lanes))
+            keys = self.shelf.block(start, stop)[0].unflatten(0, (-1, heads))
+            at = torch.stack([self.shelf.positions(lane, start, stop) for lane in range(0, len(self.lanes), heads)])
+            seen = window.positions[..., None] >= at[:, None].to(keys.device)
+            found.append(attention_peak(window.queries, keys, window.log_sum_exp, scale=asking.scale, seen=seen))
+        votes = torch.cat(found, dim=2)
+        held = torch.tensor(self.lanes[::heads], device=votes.device)[:, None, None]
+        votes.masked_fill_(torch.arange(votes.shape[2], device=votes.device) >= held, 0.0)
+        self.working.spent.select_seconds += perf_counter() - began
+        return stretched(votes, pool=POOL, reach=self.policy.around)
+
+    def heeding(self, votes: Float[Tensor, "B S"]) -> "TieredPart":
+        """The part that keeps the sentences with the best votes selected, as far as their share of the budget goes."""
+        heads = len(self.counts[0])
+        free = zip(self._budgets()[::heads], self._newest()[::heads], strict=True)
+        slots = [int(self.policy.votes * (budget - newest)) for budget, newest in free]
+        return replace(self, firm=favoured(self.index, votes, slots=slots))
 
     def reach(self, new: int) -> int:
         """How many of `new` tokens may attend before the part must be asked again."""
@@ -198,7 +232,7 @@ class TieredPart(Part):
         rows, query_heads, new, size = queries.shape
         lanes = queries.reshape(rows * heads, query_heads // heads, new, size)
         everything = self.selected is None or (new > 1 and self.policy.reads_all)
-        answer = self._all(lanes, scale) if everything else self._chosen(lanes, scale)
+        answer = (self._all if everything else self._chosen)(lanes, scale)
         return Partial(
             answer.output.reshape(rows, query_heads, new, -1), answer.log_sum_exp.reshape(rows, query_heads, new)
         )
@@ -245,25 +279,26 @@ class TieredPart(Part):
         for start in range(0, max(lanes), _BLOCK_SLOTS):
             stop = min(start + _BLOCK_SLOTS, max(lanes))
             keys, values = self.shelf.block(start, stop)
-            mask = None
-            if stop > min(lanes):
-                mask = torch.arange(start, stop, device=queries.device) < held
+            mask = torch.arange(start, stop, device=queries.device) < held if stop > min(lanes) else None
             answers.append(partial(queries, keys[:, None], values[:, None], scale=scale, mask=mask))
         return merge(answers)
 
     def _select(self, asking: Asking) -> Tensor:
         heads, lanes, budgets = len(self.counts[0]), self.lanes, self._budgets()
-        newest = [self.policy.newest(held, closed) for held, closed in zip(lanes, self.index.closed, strict=True)]
         scores = None
         if self.index.centres is not None and any(b < held for b, held in zip(budgets, lanes, strict=True)):
-            queries, real = _asking_queries(asking, heads)
-            scores = self.policy.rank(self.index, queries, real, scale=asking.scale)
+            scores = self.policy.rank(self.index, *asking.newest(self.policy.choosing, heads), scale=asking.scale)
             if self.policy.stay and self.selected is not None:
                 scores = scores + self.policy.stay * self.index.begun(self.selected, stored=max(lanes))
-        return take(self.index, scores, counts=lanes, budgets=budgets, newest=newest)
+            if self.firm is not None:
+                scores = scores.masked_fill(self.firm, torch.inf)
+        return take(self.index, scores, counts=lanes, budgets=budgets, newest=self._newest())
 
     def _budgets(self) -> list[int]:
         return [min(self.policy.budget(held), held) for held in self.lanes]
+
+    def _newest(self) -> list[int]:
+        return [self.policy.newest(held, closed) for held, closed in zip(self.lanes, self.index.closed, strict=True)]
 
     # Folding ----------------------------------------------------------------------------------------------------
 
@@ -278,7 +313,7 @@ class TieredPart(Part):
         moved = perf_counter()
         counts = tuple(tuple(a + b for a, b in zip(*pair, strict=True))
                        for pair in zip(self.counts, other.counts, strict=True))  # fmt: skip
-        grown = replace(self, shelf=shelf, counts=counts, selected=None, before=None)
+        grown = replace(self, shelf=shelf, counts=counts, selected=None, before=None, firm=None)
         grown = replace(grown, index=grown._indexed(), rest=grown._more_rest(self.lanes) if self.policy.rest else None)
         spent = self.working.spent
         spent.write_seconds += moved - began
@@ -338,6 +373,7 @@ class TieredPart(Part):
             since=tuple(self.since[row] for row in indices),
             selected=None if self.selected is None else self.selected[lanes],
             before=None if self.before is None else self.before[lanes],
+            firm=None if self.firm is None else self.firm[lanes],
         )
 
     def beside(self, others: Sequence[Part]) -> NoReturn:
@@ -361,23 +397,3 @@ def marks_by_position(text: Tensor | None, positions: Tensor, marks: Tensor) -> 
         whole[:, :held] = text
     where = positions.long().masked_fill(positions < 0, known)  # pads go behind everything
     return whole.scatter_(1, where, marks)[:, :known].clone()
-
-
-def _mean_query(queries: Tensor, heads: int) -> Tensor:
-    """The mean query of each row and head, [lanes, D]."""
-    return queries.unflatten(1, (heads, -1)).float().mean(dim=(2, 3)).flatten(0, 1)
-
-
-def _asking_queries(asking: Asking, heads: int) -> tuple[Tensor, Tensor | None]:
-    """The window's queries and the first new one, [lanes, K, D], and which of them are real; None: all."""
-    queries, window = asking.queries[:, :, :1], asking.window
-    group = queries.shape[1] // heads
-    real = None if asking.valid is None else asking.valid[:, :1]
-    if window is not None:
-        queries = torch.cat([window.queries, queries], dim=2)
-        there = window.positions != PAD
-        now = there.new_ones(there.shape[0], 1) if real is None else real
-        real = torch.cat([there, now], dim=1)
-    if real is not None:
-        real = real[:, None, None].expand(-1, heads, group, -1).flatten(2).flatten(0, 1)
-    return queries.unflatten(1, (heads, group)).flatten(2, 3).flatten(0, 1), real

@@ -26,6 +26,7 @@ from kvfold.place.summaries import SUMMARIES
 from kvfold.place.tiers import DeviceTier, DiskTier, HostTier
 from kvfold.segments.sentences import Splitter, read_ends
 
+_VOTERS = 32  # queries that vote: those of a question, as a rule
 _OWN = "tiered_"  # how a saved part names what is its own, not its slots'
 
 
@@ -50,6 +51,8 @@ class SentKV(Place):
     queries: int = 8  # newest queries that choose, beside the one that asks
     reuse: bool = True  # fetch only what is not there
     stay: float = 0.3  # nats that a sentence which is there has ahead of others in the next selection
+    votes: float = 0.5  # share of the budget for what the last tokens of a longer forward looked at, in any layer
+    around: int = 20  # tokens that these votes take along on either side
     rest: bool = False  # read what is not selected as one mean slot
     prompt: Literal["all", "chosen"] = "all"  # what forwards of several tokens read
     spill: int = 2048  # raw tokens beyond which the older ones are moved away, while a prompt is read
@@ -68,6 +71,11 @@ class SentKV(Place):
             raise PlanError(
                 f"tier={self.tier!r} with directory={self.directory!r} was asked for; a file on disk lies in a folder "
                 "that you name, other tiers have none; give tier='disk' and directory= together"
+            )
+        if not 0 <= self.votes <= 1 or self.around < 0:
+            raise PlanError(
+                f"votes={self.votes}, around={self.around} was asked for; a share of the budget, and tokens on either "
+                "side; give 0 to 1, and 0 or more"
             )
         if self.stay < 0:
             raise PlanError(f"stay={self.stay} was asked for; what is there may be ahead, not behind; give 0 or more")
@@ -104,11 +112,11 @@ class Sentences:
 
     def __init__(self, settings: SentKV, *, pinned: int, tier: Tier) -> None:
         self.settings, self.tier = settings, tier
-        self.queries = settings.queries
+        self.queries, self.choosing = max(settings.queries, _VOTERS if settings.votes else 0), settings.queries
         self.reads_text = settings.window > 0
         self.ends = None if settings.ends is None else read_ends(settings.ends)
         self.reads_all, self.rest, self.reuse = settings.prompt == "all", settings.rest, settings.reuse
-        self.stay = settings.stay
+        self.stay, self.votes, self.around = settings.stay, settings.votes, settings.around
         self.spill = settings.spill if self.reads_all else None
         self._splitter, self._pinned = settings.splitter, pinned
         self._summarise = SUMMARIES[settings.summary]

@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import avg_pool1d, max_pool1d
 
 from kvfold.cache.kv import Needs
 from kvfold.cache.request import Pass, Segment
+from kvfold.cache.votes import POOL, stretched
 from kvfold.errors import PlanError
 from kvfold.select.base import ByPass
-
-_FADING = 0.9999  # of a vote from one token to the next: it orders a chunk, and lets no other vote in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +24,7 @@ class ChunkKV(ByPass):
     """The same slots in all layers: those around the best votes of the last `window` queries, and the last tokens."""
 
     window: int = 32
-    pool: int = 7  # neighbours over which a vote is averaged; odd
+    pool: int = POOL  # neighbours over which a vote is averaged; odd
     reach: int = 80  # tokens that stay on either side of one that was voted for
 
     query_aware: ClassVar[bool] = True
@@ -56,15 +52,8 @@ class ChunkKV(ByPass):
                 kept[row] = segment.real[row]
             elif slots:
                 assert segment.worth is not None, "a method that needs queries is given what they look at"
-                score = self._score(segment.worth[row][..., tokens])
+                votes = segment.worth[row][..., tokens].flatten(0, 1)  # of every layer and head
+                score = stretched(votes[None], pool=self.pool, reach=self.reach)[0]
                 score[len(tokens) - max(min(self.window, slots // 2), 1) :] = torch.inf
                 kept[row, ..., tokens[score.sort(descending=True, stable=True).indices[:slots]]] = True
         return Pass.of(segment, kept)
-
-    def _score(self, votes: Float[Tensor, "L H S"]) -> Float[Tensor, " S"]:
-        """The best vote within reach of each token; where that is the same, the nearer token is worth more."""
-        own = avg_pool1d(votes, self.pool, stride=1, padding=self.pool // 2, count_include_pad=False).amax(dim=(0, 1))
-        near = own[None]
-        for _ in range(self.reach):
-            near = torch.maximum(near, _FADING * max_pool1d(near, 3, stride=1, padding=1))
-        return near[0]
