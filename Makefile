@@ -85,7 +85,7 @@ sonic-chat_ASKS := chat --n 48 --seed 1
 sonic-low_ASKS := chat --n 48 --seed 1
 sonic-dialogue_ASKS = dialogue --n 96 --set score=likelihood --data "$(DATA)"
 dynakv-fidelity_ASKS := fidelity --n 12 --seed 5
-dynakv-novels_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
+dynakv-novels_ASKS = fidelity --n 24 --seed 5 --data "$(DATA)"
 dynakv-needle_ASKS := needle --n 60 --set tokens=4096 --set question=seen
 dynakv-longqa_ASKS = longqa --n 96 --set score=likelihood --set question=seen --data "$(DATA)"
 sentkv-needle_ASKS := needle --n 60 --set tokens=4096

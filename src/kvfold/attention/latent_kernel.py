@@ -1,4 +1,3 @@
-# pyright: reportInvalidTypeForm=false
 """Attention of a few queries over latents in one launch for all rows and levels: a Triton kernel, for CUDA.
 
 Each row's slots are shared out over programs; a program goes through its slots of every level, keeps a running softmax
@@ -6,6 +5,8 @@ Each row's slots are shared out over programs; a program goes through its slots 
 answers are merged. What is read is what is stored: no block is padded, widened or joined in memory. For keys in one
 part or more, values in one part, and no rotation; latent.py does the rest, and is what this must agree with.
 """
+
+# pyright: reportInvalidTypeForm=false
 
 import inspect
 from importlib import import_module

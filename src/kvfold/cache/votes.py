@@ -1,4 +1,8 @@
-"""Votes: from what queries look at, token by token, to which stretches of a text matter. It knows tensors only."""
+"""Votes: from what queries look at, token by token, to which stretches of a text matter.
+
+A token that is looked at is worth little without the words around it. It knows tensors only; who votes, and what
+becomes of the stretches (chunkkv keeps them, sentkv reads them), it does not.
+"""
 
 import torch
 from jaxtyping import Float
