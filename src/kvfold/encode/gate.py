@@ -55,7 +55,14 @@ def keep_chances(logits: Float[Tensor, "*slots L"]) -> Float[Tensor, "*slots L"]
 
 def levels_at(logits: Float[Tensor, "*slots L"], shift: float, slope: Float[Tensor, " L"]) -> Int[Tensor, "*slots"]:
     """The last level whose chance is above one half, after the shift."""
-    return (keep_chances(logits + shift * slope) > 0.5).sum(dim=-1) - 1
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _last_kept((wide + shift * slope).movedim(-1, 0))
+
+
+def _last_kept(logits: Float[Tensor, "L *slots"]) -> Int[Tensor, "*slots"]:
+    """The last level whose chance is above one half; chances are not written out, for they are asked for often."""
+    behind = (logits - logits.amax(dim=0)).exp_().flip(0).cumsum(dim=0)  # of the last level, the last two, all
+    return (2 * behind > behind[-1]).sum(dim=0) - 1
 
 
 def dealt(logits: Float[Tensor, "S L"], dims: Sequence[int], *, rate: float, size: int) -> Int[Tensor, " S"]:
@@ -74,9 +81,11 @@ def shift_for(logits: Float[Tensor, "*slots L"], dims: Sequence[int], *, rate: f
     spread = float(logits.amax() - logits.amin()) if logits.numel() else 0.0
     high = min((spread + len(dims)) * len(dims), _WIDEST)  # beyond, everything is kept, or nothing
     low = -high
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    by_level, steps = wide.movedim(-1, 0).contiguous(), slope.view(-1, *[1] * (logits.ndim - 1))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        kept = int(kept_of[levels_at(logits, middle, slope)].sum())
+        kept = int(kept_of[_last_kept(by_level + middle * steps)].sum())
         low, high = (middle, high) if kept <= allowed else (low, middle)
         if 0 <= allowed - kept < least:
             break  # no slot can have a level more
