@@ -63,7 +63,7 @@ docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and th
 # holds already is not run again. int8 and int4 are judged on bfloat16, as byte bars are: of float32 they would look
 # twice as good. README and docs/results.md show NAME-tiny; the pages of methods show the others.
 PLANS ?= int8; int4; streaming_llm; h2o; snapkv; chunkkv; kvzip; sonic; snapkv + int8; pca(rate=0.47); pca(rate=0.2); \
-  dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.2); snapkv(keep=0.125) + dynakv(rate=0.47); chunkkv(keep=0.22) + dynakv(rate=0.47, int8=True); sentkv(budget=0.2); sentkv(budget=0.06)
+  dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.2); snapkv(keep=0.125) + dynakv(rate=0.47); chunkkv(keep=0.235) + dynakv(rate=0.47, int8=True); sentkv(budget=0.2); sentkv(budget=0.06)
 KEEPS ?= 0.5,0.2,0.06
 RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; kvpress:ObservedAttention; \
   kvpress:ThinK; transformers:DynamicCache; transformers:QuantizedCache(backend='fp8')
@@ -71,8 +71,8 @@ AGAINST_SONIC ?= sonic; kvzip; h2o; streaming_llm; snapkv; first; mean_pool; sum
 AGAINST_DYNAKV ?= dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.3); dynakv(rate=0.2); dynakv(rate=0.3, deal='even'); \
   dynakv(rate=0.2, deal='even'); dynakv(rate=0.3, deal='random'); dynakv(rate=0.2, deal='random'); pca(rate=0.3); pca(rate=0.2)
 BYTES ?= dynakv(rate=0.47, int8=True)
-AT_SIX_PERCENT ?= chunkkv(keep=0.22) + $(BYTES); chunkkv(keep=0.11) + $(BYTES); chunkkv(keep=0.45) + $(BYTES); chunkkv(keep=0.12) + dynakv(rate=0.47); \
-  chunkkv(keep=0.06); chunkkv(keep=0.12); snapkv(keep=0.22) + $(BYTES); snapkv(keep=0.06); dynakv(rate=0.1, int8=True)
+AT_SIX_PERCENT ?= chunkkv(keep=0.235) + $(BYTES); chunkkv(keep=0.11) + $(BYTES); chunkkv(keep=0.45) + $(BYTES); chunkkv(keep=0.12) + dynakv(rate=0.47); \
+  chunkkv(keep=0.06); chunkkv(keep=0.12); snapkv(keep=0.235) + $(BYTES); snapkv(keep=0.06); dynakv(rate=0.1, int8=True)
 AGAINST_SENTKV ?= sentkv(budget=0.1); sentkv(budget=0.1, window=0, length=16); sentkv(budget=0.1, window=0, length=32); \
   sentkv(budget=0.1, summary='mean'); dynakv(rate=0.47) + sentkv(budget=0.1)
 DATA ?=

@@ -217,7 +217,8 @@ class TieredPart(Part):
         """The part that keeps the sentences with the best votes selected, as far as their share of the budget goes."""
         heads = len(self.counts[0])
         free = zip(self._budgets()[::heads], self._newest()[::heads], strict=True)
-        slots = [int(self.policy.votes * (budget - newest)) for budget, newest in free]
+        one = 2 * self.policy.around  # a budget that a stretch or two would take is better spent by the index
+        slots = [max(int(self.policy.votes * (budget - newest)) - one, 0) for budget, newest in free]
         return replace(self, firm=favoured(self.index, votes, slots=slots))
 
     def reach(self, new: int) -> int:
