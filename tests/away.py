@@ -15,6 +15,7 @@ _setup_privateuseone_for_python_backend("away")
 AWAY = torch.device("away:0")
 _module: Any = torch.get_device_module(AWAY)  # what torch asks of every device when random states are kept
 _module.get_rng_state, _module.set_rng_state = lambda device: torch.zeros(0), lambda state, device: None
+_module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
 _BETWEEN = ("aten._to_copy.default", "aten.copy_.default")  # may read one device and write another
 
 
