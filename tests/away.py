@@ -83,9 +83,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     known = {id(one.here): one for one in away}
 
     def placed(one: Any) -> Any:
-        if not isinstance(one, torch.Tensor):
-            return one
-        if not elsewhere:
+        if not elsewhere or not isinstance(one, torch.Tensor):
             return one
         return known[id(one)] if id(one) in known else AwayTensor(one)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kvfold
-from driving import close, error, feed, positions_of
+from driving import close, error, feed
 from fakes import model_of, text
 from plans import lossless, lossy, mostly, pairs
 
@@ -40,22 +40,15 @@ def elsewhere(kind: str, family: str) -> Iterator[tuple[torch.nn.Module, torch.d
 def said(model, plan, ids, mask=None):
     """Logits of a prompt in pieces, of tokens after a fold and of two forks, and the bytes that are held."""
     cache = kvfold.cache(model, plan, stride=6)
-    masks = [None, None] if mask is None else [mask[:, :32], mask]
-    found = [feed(model, ids[:, :32], cache, mask=masks[0], sizes=SIZES)]
+
+    def seen(stop):
+        return None if mask is None else mask[:, :stop]
+
+    found = [feed(model, ids[:, :32], cache, mask=seen(32), sizes=SIZES)]
     cache.fold()
-    found += [
-        feed(model, ids[:, at : at + 1], cache, mask=None if mask is None else mask[:, : at + 1]) for at in (32, 33)
-    ]
-    twin = cache.fork()
-    for each in (cache, twin):
-        found.append(_fed(model, ids[:, 34:], each, masks[1]))
+    found += [feed(model, ids[:, at : at + 1], cache, mask=seen(at + 1)) for at in (32, 33)]
+    found += [feed(model, ids[:, 34:], each, mask=mask) for each in (cache, cache.fork())]
     return torch.cat(found, dim=1).cpu(), cache.ledger()
-
-
-def _fed(model, ids, cache, mask):
-    extra = {} if mask is None else {"attention_mask": mask, "position_ids": positions_of(mask)[:, -ids.shape[1] :]}
-    with torch.no_grad():
-        return model(ids, past_key_values=cache, **extra).logits
 
 
 def alike(found, wanted, plan):

@@ -242,7 +242,7 @@ def _weighted(weights: Tensor, blocks: Sequence[Laid], basis: Basis) -> Float[Te
     alone = basis.parts == 1
     weights = weights if alone else weights.unflatten(0, (basis.parts, -1))
     latent = weights.new_zeros(*weights.shape[:-1], basis.decode.shape[1])
-    add = torch.Tensor.addmm_ if alone else torch.Tensor.baddbmm_
+    add = Tensor.addmm_ if alone else Tensor.baddbmm_
     own_weights = weights.split([one.slots for one in blocks], dim=-1)
     for own, (_, values, _, block) in zip(own_weights, blocks, strict=True):
         into = latent[..., : values.shape[-1]]

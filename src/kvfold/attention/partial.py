@@ -80,12 +80,12 @@ def pack(queries: Float[Tensor, "B G Q D"], heads: int) -> Tensor:
 def _kernel_for(*tensors: Tensor) -> Kernel | None:
     """What is quick on these tensors, if something is; no kernel gives gradients through the log-sum-exp."""
     first = tensors[0]
+    learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if learning or any(tensor.dtype != first.dtype for tensor in tensors):
+        return None
     if first.device.type == "cuda":
         return attend_cuda if has_kernel(*tensors) else None
-    known = first.device.type == "cpu" and first.dtype in _FAST_TYPES
-    if not known or any(tensor.dtype != first.dtype for tensor in tensors):
-        return None
-    return None if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors) else _attend_cpu
+    return _attend_cpu if first.device.type == "cpu" and first.dtype in _FAST_TYPES else None
 
 
 def _attend_cpu(
