@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 
 from fakes import exact_twin, model_of
-from kvfold.cache.lowrank import Form
-from kvfold.encode.ranks import RankedLayout
-from kvfold.hf.cache_bridge import FoldedCache
+from kvfold.encode.lowrank.part import Form
+from kvfold.encode.lowrank.ranks import RankedLayout
+from kvfold.hf.cache import FoldedCache
 
 Kept = dict[int, list[list[list[int]]]]  # layer -> row -> head -> positions, sorted
 

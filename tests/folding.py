@@ -3,8 +3,8 @@
 import torch
 
 from fakes import model_of
-from kvfold.hf.adapter_files import save_adapter
-from kvfold.hf.adapters import Adapter
+from kvfold.adapters.adapter import Adapter
+from kvfold.adapters.files import save_adapter
 from kvfold.select.sonic import ROWS
 
 

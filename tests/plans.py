@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.cache.kv import KV, Observed
 from kvfold.errors import KvfoldError
+from kvfold.memory.kv import KV, Observed
 from kvfold.place.base import Place
 from kvfold.place.sentkv import SentKV
 from kvfold.plan import Plan, members

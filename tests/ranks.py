@@ -2,11 +2,11 @@
 
 import torch
 
-from kvfold.attention.latent import Bases, Basis
-from kvfold.cache.lowrank import Form
-from kvfold.encode.gate import Gate
-from kvfold.encode.ranks import BasisRanks, LayerRanks, Ranks
-from kvfold.hf.rank_files import inverse, left_out
+from kvfold.adapters.ranks import inverse, left_out
+from kvfold.attention.low_rank import Bases, Basis
+from kvfold.encode.lowrank.gate import Gate
+from kvfold.encode.lowrank.part import Form
+from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.hf.rotary import rotary_of
 from kvfold.hf.tap import folding_layers
 

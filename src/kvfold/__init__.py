@@ -1,21 +1,19 @@
 """kvfold keeps the key-value cache of a Hugging Face model small, with bytes that are really freed.
 
-Reading order: `plan` (what a method is made of), `cache` (what a layer holds), `attention` (how it is read),
+Reading order: `plan` (what a method is made of), `memory` (what a layer holds), `attention` (how it is read),
 `select`, `encode` and `place` (the three questions), `hf` (the one door to transformers), `chat` (turns over
 time), `bench` (what it is worth). Public names are loaded when first used, so importing kvfold imports no torch.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvfold.budget.ledger import Ledger
     from kvfold.chat.chat import Chat
     from kvfold.errors import KvfoldError
-    from kvfold.hf.cache_bridge import cache
     from kvfold.hf.load import load
+    from kvfold.open import cache
     from kvfold.plan import Plan
 
 __version__ = "0.1.0"
@@ -27,7 +25,7 @@ _HOMES = {
     "KvfoldError": "kvfold.errors",
     "Ledger": "kvfold.budget.ledger",
     "Plan": "kvfold.plan",
-    "cache": "kvfold.hf.cache_bridge",
+    "cache": "kvfold.open",
     "load": "kvfold.hf.load",
 }
 
@@ -43,14 +41,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Face(ModuleType):
-    """This module, with one habit changed: importing the folder `kvfold/cache` must not hide `kvfold.cache()`."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _HOMES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

@@ -18,11 +18,11 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from kvfold import encode, place, select
 from kvfold.budget.budget import Budget
-from kvfold.cache.fold import Rules
-from kvfold.cache.part import Layout, Placer
 from kvfold.encode.base import Encode
 from kvfold.encode.dense import Dense
 from kvfold.errors import BudgetError, KvfoldError, PlanError
+from kvfold.memory.fold import Rules
+from kvfold.memory.part import Layout, Placer
 from kvfold.place.base import Place
 from kvfold.place.device import Device
 from kvfold.select.base import Select

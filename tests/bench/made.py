@@ -1,7 +1,7 @@
 """Records made by hand for the tests of the bench: a shape with believable numbers, any field replaceable."""
 
-from kvfold.bench.record import Record
-from kvfold.bench.statistics import interval
+from kvfold.bench.run.record import Record
+from kvfold.bench.run.statistics import interval
 
 VERSIONS = {"kvfold": "0.1.0", "torch": "2.13.0"}
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kvfold.bench import journal, report
+from kvfold.bench.report import page as report
+from kvfold.bench.run import journal
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "docs" / "records").glob("*-tiny/records.jsonl"))

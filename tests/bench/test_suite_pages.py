@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from kvfold.bench import jobs, suite
+from kvfold.bench import suite
 from kvfold.bench.choices import choose
 from kvfold.bench.peers import plans as rivals
+from kvfold.bench.run import jobs
 from kvfold.cli.bench import KEEPS
 from kvfold.cli.main import app
 

@@ -3,7 +3,7 @@ import json
 import coins
 import pytest
 
-import kvfold.bench.subject
+import kvfold.bench.run.subject
 import kvfold.bench.suite
 from kvfold.cli.main import run
 
@@ -15,7 +15,7 @@ PLAN = "streaming_llm(keep=0.5)"
 def bench(monkeypatch, tmp_path):
     """`kvfold bench coins` on a suite without a model; what it is called with and what it returns are real."""
     monkeypatch.setitem(coins.SHARES, PLAN, 0.5)
-    monkeypatch.setattr(kvfold.bench.subject, "open_subject", lambda *_, **__: coins.SUBJECT)
+    monkeypatch.setattr(kvfold.bench.run.subject, "open_subject", lambda *_, **__: coins.SUBJECT)
 
     def call(*arguments, **faults):
         monkeypatch.setattr(kvfold.bench.suite, "find", lambda _: coins.Coins(**faults))

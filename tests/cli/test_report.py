@@ -8,7 +8,7 @@ from kvfold.cli.main import run
 
 @pytest.fixture
 def folder(tmp_path):
-    from kvfold.bench.journal import Journal
+    from kvfold.bench.run.journal import Journal
 
     kept = Journal(tmp_path / "run")
     for record in made.run():

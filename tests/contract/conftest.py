@@ -4,8 +4,8 @@ import pytest
 
 from fakes import FAMILIES, model_of
 from folding import adapter_for
-from kvfold.hf import adapter_files
-from kvfold.hf.rank_files import save_ranks
+from kvfold.adapters import files as adapter_files
+from kvfold.adapters.ranks import save_ranks
 from ranks import ranks_for
 
 

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from driving import storages
-from kvfold.cache.cache import Boundaries, Memory
-from kvfold.cache.layer import New
 from kvfold.errors import BudgetError
+from kvfold.memory.layer import New
+from kvfold.memory.memory import Boundaries, Memory
 from kvfold.plan import Plan
 from plans import TOKENS, Uneven, lossy, pairs
 from ranks import random_ranks

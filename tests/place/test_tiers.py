@@ -16,7 +16,7 @@ import kvfold
 from driving import feed
 from fakes import model_of, text
 from kvfold.errors import FileError, PlanError
-from kvfold.place.tiers import DiskTier, remove_stale
+from kvfold.place.tiers.disk import DiskTier, remove_stale
 
 CPU = torch.device("cpu")
 
@@ -99,7 +99,7 @@ def test_an_unknown_tier_and_a_tier_without_folder_are_refused():
 KILLED = """
 import sys, torch
 from pathlib import Path
-from kvfold.place.tiers import DiskTier
+from kvfold.place.tiers.disk import DiskTier
 tier = DiskTier(Path(sys.argv[1]), limit_bytes=None)
 region = tier.region((1, 1 << 20, 64), torch.float32, torch.device("cpu"))
 print("ready", flush=True)

@@ -7,7 +7,7 @@ import torch
 import kvfold
 from driving import kept
 from fakes import model_of, text
-from kvfold.cache.request import Segment
+from kvfold.memory.request import Segment
 from kvfold.select.chunkkv import ChunkKV
 from kvfold.select.kvzip import KVzip
 from kvfold.select.mean_pool import MeanPool

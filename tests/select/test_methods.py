@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfold.cache.kv import KV, Observed
 from kvfold.errors import KvfoldError
+from kvfold.memory.kv import KV, Observed
 from kvfold.plan import members
 from kvfold.select.base import best, newest
 from kvfold.select.full import Full

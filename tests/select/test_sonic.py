@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import kvfold
 from fakes import fresh, model_of, text
 from folding import adapter_for
+from kvfold.adapters.files import load_adapter
 from kvfold.errors import BudgetError, FileError, ModelError, PlanError
-from kvfold.hf.adapter_files import load_adapter
 from kvfold.hf.load import SHIPPED
 from kvfold.plan import Plan
 from kvfold.select.sonic import ROWS, SAVED, spread

@@ -36,7 +36,7 @@ class Subject:
 
     def rows(self, plan: str | None, *, count: int) -> Reader:
         """Conversations side by side under a plan, ours (checked while they run) or a rival's; None never folds."""
-        from kvfold.bench.audit import AuditedRows
+        from kvfold.bench.ask.audit import AuditedRows
         from kvfold.bench.peers.plans import is_rival
 
         if plan is None or not is_rival(plan):

@@ -12,19 +12,20 @@ from pathlib import Path
 
 import kvfold
 from kvfold.budget.ledger import Ledger
-from kvfold.cache.cache import Boundaries
-from kvfold.cache.snapshot import Snapshot
 from kvfold.chat import file
 from kvfold.chat.template import Closing, Message, Template
 from kvfold.chat.text import Text
+from kvfold.chat.turns import Turn, folded_until, follow
 from kvfold.errors import CacheError, DataError, ModelError, PlanError
 from kvfold.hf import snapshot
-from kvfold.hf.cache_bridge import SINKS, FoldedCache
-from kvfold.hf.cache_bridge import cache as folded_cache
+from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, Settings, Tokenizer, feed, plain_settings, settings_for, settings_from, stream
 from kvfold.hf.load import fingerprint
+from kvfold.memory.memory import Boundaries
+from kvfold.memory.snapshot import Snapshot
+from kvfold.open import SINKS
+from kvfold.open import cache as folded_cache
 from kvfold.plan import Plan
-from kvfold.segments.turns import Turn, folded_until, follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

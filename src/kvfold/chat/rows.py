@@ -17,9 +17,10 @@ from torch import Tensor
 
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError, DataError, ModelError
-from kvfold.hf.cache_bridge import SINKS, FoldedCache
-from kvfold.hf.cache_bridge import cache as folded_cache
+from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, stock_cache
+from kvfold.open import SINKS
+from kvfold.open import cache as folded_cache
 from kvfold.plan import Plan
 
 

@@ -13,7 +13,7 @@ import typer
 from kvfold.cli.printing import progress, show_lines, show_tables
 
 if TYPE_CHECKING:
-    from kvfold.bench.record import Record
+    from kvfold.bench.run.record import Record
 
 PLANS = "full; none; streaming_llm; h2o; snapkv"
 KEEPS = "0.5,0.2"
@@ -43,11 +43,11 @@ def carry_out(
 
     import torch
 
-    from kvfold.bench import jobs, runner
     from kvfold.bench.choices import choose
-    from kvfold.bench.executor import open_executor
     from kvfold.bench.peers.rivals import Rivals
-    from kvfold.bench.subject import open_subject
+    from kvfold.bench.run import jobs, runner
+    from kvfold.bench.run.executor import open_executor
+    from kvfold.bench.run.subject import open_subject
     from kvfold.bench.suite import find
 
     if threads is not None:

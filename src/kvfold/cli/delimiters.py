@@ -20,7 +20,7 @@ def delimiters(
     """Measure by a model's attention where its sentences end best."""
     from kvfold.data.files import prose, read_rows
     from kvfold.hf.load import load
-    from kvfold.learn.delimiters import measure, save_ends
+    from kvfold.train.delimiters import measure, save_ends
 
     loaded, tokenizer = load(model)
     texts, left = [], characters

@@ -24,7 +24,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")] = False,
 ) -> None:
     """See a real multi-turn benchmark: the shipped model, full cache, no history, and four methods at two sizes."""
-    from kvfold.bench import report
+    from kvfold.bench.report import page as report
 
     # A model this small gains nothing from a second thread, but two processes do twice the work of one.
     cores = os.cpu_count() or 1

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from kvfold.bench.record import Record
-    from kvfold.bench.runner import Watcher
+    from kvfold.bench.run.record import Record
+    from kvfold.bench.run.runner import Watcher
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def progress() -> Iterator["Watcher"]:
     """A table that fills itself on a terminal, plain lines anywhere else; both on standard error."""
     from rich.console import Console
 
-    from kvfold.bench.live import LiveTable, PlainLines
+    from kvfold.bench.report.live import LiveTable, PlainLines
 
     console = Console(stderr=True)
     if console.is_terminal:
@@ -34,8 +34,8 @@ def show_tables(records: "Sequence[Record]") -> None:
     """The tables of some records, as wide as they need to be where nobody watches."""
     from rich.console import Console
 
-    from kvfold.bench.live import drawn
-    from kvfold.bench.tables import tables
+    from kvfold.bench.report.live import drawn
+    from kvfold.bench.report.tables import tables
 
     console = Console()
     if not console.is_terminal:

@@ -19,7 +19,7 @@ def ranks(
     json: Annotated[bool, typer.Option("--json", help="Print what each layer keeps as one JSON object.")] = False,
 ) -> None:
     """Draw a text with each token shaded by how much of it a plan keeps, layer by layer."""
-    from kvfold.bench.ranks import page, shares_of
+    from kvfold.bench.report.ranks import page, shares_of
     from kvfold.data.files import prose, read_rows
     from kvfold.hf.load import load
 

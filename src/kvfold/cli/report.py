@@ -29,8 +29,9 @@ def report(
     ] = None,
 ) -> None:
     """Make one page of the records of one or many runs: tables that sort, score over kept bytes, what ran where."""
-    from kvfold.bench import journal, plot, tables
-    from kvfold.bench import report as pages
+    from kvfold.bench.report import page as pages
+    from kvfold.bench.report import plot, tables
+    from kvfold.bench.run import journal
 
     records = journal.gather(places)
     if json:

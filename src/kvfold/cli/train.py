@@ -36,8 +36,8 @@ def base(
 
     Give --minutes or --tokens. Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
     """
-    from kvfold.learn.base import BaseRun, BaseSettings
-    from kvfold.learn.loop import LoopSettings
+    from kvfold.train.base.run import BaseRun, BaseSettings
+    from kvfold.train.loop import LoopSettings
 
     _refuse_no_length(minutes, tokens)
     usual = LoopSettings(seconds=None if minutes is None else minutes * 60, tokens=tokens)
@@ -76,9 +76,9 @@ def sonic(
 
     Give --minutes or --tokens. Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
     """
-    from kvfold.learn.loop import LoopSettings
-    from kvfold.learn.sonic import SonicRun, SonicSettings, Terms
-    from kvfold.learn.talks import Mix
+    from kvfold.train.loop import LoopSettings
+    from kvfold.train.sonic.run import SonicRun, SonicSettings, Terms
+    from kvfold.train.sonic.talks import Mix
 
     _refuse_no_length(minutes, tokens)
     loop = LoopSettings(
@@ -118,7 +118,7 @@ def dynakv(
 
     Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
     """
-    from kvfold.learn.dynakv import DynaRun, DynaSettings
+    from kvfold.train.dynakv.run import DynaRun, DynaSettings
 
     run = DynaRun(
         DynaSettings(

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvfold.cache.dense import DensePart
-from kvfold.cache.kv import KV, Payload
-from kvfold.cache.part import Layout, Part
-from kvfold.encode.ranks import Ranks
+from kvfold.encode.lowrank.ranks import Ranks
+from kvfold.memory.dense import DensePart
+from kvfold.memory.kv import KV, Payload
+from kvfold.memory.part import Layout, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

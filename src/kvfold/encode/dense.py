@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.cache.kv import Payload
 from kvfold.encode.base import SlotCodec
+from kvfold.memory.kv import Payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ reconstructed. basis="joint" is the paper's.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfold.cache.part import Layout
 from kvfold.encode.base import Learned
-from kvfold.encode.ranks import BasisName, Dealing, RankedLayout, Ranks, by_gate, check_rate
+from kvfold.encode.lowrank.ranks import BasisName, Dealing, RankedLayout, Ranks, by_gate, check_rate
+from kvfold.memory.part import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

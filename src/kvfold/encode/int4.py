@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.cache.kv import Payload
 from kvfold.encode.base import SlotCodec
 from kvfold.encode.int8 import check_group, in_groups
+from kvfold.memory.kv import Payload
 
 _LEVELS = 15
 _SMALLEST_STEP = 6e-8  # float16's smallest number: a constant group stays constant

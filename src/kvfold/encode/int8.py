@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.attention.codes import to_codes
-from kvfold.cache.kv import Payload
+from kvfold.attention.int8 import to_codes
 from kvfold.encode.base import SlotCodec
 from kvfold.errors import PlanError
+from kvfold.memory.kv import Payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

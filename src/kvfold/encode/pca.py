@@ -8,9 +8,9 @@ layer; by default of keys as they are scored (after rotation), so that the way b
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfold.cache.part import Layout
 from kvfold.encode.base import Learned
-from kvfold.encode.ranks import BasisName, RankedLayout, Ranks, check_rate, one_level
+from kvfold.encode.lowrank.ranks import BasisName, RankedLayout, Ranks, check_rate, one_level
+from kvfold.memory.part import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -54,6 +54,14 @@ def new_llama(**settings: Any) -> "PreTrainedModel":
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**settings))
+
+
+def new_model(settings: Mapping[str, Any], *, dtype: "torch.dtype") -> "PreTrainedModel":
+    """A stock causal model with fresh weights; `settings` are those of a config.json, with its `model_type`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**settings)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def fingerprint(model: "PreTrainedModel") -> str:

@@ -6,25 +6,49 @@ in the folding layers are the answer. Sliding layers and all counters stay as th
 """
 
 import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from kvfold.attention.mass import attention_peak
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
-from kvfold.cache.absorb import Made
-from kvfold.cache.cache import Memory
-from kvfold.cache.fold import State
-from kvfold.cache.request import NO_ROW, Pass, Repetition
-from kvfold.hf.adapters import Adapter
+from kvfold.attention.scores import attention_peak
+from kvfold.memory.absorb import Made
+from kvfold.memory.fold import State
+from kvfold.memory.memory import Memory
+from kvfold.memory.request import NO_ROW, Pass, Repetition
 
 
-def run(model: PreTrainedModel, past: Cache, memory: Memory, request: Pass, adapter: Adapter | None) -> dict[int, Made]:
+@runtime_checkable
+class RowAdapter(Protocol):
+    """What a pass needs of an adapter: embeddings of its rows, and updates of the model's layers while they run."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of everything that was learned."""
+        ...
+
+    def embed(self, rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K width"]:
+        """Embeddings of some rows."""
+        ...
+
+    def worth(self, keys: Tensor, values: Tensor, positions: Tensor, real: Tensor) -> Tensor:
+        """Scores [B, L, H, S] of the slots of a segment, given keys and values [B, S, L, H, D]."""
+        ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """Inside, the model's linear layers are updated."""
+        ...
+
+
+def run(
+    model: PreTrainedModel, past: Cache, memory: Memory, request: Pass, adapter: RowAdapter | None
+) -> dict[int, Made]:
     """Keys and values of the rows in every folding layer, after one forward of the model's decoder.
 
     The adapter acts on rows of its own; rows of text are the model's business alone.

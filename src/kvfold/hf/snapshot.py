@@ -1,6 +1,6 @@
 """A snapshot of a whole cache: its memory, and the sliding layers that transformers keeps beside it.
 
-cache/snapshot.py does the memory; here the stock layers are read and filled. Which model it is for is the caller's
+memory/snapshot.py does the memory; here the stock layers are read and filled. Which model it is for is the caller's
 to check (hf/load.py has the fingerprint). No files.
 """
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kvfold.cache import snapshot
-from kvfold.cache.snapshot import Snapshot
 from kvfold.errors import CacheError
-from kvfold.hf.cache_bridge import FoldedCache
+from kvfold.hf.cache import FoldedCache
+from kvfold.memory import snapshot
+from kvfold.memory.snapshot import Snapshot
 
 _STOCK = "stock"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from kvfold.hf.attention_bridge import mask
+from kvfold.hf.attention import mask
 from kvfold.hf.stock_layers import folds, layers_for
 
 NAME = "kvfold-tap"

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfold.cache.part import Placer
+from kvfold.memory.part import Placer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

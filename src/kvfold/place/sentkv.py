@@ -15,16 +15,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.cache.asking import Asking
-from kvfold.cache.far import Tier
-from kvfold.cache.index import Index, Summary
-from kvfold.cache.part import Layout, Part
-from kvfold.cache.tiered import TieredPart, marks_by_position
 from kvfold.errors import BudgetError, PlanError
+from kvfold.memory.asking import Asking
+from kvfold.memory.part import Layout, Part
+from kvfold.memory.store import Tier
 from kvfold.place.base import Place
-from kvfold.place.summaries import SUMMARIES
-from kvfold.place.tiers import DeviceTier, DiskTier, HostTier
-from kvfold.segments.sentences import Splitter, read_ends
+from kvfold.place.digests import SUMMARIES
+from kvfold.place.index import Index, Summary
+from kvfold.place.sentences import Splitter, read_ends
+from kvfold.place.tiered import TieredPart, marks_by_position
+from kvfold.place.tiers.device import DeviceTier
+from kvfold.place.tiers.disk import DiskTier
+from kvfold.place.tiers.host import HostTier
 
 _VOTERS = 32  # queries that vote: those of a question, as a rule
 _OWN = "tiered_"  # how a saved part names what is its own, not its slots'

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvfold.budget.budget import Budget
-from kvfold.cache.kv import KV, Needs, Observed
-from kvfold.cache.request import Pass, Segment
 from kvfold.errors import PlanError
+from kvfold.memory.kv import KV, Needs, Observed
+from kvfold.memory.request import Pass, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import torch
 
-from kvfold.cache.kv import Needs
-from kvfold.cache.request import Pass, Segment
-from kvfold.cache.votes import POOL, stretched
 from kvfold.errors import PlanError
+from kvfold.memory.kv import Needs
+from kvfold.memory.request import Pass, Segment
+from kvfold.memory.votes import POOL, stretched
 from kvfold.select.base import ByPass
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.cache.kv import KV, Observed
+from kvfold.memory.kv import KV, Observed
 from kvfold.select.base import Select
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.cache.kv import KV, Observed
+from kvfold.memory.kv import KV, Observed
 from kvfold.select.base import Select, newest
 
 

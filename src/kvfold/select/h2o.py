@@ -12,8 +12,8 @@ from typing import ClassVar
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.cache.kv import KV, Needs, Observed
 from kvfold.errors import PlanError
+from kvfold.memory.kv import KV, Needs, Observed
 from kvfold.select.base import Select, best, newest
 
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import torch
 
-from kvfold.cache.kv import Needs
-from kvfold.cache.request import Pass, Segment
+from kvfold.memory.kv import Needs
+from kvfold.memory.request import Pass, Segment
 from kvfold.select.base import ByPass, most_worth
 
 

@@ -7,7 +7,7 @@ Ours differs: keys are averaged as they are scored, after their rotation; each s
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfold.cache.request import Pass, Row, Segment
+from kvfold.memory.request import Pass, Row, Segment
 from kvfold.select.base import ByPass, stretches
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from kvfold.cache.kv import KV, Needs, Observed
 from kvfold.errors import PlanError
+from kvfold.memory.kv import KV, Needs, Observed
 from kvfold.select.base import Select, best, newest
 
 

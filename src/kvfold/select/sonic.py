@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvfold.budget.budget import Budget
-from kvfold.cache.request import Pass, Row, Segment
 from kvfold.errors import BudgetError, PlanError
+from kvfold.memory.request import Pass, Row, Segment
 from kvfold.select.base import ByPass, most_worth, stretches
 
 ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots

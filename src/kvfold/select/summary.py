@@ -9,8 +9,8 @@ Ours differs: rarity in the tokenizer's order stands for self-information, so th
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfold.cache.kv import Needs
-from kvfold.cache.request import Pass, Row, Segment
+from kvfold.memory.kv import Needs
+from kvfold.memory.request import Pass, Row, Segment
 from kvfold.select.base import ByPass
 
 

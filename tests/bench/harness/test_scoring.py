@@ -48,7 +48,7 @@ def test_what_greedy_decoding_says_is_greedy(subject):
 
 
 def test_a_shared_context_is_folded_once_and_changes_no_number(subject, monkeypatch):
-    from kvfold.bench.audit import AuditedRows
+    from kvfold.bench.ask.audit import AuditedRows
 
     context = passages()[1].context
     asked = [Passage(context=context, continuation=one.continuation) for one in passages(1)]

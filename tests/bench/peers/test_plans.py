@@ -1,8 +1,8 @@
 import pytest
 
-from kvfold.bench.jobs import parse_rivals
 from kvfold.bench.peers import plans
 from kvfold.bench.peers.catalog import PEERS
+from kvfold.bench.run.jobs import parse_rivals
 from kvfold.errors import BudgetError, SuiteError
 from kvfold.plan import members
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from kvfold.bench.audit import AuditedRows
+from kvfold.bench.ask.audit import AuditedRows
 from kvfold.bench.peers.catalog import PEERS, second_python
 from kvfold.bench.peers.process import PeerError
 from kvfold.bench.peers.rivals import Rivals

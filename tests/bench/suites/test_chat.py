@@ -2,7 +2,7 @@ from statistics import median
 
 import pytest
 
-from kvfold.bench import audit
+from kvfold.bench.ask import audit
 from kvfold.bench.suite import Subject, find, names
 from kvfold.bench.suites import chat
 from kvfold.data import FAMILIES

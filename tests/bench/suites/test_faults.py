@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fakes import model_of
-from kvfold.bench import scenes
+from kvfold.bench.ask import fault_checks
 from kvfold.bench.suite import Subject, find
 from kvfold.bench.suites.faults import SUITE
 from kvfold.errors import SuiteError
@@ -45,7 +45,7 @@ def test_our_plans_feed_a_turn_once_and_read_a_padded_row_as_alone(subject, plan
 
 def test_a_cache_that_says_how_much_it_stores_instead_of_what_it_saw_is_caught(subject, monkeypatch):
     """The planted lie: the length that transformers is told is that of the stored slots."""
-    honest = scenes.cache
+    honest = fault_checks.cache
 
     def stored_length(model, plan, **settings):
         made = honest(model, plan, **settings)
@@ -55,7 +55,7 @@ def test_a_cache_that_says_how_much_it_stores_instead_of_what_it_saw_is_caught(s
         made.__class__ = kind
         return made
 
-    monkeypatch.setattr(scenes, "cache", stored_length)
+    monkeypatch.setattr(fault_checks, "cache", stored_length)
     (sample,) = SMALL.samples(n=1, seed=0)
     (outcome,) = SMALL.ask(subject, "streaming_llm(keep=0.5)", [sample])
     assert outcome.score == 0.0
@@ -64,7 +64,7 @@ def test_a_cache_that_says_how_much_it_stores_instead_of_what_it_saw_is_caught(s
 
 def test_a_cache_that_keeps_pads_is_caught(subject, monkeypatch):
     """The planted lie: the fold is told that every column is real."""
-    honest = scenes.cache
+    honest = fault_checks.cache
 
     def blind(model, plan, **settings):
         made = honest(model, plan, **settings)
@@ -76,7 +76,7 @@ def test_a_cache_that_keeps_pads_is_caught(subject, monkeypatch):
         )  # fmt: skip
         return made
 
-    monkeypatch.setattr(scenes, "cache", blind)
+    monkeypatch.setattr(fault_checks, "cache", blind)
     sample = SMALL.samples(n=2, seed=0)[1]
     (outcome,) = SMALL.ask(subject, "streaming_llm(keep=0.5)", [sample])
     assert outcome.score == 0.0

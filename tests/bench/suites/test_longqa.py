@@ -6,8 +6,8 @@ import pytest
 import torch
 from strangers import stranger
 
+from kvfold.bench.ask.prompts import expected, prompt
 from kvfold.bench.choices import choose
-from kvfold.bench.prompts import expected, prompt
 from kvfold.bench.suite import find
 from kvfold.bench.suites import longqa
 from kvfold.bench.suites.longqa import token_f1

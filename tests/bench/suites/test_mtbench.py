@@ -6,12 +6,12 @@ import pytest
 from stub_judge import refuse, stub_judge
 
 from kvfold.bench.choices import choose
-from kvfold.bench.executor import InProcess
 from kvfold.bench.judging import replies as replying
 from kvfold.bench.judging.suite import agreement
 from kvfold.bench.judging.talk import TASKS
-from kvfold.bench.live import PlainLines
-from kvfold.bench.runner import Job, Setting, run
+from kvfold.bench.report.live import PlainLines
+from kvfold.bench.run.executor import InProcess
+from kvfold.bench.run.runner import Job, Setting, run
 from kvfold.bench.suite import Subject, find
 from kvfold.errors import DataError, KvfoldError, SuiteError
 from kvfold.hf.load import SHIPPED, new_llama
@@ -90,7 +90,7 @@ def go(chosen, subject, folder, *, n=4, jobs=(HALF,)):
 @pytest.fixture
 def log(subject, monkeypatch):
     """What is fed, folded and asked, with tokens as text."""
-    from kvfold.bench.audit import AuditedRows
+    from kvfold.bench.ask.audit import AuditedRows
 
     def texts(chunks):
         return [subject.tokenizer.decode(list(chunk)) for chunk in chunks]

@@ -1,9 +1,9 @@
 import pytest
 from strangers import stranger
 
-from kvfold.bench.asking import Answer
+from kvfold.bench.ask.asking import Answer
+from kvfold.bench.ask.prompts import length
 from kvfold.bench.choices import choose
-from kvfold.bench.prompts import length
 from kvfold.bench.suite import find, names
 from kvfold.bench.suites import needle
 from kvfold.data import NEEDLES

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from strangers import stranger
 
-from kvfold.bench.asking import Answer
+from kvfold.bench.ask.asking import Answer
 from kvfold.bench.choices import choose
 from kvfold.bench.suite import find
 from kvfold.bench.suites import ruler

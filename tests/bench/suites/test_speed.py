@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from kvfold.bench.stages import staged
-from kvfold.bench.subject import open_subject
+from kvfold.bench.run.subject import open_subject
+from kvfold.bench.speed.stages import staged
 from kvfold.bench.suites.speed import SUITE, Speed
-from kvfold.cache.cache import Memory
-from kvfold.cache.layer import Layer
-from kvfold.cache.tail import Tail
 from kvfold.errors import SuiteError
+from kvfold.memory.layer import Layer
+from kvfold.memory.memory import Memory
+from kvfold.memory.tail import Tail
 
 SHAPE = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.bench.asking import PIECE, alike, slides, stops
+from kvfold.bench.ask.asking import PIECE, alike, slides, stops
 from kvfold.bench.suite import Subject, held
 
 FIRST_TOKENS = 32  # of a greedy continuation before its end is looked for; then four times as many, and so on

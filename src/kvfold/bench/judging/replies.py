@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvfold.bench.asking import alike, slides, stops
+from kvfold.bench.ask.asking import alike, slides, stops
 from kvfold.bench.judging.talk import Talk
 from kvfold.bench.suite import Subject, held
 from kvfold.chat.script import script

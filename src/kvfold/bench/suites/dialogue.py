@@ -11,10 +11,10 @@ from math import exp
 from pathlib import Path
 from typing import Literal
 
-from kvfold.bench.asking import slides
-from kvfold.bench.beside import Beside, Compared, joined
+from kvfold.bench.ask.asking import slides
+from kvfold.bench.ask.divergence import Beside, Compared, joined
+from kvfold.bench.ask.transcript import Form, Transcript, transcript
 from kvfold.bench.suite import Outcome, Subject, Suite, held
-from kvfold.bench.transcript import Form, Transcript, transcript
 from kvfold.data.values import History, histories
 from kvfold.errors import DataError, SuiteError
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from kvfold.bench.bandwidth import peak_memory_bytes, reset_peak_memory, synchronise
+from kvfold.bench.speed.bandwidth import peak_memory_bytes, reset_peak_memory, synchronise
 from kvfold.bench.suite import Outcome, Subject, Suite, held
 from kvfold.budget.ledger import Ledger
 
@@ -51,8 +51,8 @@ class FarSuite(Suite):
             )
 
     def _decode(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
-        from kvfold.hf.cache_bridge import cache
-        from kvfold.hf.shapes import fill
+        from kvfold.bench.speed.models import fill
+        from kvfold.open import cache
 
         plans = [plan, "full"] if self.beside else [plan]
         caches = [cache(subject.model, text, prompt_tokens=0) for text in plans]
@@ -84,8 +84,8 @@ class FarSuite(Suite):
         )
 
     def _prefill(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
-        from kvfold.hf.cache_bridge import cache
-        from kvfold.hf.shapes import feed
+        from kvfold.bench.speed.models import feed
+        from kvfold.open import cache
 
         outcomes = []
         for number in samples:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kvfold.bench.scenes import padded, second_turn
+from kvfold.bench.ask.fault_checks import padded, second_turn
 from kvfold.bench.suite import Outcome, Subject, Suite
 from kvfold.data import FAMILIES, dialogue
 from kvfold.errors import SuiteError

@@ -13,10 +13,10 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from kvfold.bench.asking import slides
-from kvfold.bench.beside import Beside, joined
+from kvfold.bench.ask.asking import slides
+from kvfold.bench.ask.divergence import Beside, joined
+from kvfold.bench.ask.transcript import Form, transcript
 from kvfold.bench.suite import Outcome, Subject, Suite, held
-from kvfold.bench.transcript import Form, transcript
 from kvfold.data.passages import Passage, passages
 from kvfold.errors import SuiteError
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from kvfold.bench.choices import as_json
-from kvfold.bench.record import KEYS
+from kvfold.bench.run.record import KEYS
 from kvfold.bench.suite import Outcome, Subject, Suite
 from kvfold.errors import SuiteError
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from kvfold.bench.asking import ask_rows, folded
-from kvfold.bench.prompts import Prompt, expected, prompt, reply, shortened
+from kvfold.bench.ask.asking import ask_rows, folded
+from kvfold.bench.ask.prompts import Prompt, expected, prompt, reply, shortened
 from kvfold.bench.suite import Outcome, Subject, Suite
 from kvfold.data.dialogue import plain
 from kvfold.data.files import prose, read_rows

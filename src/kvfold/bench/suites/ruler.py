@@ -12,9 +12,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from kvfold.bench.asking import ask
+from kvfold.bench.ask.asking import ask
+from kvfold.bench.ask.prompts import length, prompt, reply
 from kvfold.bench.choices import as_json
-from kvfold.bench.prompts import length, prompt, reply
 from kvfold.bench.suite import Outcome, Subject, Suite
 from kvfold.data.excerpts import Source, source
 from kvfold.data.files import read_rows

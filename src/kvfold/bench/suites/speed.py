@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from kvfold.bench.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory, synchronise
-from kvfold.bench.stages import Stages, staged
+from kvfold.bench.speed.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory, synchronise
+from kvfold.bench.speed.stages import Stages, staged
 from kvfold.bench.suite import Outcome, Subject, Suite
 from kvfold.errors import SuiteError
 
@@ -128,8 +128,8 @@ class _Decode:
     """Three caches of the same length, one token at a time."""
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
-        from kvfold.hf.cache_bridge import cache
-        from kvfold.hf.shapes import fill, fill_stock
+        from kvfold.bench.speed.models import fill, fill_stock
+        from kvfold.open import cache
 
         self.model = subject.model
         self.plan, self.full = (cache(self.model, text, prompt_tokens=0) for text in (plan, "full"))
@@ -188,7 +188,7 @@ class _Prefill:
     """A prompt through a fresh cache of each kind, with the plan's fold at its end."""
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
-        from kvfold.hf.cache_bridge import cache
+        from kvfold.open import cache
 
         self.model, self.text, self.tokens = subject.model, plan, tokens
         self.new = partial(cache, self.model)
@@ -237,7 +237,8 @@ def _step(model: Any, cache: Any, number: int) -> None:
 
 
 def _feed(model: Any, cache: Any, tokens: int, seed: int) -> None:
-    from kvfold.hf.shapes import feed, stock_cache
+    from kvfold.bench.speed.models import feed
+    from kvfold.hf.generation import stock_cache
 
     feed(stock_cache(model) if cache is None else cache, model, tokens, seed=seed)
 

@@ -1,0 +1,173 @@
+"""Adapters as files: a folder with adapter.safetensors and adapter.json, on disk or on the Hub.
+
+The JSON says what kind of adapter it is, for which base model (its fingerprint), how it was trained and what it scored.
+A wrong base model is refused by name. Writing is atomic file by file, the JSON last, so a torn write is no adapter.
+"""
+
+import json
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from kvfold.adapters.adapter import Adapter
+from kvfold.adapters.salience import Reads
+from kvfold.errors import FileError, ModelError
+from kvfold.hf.load import SHIPPED, fingerprint
+from kvfold.select.base import Select
+
+VERSION = 1
+TENSORS, WORDS = "adapter.safetensors", "adapter.json"
+_LENT: "weakref.WeakKeyDictionary[Any, Callable[[], Adapter]]" = weakref.WeakKeyDictionary()
+_ALWAYS = ("kind", "version", "base", "fingerprint")
+_OF_UPDATES = ("layers", "rank", "scale", "rows", "width", "reads")
+
+
+def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about: Mapping[str, Any]) -> None:
+    """Write an adapter; `about` is its training record and scores, in JSON's types."""
+    tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in adapter.state_dict().items()}
+    words = {
+        "layers": [
+            [name, down.shape[1], up.shape[0]]
+            for name, down, up in zip(adapter.names, adapter.down, adapter.up, strict=True)
+        ],
+        "rank": adapter.rank,
+        "scale": adapter.scale,
+        "rows": adapter.embeddings.shape[0],
+        "width": adapter.embeddings.shape[1],
+        "reads": asdict(adapter.salience.reads),
+        **about,
+    }
+    write_folder(folder, tensors, kind=kind, model=model, words=words)
+
+
+def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
+    """The adapter in a folder or on the Hub, attached to its base model.
+
+    Raises FileError for what is missing, broken, newer or of another kind, and ModelError for another base model.
+    """
+    folder = folder_for(source, model, kind=kind)
+    words = words_for(folder, model, kind=kind, needed=_OF_UPDATES)
+    adapter = Adapter(
+        rows=words["rows"],
+        width=words["width"],
+        layers=[tuple(layer) for layer in words["layers"]],
+        rank=words["rank"],
+        scale=words["scale"],
+        reads=Reads(**words["reads"]),
+    )
+    try:
+        adapter.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / TENSORS).items()})
+    except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
+        raise FileError(f"{source} was asked for; its tensors cannot be read ({error}); get a sound copy") from error
+    adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
+    adapter.salience.float()  # ranks are told apart in float32
+    return adapter.attach(model)
+
+
+def find_adapter(model: Any, select: Select) -> Adapter | None:
+    """The adapter that a method names for a model; None for a method without one."""
+    source = select.adapter_source
+    if source is None:
+        return None
+    if source == "shipped" and model in _LENT:
+        return _LENT[model]()
+    return load_adapter(source, model, kind=type(select).__module__.rpartition(".")[2])
+
+
+def lend_adapter(model: Any, make: Callable[[], Adapter]) -> None:
+    """Let this adapter, made once it is asked for, be the shipped one of a model that has none of its own."""
+    _LENT[model] = cache(make)
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, torch.Tensor], *, kind: str, model: Any, words: Mapping[str, Any]
+) -> None:
+    """Write an adapter of any kind: its tensors and its JSON, which says for which model it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {
+        "kind": kind,
+        "version": VERSION,
+        "base": _called(model),
+        "fingerprint": fingerprint(model),
+        **words,
+    }
+    save_file(dict(tensors), folder / f"{TENSORS}.new")
+    os.replace(folder / f"{TENSORS}.new", folder / TENSORS)
+    (folder / f"{WORDS}.new").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    os.replace(folder / f"{WORDS}.new", folder / WORDS)
+
+
+def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
+    """The folder of an adapter: one on this disk, one fetched from the Hub, or, for "shipped", the model's own."""
+    if source != "shipped":
+        return _folder(source)
+    own = fingerprint(model)
+    for path in sorted(SHIPPED.glob(f"*/adapters/{kind}/{WORDS}")):
+        if _words(path.parent, ())["fingerprint"] == own:
+            return path.parent
+    raise ModelError(
+        f"{kind} was asked for with {model.config.name_or_path}; no adapter ships for it; train one by "
+        f"`kvfold train {kind}` and give its folder as {kind}(adapter=...)"
+    )
+
+
+def words_for(folder: Path, model: Any, *, kind: str, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """What an adapter's JSON says, once it is of this kind, this version or an older one, and for this model."""
+    words = _words(folder, needed if _words(folder, ())["kind"] == kind else ())
+    if words["kind"] != kind:
+        raise FileError(
+            f"{folder} was asked for as a {kind} adapter; it is one of {words['kind']}; give a {kind} adapter"
+        )
+    if words["version"] > VERSION:
+        raise FileError(
+            f"{folder} was asked for; it is of version {words['version']}, this kvfold reads up to {VERSION}; "
+            "upgrade kvfold"
+        )
+    if words["fingerprint"] != fingerprint(model):
+        raise ModelError(
+            f"the adapter {folder} was asked for with {model.config.name_or_path}; it was trained for {words['base']} "
+            "with other weights; give the adapter of this model, or train one with `kvfold train`"
+        )
+    return words
+
+
+def _called(model: Any) -> str:
+    """What a model is called: its name on the Hub, or its folder's name without where that lies."""
+    name = str(model.config.name_or_path)
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def _folder(source: str | Path) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[TENSORS, WORDS]))
+    except Exception as error:  # whatever keeps the Hub from answering, the user must give another source
+        first = str(error).splitlines()[0]
+        raise FileError(
+            f"the adapter {source} was asked for; it is no folder and the Hub has none ({first}); give a folder"
+        ) from error
+
+
+def _words(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
+    try:
+        words = json.loads((folder / WORDS).read_text(encoding="utf-8"))
+        missing = {*_ALWAYS, *needed} - set(words)
+    except (OSError, ValueError) as error:
+        raise FileError(
+            f"the adapter {folder} was asked for; its {WORDS} cannot be read ({error}); get a sound copy"
+        ) from error
+    if missing:
+        raise FileError(
+            f"the adapter {folder} was asked for; its {WORDS} lacks {', '.join(sorted(missing))}; get a sound copy"
+        )
+    return words

@@ -1,0 +1,1 @@
+"""How a subject is asked: prompts, transcripts, replies, divergence."""

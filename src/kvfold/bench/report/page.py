@@ -1,0 +1,121 @@
+"""Records as one page that needs nothing beside itself: tables that sort, curves, each method, and what ran where.
+
+The page is plain HTML with its style, script and pictures inside; it loads nothing. The words of the tables come from
+`tables.py`, the curves from `plot.py`, the frame from `report.html.j2`. It is written whole or not at all.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from kvfold.bench.report import methods, tables
+from kvfold.bench.report.overview import overview
+from kvfold.bench.report.plot import score_over_bytes
+from kvfold.bench.report.times import over_context, time_over_context
+from kvfold.bench.run.record import Record
+from kvfold.errors import FileError
+
+FILE_NAME = "report.html"
+PLACES = ("plan", "model", "fingerprint", "device", "threads", "dtype", "first token s", "per token s", "wall s", "git")
+
+
+def _kind(row: tables.Row) -> str:
+    if tables.is_full(row.record) or tables.is_none(row.record):
+        return "edge"
+    return row.standing
+
+
+def _block(shown: tables.Table) -> dict:
+    from markupsafe import Markup
+
+    return {
+        "table": shown,
+        "picture": Markup(score_over_bytes(shown)),
+        "heads": tables.heads(shown),
+        "rows": [{"kind": _kind(row), "cells": tables.cells(shown, row)} for row in shown.rows],
+        "notes": tables.notes(shown),
+    }
+
+
+def _place(record: Record, versions: Sequence[str]) -> tuple[str, ...]:
+    """Where one record comes from; all records have a line here, those of both scopes too."""
+    return (
+        record.plan,
+        record.model,
+        record.fingerprint[:12],
+        record.device,
+        str(record.threads),
+        record.dtype,
+        *(f"{each:.4f}" if record.failure is None else "" for each in (record.ttft_seconds, record.tpot_seconds)),
+        f"{record.wall_seconds:.1f}",
+        (record.git or "unknown")[:12],
+        *(record.versions.get(name, "") for name in versions),
+    )
+
+
+def html(records: Sequence[Record]) -> str:
+    """The page as text."""
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    source = resources.files("kvfold.bench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True).from_string(source)
+    versions = sorted({name for record in records for name in record.versions})
+    return page.render(
+        count=len(records),
+        times=[Markup(time_over_context(curves)) for curves in over_context(records)],
+        method_heads=methods.HEADS,
+        methods=methods.methods(records),
+        blocks=[_block(shown) for shown in tables.tables(records)],
+        places={"heads": (*PLACES, *versions), "rows": [_place(record, versions) for record in records]},
+    )
+
+
+def markdown(records: Sequence[Record], *, whole: bool = True) -> str:
+    """All tables as Markdown; not the whole of them: one table over all suites."""
+    if not whole:
+        return overview(tables.tables(records))
+    return "\n".join(tables.markdown(shown) for shown in tables.tables(records))
+
+
+BEGIN, END = "<!-- kvfold tables: begin -->", "<!-- kvfold tables: end -->"
+
+
+def write_into(records: Sequence[Record], path: Path, *, whole: bool = True) -> Path:
+    """Replace what stands between the two marks of a Markdown file by the tables. Raises FileError without marks."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            f"tables were to go into {path}; it cannot be read ({error.strerror}); give a text file"
+        ) from None
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise FileError(f"tables were to go into {path}; it has no place for them; write {BEGIN} and {END} into it")
+    return write_whole(path, f"{before}{BEGIN}\n\n{markdown(records, whole=whole)}\n{END}{after}")
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file so that a reader sees the old one or the new one, never half of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as sheet:
+                sheet.write(text)
+            os.chmod(draft, 0o644)
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+    except OSError as error:
+        raise FileError(f"{path} was to be written; {error.strerror}; give a folder that can be written") from None
+    return path
+
+
+def write(records: Sequence[Record], folder: Path) -> Path:
+    """Write the page into a folder and return its path."""
+    return write_whole(folder / FILE_NAME, html(records))

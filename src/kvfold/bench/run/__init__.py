@@ -1,0 +1,1 @@
+"""How a benchmark runs: jobs, executors, journal, records."""

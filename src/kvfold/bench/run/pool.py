@@ -1,0 +1,86 @@
+"""Work spread over processes of this machine: each opens the model once and takes the next span when it is free.
+
+Processes are started afresh (not forked: torch's threads do not survive a fork). A span whose process died is given to
+another one; a mistake of the user's is not tried again.
+"""
+
+import multiprocessing
+import pickle
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from kvfold.bench.run.executor import ATTEMPTS, Executor, given_up, work
+from kvfold.bench.run.setting import Setting, Span
+from kvfold.bench.suite import Outcome
+from kvfold.errors import KvfoldError
+
+Known = Future[list[Outcome]]
+
+
+class Pool(Executor):
+    """Some processes. It changes: a pool that lost a process is replaced by a new one."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool = self._fresh()
+
+    def __exit__(self, *problem: object) -> None:
+        """End the processes; after an error or Ctrl-C what they are doing is thrown away."""
+        broken = any(problem)
+        self._pool.shutdown(wait=not broken, cancel_futures=True)
+        for process in multiprocessing.active_children() if broken else ():
+            process.terminate()
+
+    def map(self, setting: Setting, plan: str, spans: Sequence[Span]) -> Iterator[list[Outcome]]:
+        """Give out all spans, yield them in order; a span that fails is given out again."""
+        order = pickle.dumps(setting.order)
+        running = [self._pool.submit(work, order, plan, span) for span in spans]
+        for number, span in enumerate(spans):
+            failures: list[Exception] = []
+            while not _is_known(running[number], failures):
+                if len(failures) == ATTEMPTS:
+                    raise given_up(plan, span, failures[-1]) from failures[-1]
+                if isinstance(failures[-1], BrokenProcessPool):
+                    self._pool.shutdown(wait=False, cancel_futures=True)
+                    self._pool = self._fresh()
+                for again in range(number, len(spans)):
+                    if _is_lost(running[again]):
+                        running[again] = self._pool.submit(work, order, plan, spans[again])
+            yield running[number].result()
+
+    def _fresh(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_leave_ctrl_c_to_the_parent)
+        for _ in range(self._workers):
+            pool.submit(_get_ready)
+        return pool
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    """A terminal sends Ctrl-C to every process; only the one that a person started says something about it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _get_ready() -> None:
+    """Read the heavy modules while the parent still opens the model."""
+    import kvfold.bench.run.subject
+    import kvfold.chat.rows  # noqa: F401
+
+
+def _is_known(future: Known, failures: list[Exception]) -> bool:
+    """Wait for it; an error that may pass is noted, a mistake of the user's is raised."""
+    try:
+        future.result()
+    except KvfoldError:
+        raise
+    except Exception as error:
+        failures.append(error)
+        return False
+    return True
+
+
+def _is_lost(future: Known) -> bool:
+    """Whether nobody works on it any more, and nothing came out."""
+    return future.cancelled() or (future.done() and future.exception() is not None)

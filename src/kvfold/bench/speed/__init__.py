@@ -1,0 +1,1 @@
+"""Models of a shape, stages of time, bandwidth: what the speed suite measures with."""

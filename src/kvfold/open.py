@@ -1,0 +1,58 @@
+"""The one place where a plan, a model, its adapters and a memory meet: `kvfold.cache()`.
+
+What a model's layers fold by comes from the plan, what was learned for the model from adapters/, and what transformers
+sees from hf/. Nothing else puts these together.
+"""
+
+from typing import Any
+
+from kvfold.adapters.files import find_adapter
+from kvfold.adapters.ranks import layout_for
+from kvfold.hf import stock_layers
+from kvfold.hf.attention import serve
+from kvfold.hf.binding import Home, PreTrainedModel
+from kvfold.hf.cache import FoldedCache
+from kvfold.hf.token_ids import Text
+from kvfold.memory.memory import Boundaries, Memory
+from kvfold.plan import Plan
+
+SINKS = 4  # first real tokens of a row that every plan keeps raw
+STRIDE = 64  # while decoding, a plan folds after every so many tokens: the slack over its budget
+
+
+def cache(
+    model: PreTrainedModel,
+    plan: Plan | str = "full",
+    *,
+    prompt_tokens: int | None = None,
+    stride: int | None = STRIDE,
+    pinned: int = SINKS,
+    tokenizer: Any = None,
+) -> "FoldedCache":
+    """A folded cache for one model, to be given to `model.generate(..., past_key_values=cache)`.
+
+    The first forward is the prompt and is folded at its end, layer by layer; `prompt_tokens` says otherwise (columns,
+    pads included; 0 folds only when `cache.fold()` is called). Afterwards it folds every `stride` tokens (None:
+    never by itself). The first `pinned` real tokens of each row stay raw in every plan. Plans
+    that cut text into sentences read it by `tokenizer`, or by the one beside the model's weights.
+
+    >>> folded = cache(model, "snapkv(keep=0.125) + int8")
+    >>> model.generate(**inputs, past_key_values=folded)
+
+    Raises PlanError for a plan that cannot be read, BudgetError for one that cannot hold the pinned tokens and
+    ModelError for a model whose layers cannot be folded.
+    """
+    chosen = Plan.parse(plan) if isinstance(plan, str) else plan
+    stock = stock_layers.layers_for(model)
+    folding = [index for index, layer in enumerate(stock) if stock_layers.folds(layer)]
+    rules = chosen.rules(pinned=pinned, layers=len(folding), layout=layout_for(model, chosen.encode))
+    boundaries = Boundaries(prompt=prompt_tokens, stride=stride if prompt_tokens != 0 else None)
+    serve(model)
+    return FoldedCache(
+        memory=Memory(rules, layers=folding, boundaries=boundaries, plan=str(chosen)),
+        plan=chosen,
+        stock=stock,
+        home=Home.of(model),
+        text=Text.of(model, tokenizer, rules.ends) if rules.reads_text else None,
+        adapter=find_adapter(model, chosen.select),
+    )

@@ -1,0 +1,57 @@
+"""Summaries: what the keys of a sentence are like, in one or two vectors. sentkv chooses among them.
+
+Each takes keys sentence after sentence and the lengths, and works in float32; a score is q . centre + |q| . spread.
+Extremes bound every q . k of the sentence from above; means rank sentences with one outstanding key low.
+Extremes are Quest's, https://arxiv.org/abs/2406.10774; means SentenceKV's, https://arxiv.org/abs/2504.00970
+Ours differs: extremes are kept as their middle and half their distance, so every form is scored alike.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvfold.place.index import Summary
+
+Summarise = Callable[[Tensor, Tensor], Summary]
+
+_DEVIATIONS = 1.0  # how many standard deviations beyond the mean a spread reaches
+
+
+def minmax(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
+    """The middle of the smallest and largest value in each dimension, and half of their distance."""
+    low, high = _reduced(keys.float(), lengths, "min"), _reduced(keys.float(), lengths, "max")
+    return Summary(centres=((high + low) / 2)[:, None], spreads=((high - low) / 2)[:, None])
+
+
+def mean(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
+    """The mean key."""
+    return Summary(centres=_reduced(keys.float(), lengths, "mean")[:, None])
+
+
+def spread(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
+    """The mean key, and the standard deviation of each dimension."""
+    wide = keys.float()
+    middle, squares = _reduced(wide, lengths, "mean"), _reduced(wide.square(), lengths, "mean")
+    deviations = (squares - middle.square()).clamp(min=0).sqrt() * _DEVIATIONS
+    return Summary(centres=middle[:, None], spreads=deviations[:, None])
+
+
+def halves(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
+    """Two centroids: the mean keys of the first and of the second half."""
+    first = (lengths + 1) // 2
+    both = torch.stack([first, lengths - first], dim=1).flatten()
+    means = _reduced(keys.float(), both, "mean").unflatten(0, (-1, 2))
+    single = (lengths < 2)[:, None]
+    return Summary(centres=torch.stack([means[:, 0], torch.where(single, means[:, 0], means[:, 1])], dim=1))
+
+
+SUMMARIES: Mapping[str, Summarise] = MappingProxyType(
+    {"minmax": minmax, "mean": mean, "spread": spread, "halves": halves}
+)
+
+
+def _reduced(keys: Tensor, lengths: Tensor, how: str) -> Tensor:
+    return torch.segment_reduce(keys, how, lengths=lengths, axis=0, unsafe=True)

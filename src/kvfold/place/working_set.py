@@ -1,0 +1,155 @@
+"""Working: the slots that a layer attends now, fetched from its store, and what fetching has cost.
+
+A slot table says which far slot lies where. On a new selection only those that are not there are fetched, into places
+that are no longer wanted; their order does not matter to attention. It is a copy of what lies far away, so nothing
+is lost with it. It does not know why slots were selected.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from kvfold.memory.pages import Fetched
+
+Fetch = Callable[[Tensor, Tensor], Fetched]  # of lanes and slots
+
+
+@dataclass(slots=True, kw_only=True)
+class Spent:
+    """Counters of one layer's selections, which change with every one of them; budget/ledger.py says what they are."""
+
+    selections: int = 0
+    wanted: int = 0
+    reused: int = 0
+    reused_evenly: int = 0
+    fetched: int = 0
+    fetched_bytes: int = 0
+    index_seconds: float = 0.0
+    write_seconds: float = 0.0
+    select_seconds: float = 0.0
+    fetch_seconds: float = 0.0
+    attend_seconds: float = 0.0
+
+    def counts(self) -> dict[str, float]:
+        """The counters by their names."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Working:
+    """Fetched slots of every lane. It changes with every selection."""
+
+    def __init__(self, spent: Spent | None = None) -> None:
+        self.spent = spent or Spent()
+        self.keys: Tensor | None = None  # lanes budget D
+        self.values: Tensor | None = None
+        self.slots: Tensor | None = None  # lanes budget, int32: which far slot, -1 none
+        self.valid: Tensor | None = None  # where a lane has fewer; None: everywhere
+        self._holds: Tensor | None = None  # the selection as it was given
+        self._lineage: object = None  # of the slots that are here
+
+    def bring(self, wanted: Int[Tensor, "L budget"], fetch: Fetch, *, stored: int, heads: int,
+              lineage: object = None) -> None:  # fmt: skip
+        """Make the slots those that are wanted; -1 is no slot. `stored` is the most slots that a lane has.
+
+        Slots of another lineage may be others by the same number: none of them stays.
+        """
+        if self._lineage is not lineage:
+            self.forget()
+            self._lineage = lineage
+        if self._holds is wanted:
+            return
+        began = perf_counter()
+        self._make_room(wanted)
+        assert self.slots is not None
+        there, stays = _overlap(self.slots, wanted, stored)
+        missing = (wanted >= 0) & ~there
+        self._count(wanted, missing, heads)
+        places = _first(~stays, missing.sum(dim=1, keepdim=True))
+        lanes, columns = missing.nonzero(as_tuple=True)
+        slots = wanted[lanes, columns]
+        if len(slots):
+            keys, values, moved = fetch(lanes, slots)
+            self._put(places, slots, keys, values)
+            self.spent.fetched_bytes += moved
+        short = (wanted < 0).any(dim=1)
+        self.valid = stays | places if bool(short.any()) else None
+        self._holds = wanted
+        self.spent.fetch_seconds += perf_counter() - began
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self._holds = None
+        if self.slots is not None:
+            self.slots.fill_(-1)
+
+    def holds(self, wanted: Tensor) -> bool:
+        """Whether it was brought just this selection."""
+        return self._holds is wanted
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor held, by name."""
+        named = {
+            "keys": self.keys,
+            "values": self.values,
+            "slots": self.slots,
+            "valid": self.valid,
+            "holds": self._holds,
+        }
+        yield from ((name, tensor) for name, tensor in named.items() if tensor is not None)
+
+    def _put(self, places: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        assert self.slots is not None
+        if self.keys is None or self.values is None:
+            room = self.slots.shape
+            self.keys = keys.new_zeros(*room, keys.shape[-1])
+            self.values = values.new_zeros(*room, values.shape[-1])
+        flat = places.flatten().nonzero().flatten()
+        self.keys.flatten(0, 1).index_copy_(0, flat, keys)
+        self.values.flatten(0, 1).index_copy_(0, flat, values)
+        self.slots.flatten().index_copy_(0, flat, slots)
+
+    def _make_room(self, wanted: Tensor) -> None:
+        """Buffers for as many slots; what is fetched stays when they grow, and goes when they shrink."""
+        if self.slots is not None and self.slots.shape == wanted.shape:
+            return
+        more = -1 if self.slots is None else wanted.shape[1] - self.slots.shape[1]
+        if self.slots is None or more < 0 or self.slots.shape[0] != wanted.shape[0]:
+            self.keys = self.values = None
+            self.slots = torch.full_like(wanted, -1)
+            return
+        self.slots = torch.nn.functional.pad(self.slots, (0, more), value=-1)
+        if self.keys is not None and self.values is not None:
+            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, more))
+            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, more))
+
+    def _count(self, wanted: Tensor, missing: Tensor, heads: int) -> None:
+        lost = missing.sum(dim=1)
+        fetched = int(lost.sum())
+        self.spent.fetched += fetched
+        if self._holds is not None:
+            asked = (wanted >= 0).sum(dim=1)
+            self.spent.selections += 1
+            self.spent.wanted += int(asked.sum())
+            self.spent.reused += int(asked.sum()) - fetched
+            self.spent.reused_evenly += int((asked - lost).view(-1, heads).amin(dim=1).sum()) * heads
+
+
+def _overlap(held: Tensor, wanted: Tensor, stored: int) -> tuple[Tensor, Tensor]:
+    """Which wanted slots are held, and which held ones are wanted; the entry behind the last slot stands for none."""
+    nowhere = stored
+    gone = (held < 0) | (held >= stored)  # after a step back there may be slots of what is no more
+    held, wanted = held.masked_fill(gone, nowhere).long(), wanted.masked_fill(wanted < 0, nowhere).long()
+    table = torch.zeros(held.shape[0], stored + 1, dtype=torch.bool, device=held.device)
+    table.scatter_(1, held, True)[:, nowhere] = False
+    there = table.gather(1, wanted)
+    table.zero_().scatter_(1, wanted, True)[:, nowhere] = False
+    return there, table.gather(1, held)
+
+
+def _first(free: Tensor, needed: Tensor) -> Tensor:
+    """The first `needed` places of each lane that are free."""
+    return free & (free.cumsum(dim=1) <= needed)

@@ -1,0 +1,89 @@
+"""Losses over tokens that do not all count the same.
+
+The head over the vocabulary is computed only where a weight is positive. Knows nothing of where the weights come from.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from kvfold.train.base.batches import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLoss:
+    """A mean loss to differentiate, and how many of the scored replies were right."""
+
+    mean: Tensor  # weighted mean of the cross-entropies
+    right: int  # stretches of full weight in which every token was the most likely one
+    scored: int  # stretches of full weight: the scored replies
+
+
+class TextLoss:
+    """The loss of a causal language model over batches of text. A mask of ones keeps jumps in positions from being
+    read as packed sequences."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.bfloat16 = quick_in_bfloat16(next(model.parameters()).device)
+
+    def __call__(self, batch: Batch) -> TokenLoss:
+        """The loss of one batch."""
+        device = next(self.model.parameters()).device
+        ids = batch.ids.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            output = self.model.model(
+                input_ids=ids,
+                position_ids=batch.positions.to(device),
+                attention_mask=torch.ones_like(ids),
+                use_cache=False,
+            )
+            return next_token_loss(output.last_hidden_state, self.model.lm_head, ids, batch.weights.to(device))
+
+
+def next_token_loss(
+    hidden: Float[Tensor, "B Q width"], head: nn.Module, ids: Int[Tensor, "B Q"], weights: Float[Tensor, "B Q"]
+) -> TokenLoss:
+    """Cross-entropy of every next token; a weight counts its own token, not the one before it."""
+    wanted = weights[:, 1:] > 0
+    logits = head(hidden[:, :-1][wanted]).float()
+    targets, shares = ids[:, 1:][wanted], weights[:, 1:][wanted]
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    scored, right = whole_replies(weights[:, 1:], wanted, logits.detach().argmax(-1) == targets)
+    return TokenLoss(mean=(losses * shares).sum() / shares.sum().clamp_min(1e-6), right=right, scored=scored)
+
+
+def whole_replies(
+    weights: Float[Tensor, "B Q"], wanted: Bool[Tensor, "B Q"], right: Bool[Tensor, " wanted"]
+) -> tuple[int, int]:
+    """How many stretches of full weight there are, and in how many of them every token is right."""
+    full = weights[wanted] >= 1
+    stretch = _stretches(weights >= 1)[wanted]
+    scored, missed = stretch[full].unique(), stretch[~right & full].unique()
+    return len(scored), len(scored) - len(missed)
+
+
+def _stretches(full: Bool[Tensor, "B Q"]) -> Int[Tensor, "B Q"]:
+    """A number for every run of full weight, the same for all its tokens; token accuracy would hide wrong values."""
+    starts = full & ~nn.functional.pad(full[:, :-1], (1, 0))
+    return starts.flatten().long().cumsum(0).view_as(full)
+
+
+def quick_in_bfloat16(device: torch.device) -> bool:
+    """Whether products are quicker in bfloat16 than in float32 here; processors without them emulate bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    took = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(512, 512, dtype=dtype, device=device)
+        laps = []
+        for _ in range(8):
+            started = time.monotonic()
+            _ = square @ square
+            laps.append(time.monotonic() - started)
+        took[dtype] = min(laps)
+    return took[torch.bfloat16] < took[torch.float32]

@@ -1,0 +1,176 @@
+"""Attention over latents, against attention over what the bases read back, and rotations with their inverse."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fakes import model_of
+from kvfold.attention.low_rank import Bases, Basis, Laid, LatentBlock, attend_latents
+from kvfold.attention.low_rank_kernel import attend_rows, fits
+from kvfold.attention.reference import attend_part
+from kvfold.attention.rotary import rotate, unrotate
+from kvfold.encode.lowrank.part import LowRankPart
+from kvfold.hf.rotary import rotary_of
+from kvfold.memory.kv import KV
+from ranks import form
+
+HEADS, SIZE, SCALE = 2, 8, 0.3
+
+
+def blocks_of(own, counts, dtype=torch.float32):
+    """Random slots, so many of each level."""
+    start, found = 0, []
+    for count, (keys, values) in zip(counts, own.levels, strict=True):
+        positions = torch.arange(start, start + count, dtype=torch.int32)
+        found.append(
+            LatentBlock(
+                keys=torch.randn(count, keys).to(dtype),
+                values=torch.randn(count, values).to(dtype),
+                positions=positions,
+            )
+        )
+        start += count
+    return [block for block in found if len(block.positions)]
+
+
+def as_stored(block, bases):
+    keys, values = (
+        side.unflattened(side.flattened(numbers), *numbers.shape)
+        for side, numbers in ((bases.keys, block.keys), (bases.values, block.values))
+    )
+    assert torch.equal(keys, block.keys)
+    assert torch.equal(values, block.values)
+    return LatentBlock(keys=keys, values=values, positions=block.positions)
+
+
+def read_back(blocks, bases):
+    keys = torch.cat([bases.read_keys(block) for block in blocks]).transpose(0, 1)[None]
+    values = torch.cat([bases.read_values(block) for block in blocks]).transpose(0, 1)[None]
+    return keys, values
+
+
+@pytest.mark.parametrize("laid", [False, True])
+@pytest.mark.parametrize("parts", [1, HEADS])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turned, dtype, parts, laid):
+    own = form(HEADS, SIZE, rotary=rotary_of(model_of("llama")) if turned else None, parts=parts)
+    blocks = blocks_of(own, [3, 0, 5, 1, 2, 0, 4, 7], dtype)
+    if laid:
+        blocks = [as_stored(block, own.bases) for block in blocks]
+    queries = torch.randn(6, 5, SIZE).to(dtype)
+    found = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
+    keys, values = read_back(blocks, own.bases)
+    output, weights = attend_part(queries[None].float(), keys.float(), values.float(), scale=SCALE)
+    close = 3e-2 if dtype == torch.bfloat16 else 1e-4
+    assert found.output.dtype == dtype
+    assert (found.output.float() - output).abs().max() < close * output.abs().max()
+    assert (found.log_sum_exp.float() - weights).abs().max() < close * weights.abs().max()
+
+
+@pytest.mark.parametrize("parts", [1, HEADS])
+def test_many_queries_are_answered_in_pieces_as_in_one(parts):
+    own = form(HEADS, SIZE, parts=parts)
+    blocks, queries = blocks_of(own, [0, 0, 9, 9, 9, 9, 9, 9]), torch.randn(4, 300, SIZE)
+    whole = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
+    from kvfold.attention import low_rank as latent
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latent, "_SCORES", 64)
+        patch.setattr(latent, "_TILE", 4)
+        patch.setattr(latent, "_WIDE_TILE", 4)
+        pieces = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
+    assert torch.allclose(whole.output, pieces.output, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(whole.log_sum_exp, pieces.log_sum_exp, rtol=1e-4, atol=1e-5)
+
+
+def test_a_latent_cut_to_r_dimensions_is_the_projection_onto_the_first_r():
+    own = form(HEADS, SIZE).bases.keys
+    numbers = torch.randn(20, HEADS * SIZE)
+    for rank in (1, 7, HEADS * SIZE):
+        latents = (numbers - own.mean) @ own.encode[0, :, :rank]
+        wanted = torch.cat([latents @ head for head in own.decode[:, :rank]], dim=1) + own.mean
+        assert torch.allclose(own.read(own.write(numbers)[:, :rank]), wanted, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(own.read(own.write(numbers)), numbers, rtol=1e-4, atol=1e-4)
+
+
+def test_a_latent_of_parts_is_the_projection_of_each_head_by_itself():
+    own = form(HEADS, SIZE, parts=HEADS).bases.keys
+    numbers = torch.randn(20, HEADS * SIZE)
+    for rank in (1, 3, SIZE):
+        wanted = [
+            (numbers - own.mean).view(20, HEADS, SIZE)[:, head] @ own.encode[head, :, :rank] @ own.decode[head, :rank]
+            for head in range(HEADS)
+        ]
+        found = own.read(own.write(numbers)[:, : rank * HEADS])
+        assert torch.allclose(found, torch.cat(wanted, dim=1) + own.mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
+def test_keys_turn_back_to_what_they_were(family):
+    model = model_of(family)
+    positions = torch.tensor([0, 3, 200, 17])
+    cosines, sines = rotary_of(model).at(positions)
+    keys = torch.randn(4, cosines.shape[-1] + 4)
+    scaled = (1.7 * cosines, 1.7 * sines)  # an attention scaling, as long-context kinds have
+    for angles in ((cosines, sines), scaled):
+        assert torch.allclose(unrotate(rotate(keys, *angles), *angles), keys, rtol=1e-4, atol=1e-5)
+
+
+def test_rotations_are_those_of_the_model():
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    model, positions = model_of("llama"), torch.tensor([[0, 5, 77]])
+    keys = torch.randn(1, 2, 3, SIZE)
+    angles = model.model.rotary_emb(keys, positions)
+    wanted = apply_rotary_pos_emb(keys, keys, *angles)[1]
+    cosines, sines = rotary_of(model).at(positions[0])
+    assert torch.allclose(rotate(keys, cosines, sines), wanted, rtol=1e-5, atol=1e-6)
+
+
+def moved(basis, device):
+    return Basis(encode=basis.encode.to(device), decode=basis.decode.to(device), mean=basis.mean.to(device))
+
+
+def part_of(own, *, dtype, device, rows=3, slots=700):
+    """Random slots in random levels; the last row has few."""
+    keys, values = (torch.randn(rows, HEADS, slots, SIZE, device=device).to(dtype) for _ in range(2))
+    positions = torch.arange(slots, device=device).expand(rows, HEADS, slots)
+    kept = torch.rand(rows, 1, slots, device=device) < torch.tensor([0.9, 0.5, 0.01], device=device)[:, None, None]
+
+    def deal(keys, values, positions):
+        return torch.randint(0, len(own.levels), (len(keys),), device=keys.device)
+
+    return LowRankPart.of(KV(keys, values, positions), kept.expand(rows, HEADS, slots), deal, own)
+
+
+def kernel_and_blocks(device, dtype, parts, codes):
+    """What the kernel answers, and what the blocks answer to the same queries, wider."""
+    own = form(HEADS, SIZE, parts=parts, codes=codes)
+    own = replace(own, bases=Bases(keys=moved(own.bases.keys, device), values=moved(own.bases.values, device)))
+    part = part_of(own, dtype=dtype, device=device)
+    queries = torch.randn(3, 6, 2, SIZE, device=device).to(dtype)
+    dims = torch.tensor(own.levels, dtype=torch.int32, device=device)
+    found = attend_rows(
+        queries, own.bases, keys=part.keys, values=part.values, scales=part.scales, held=part.held, dims=dims,
+        slots=int(part.held.sum(dim=1).max()), scale=SCALE,
+    )  # fmt: skip
+    return found, part.attend(queries.float(), scale=SCALE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("parts", [1, HEADS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_answers_for_all_rows_and_levels_what_the_blocks_answer(dtype, parts, codes):
+    found, wanted = kernel_and_blocks("cuda", dtype, parts, codes)
+    close = 0.03 if dtype == torch.bfloat16 else 0.005
+    assert found.output.dtype == dtype
+    assert (found.output.float() - wanted.output).abs().max() < close * wanted.output.abs().max()
+    assert (found.log_sum_exp - wanted.log_sum_exp).abs().max() < close * wanted.log_sum_exp.abs().max()
+
+
+def test_the_kernel_is_not_for_other_devices_types_and_bases():
+    own = form(HEADS, SIZE)
+    assert not fits(torch.randn(1, 2, 1, SIZE).half(), own.bases)

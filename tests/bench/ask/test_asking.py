@@ -1,0 +1,94 @@
+import dataclasses
+import pickle
+
+import pytest
+import torch
+from strangers import stranger
+
+from kvfold.bench.ask.asking import alike, ask, folded, slides, stops
+from kvfold.bench.ask.prompts import Prompt
+from kvfold.bench.suite import find
+
+
+def prompts(lengths, *, reply_tokens=6):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Prompt(
+            context=tuple(torch.randint(300, 2000, (length,), generator=generator).tolist()),
+            question=tuple(torch.randint(300, 2000, (3 + row,), generator=generator).tolist()),
+            reply_tokens=reply_tokens,
+        )
+        for row, length in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("plan", ["full", "snapkv(keep=0.3)", "streaming_llm(keep=0.3) + int8"])
+def test_together_prompts_are_answered_as_alone(plan):
+    asked = prompts([200, 64, 205, 66, 130])
+    together = ask(stranger(), plan, asked)
+    alone = [ask(stranger(), plan, [one])[0] for one in asked]
+    assert [one.tokens for one in together] == [one.tokens for one in alone]
+    assert len({tuple(one.tokens) for one in together}) > 1
+
+
+def test_long_contexts_are_read_in_pieces_without_a_trace(monkeypatch):
+    asked = prompts([700, 690])
+    whole = [one.tokens for one in ask(stranger(), "snapkv(keep=0.3)", asked)]
+    monkeypatch.setattr("kvfold.bench.ask.asking.PIECE", 100)
+    assert [one.tokens for one in ask(stranger(), "snapkv(keep=0.3)", asked)] == whole
+
+
+def test_each_prompt_has_its_own_length_of_reply():
+    one, other = prompts([100, 100])
+    answers = ask(stranger(), "full", [dataclasses.replace(one, reply_tokens=2), other])
+    assert [len(answer.tokens) for answer in answers] == [2, 6]
+
+
+def test_the_question_is_not_among_what_was_folded():
+    one = prompts([400])[0]
+    other = dataclasses.replace(one, question=one.question[::-1])
+    first, second = (ask(stranger(), "snapkv(keep=0.2)", [p])[0] for p in (one, other))
+    assert first.cost["stored_bytes"] == second.cost["stored_bytes"]
+    assert first.tokens != second.tokens
+    assert 0.15 < first.cost["stored"] <= 0.2
+
+
+def test_asking_leaves_the_fold_as_it_was():
+    from kvfold.bench.ask.asking import ask_rows
+
+    one = prompts([300])[0]
+    rows = folded(stranger(), "snapkv(keep=0.2)", [one.context])
+    first, again = (ask_rows(stranger(), rows, [one])[0] for _ in range(2))
+    assert first.tokens == again.tokens
+    assert rows.fed_tokens == [300]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [([], []), ([5], [[0]]), ([100, 50, 101, 51, 105], [[1, 3], [0, 2], [4]]), ([640, 660, 661], [[0, 1], [2]])],
+)
+def test_rows_of_like_length_go_together(lengths, groups):
+    assert alike(lengths, alone=False) == groups
+    assert alike(lengths, alone=True) == [[row] for group in groups for row in group]
+
+
+def test_models_with_sliding_layers_are_asked_one_by_one():
+    subject = stranger(slides=True)
+    assert slides(subject)
+    assert not slides(stranger())
+    asked = prompts([40, 41])
+    assert [one.tokens for one in ask(subject, "full", asked)] == [ask(subject, "full", [p])[0].tokens for p in asked]
+
+
+def test_every_token_that_ends_a_reply_stops_it(monkeypatch):
+    subject = stranger()
+    assert subject.tokenizer.eos_token_id in stops(subject)
+    monkeypatch.setattr(subject.model.generation_config, "eos_token_id", [7, 9])
+    assert stops(subject) == {subject.tokenizer.eos_token_id, 7, 9}
+
+
+@pytest.mark.parametrize("name", ["needle", "ruler"])
+def test_samples_and_suites_can_be_sent_to_another_process(name):
+    suite = find(name)
+    samples = suite.samples(n=4, seed=0)
+    assert pickle.loads(pickle.dumps((suite, samples))) == (suite, samples)

@@ -1,0 +1,113 @@
+import made
+import pytest
+
+from kvfold.bench.report import tables
+
+
+def test_rows_stand_ceiling_first_floor_second_then_by_size():
+    (shown,) = tables.tables(made.run())
+    assert [row.label for row in shown.rows] == [
+        "full",
+        "none",
+        "snapkv(keep=0.5)",
+        "streaming_llm(keep=0.5)",
+        "snapkv(keep=0.2)",
+    ]
+
+
+def test_of_two_scopes_the_better_is_shown_and_named():
+    (shown,) = tables.tables(made.run())
+    plans = [row.record.plan for row in shown.rows]
+    assert 'snapkv(keep=0.5, scope="turn")' in plans
+    assert 'snapkv(keep=0.2, scope="history")' in plans
+    assert len(plans) == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['h2o(keep=0.5, scope="turn")', "h2o(scope='turn', keep=0.5)", 'h2o(keep=0.5, scope = "history")'],
+)
+def test_a_plan_without_its_scope_is_still_a_plan(text):
+    assert tables.without_scope(text) == "h2o(keep=0.5)"
+
+
+def test_a_difference_inside_the_interval_is_printed_as_a_tie():
+    (shown,) = tables.tables(made.run())
+    words = {row.label: tables.cells(shown, row) for row in shown.rows}
+    assert words["full"][7] == ""
+    assert words["snapkv(keep=0.5)"][7] == "tie"
+    assert words["streaming_llm(keep=0.5)"][7].startswith("-0.400 (")
+
+
+def test_the_best_of_a_size_is_marked_and_so_is_a_tie_with_it():
+    (shown,) = tables.tables([*made.run(), made.record("h2o(keep=0.5)", 0.5, (1.0,) * 17 + (0.0,) * 3)])
+    standing = {row.label: row.standing for row in shown.rows}
+    assert standing["snapkv(keep=0.5)"] == "best"
+    assert standing["h2o(keep=0.5)"] == "tie"
+    assert standing["streaming_llm(keep=0.5)"] == ""
+    assert standing["full"] == ""
+
+
+def test_records_on_other_samples_get_a_table_of_their_own():
+    assert len(tables.tables([*made.run(), made.record(seed=3)])) == 2
+
+
+def test_a_floor_that_equals_the_ceiling_is_said():
+    (shown,) = tables.tables([made.record(full=0.4, none=0.4, remarks=("no headroom: 0.400 is not below 0.400",))])
+    assert shown.warnings[0].startswith("no headroom")
+    assert "warning: no headroom" in tables.markdown(shown)
+
+
+def test_savings_that_are_not_there_are_said():
+    (shown,) = tables.tables([made.record(keep=0.2, stored=1.0)])
+    assert shown.warnings == ("snapkv(keep=0.5) promises to keep 0.20 and stores 1.000",)
+
+
+def test_markdown_has_a_line_for_each_row_and_the_shortcut_below():
+    (shown,) = tables.tables(made.run())
+    text = tables.markdown(shown)
+    body = [line for line in text.splitlines() if line.startswith("| `")]
+    assert len(body) == 5
+    assert all(line.count("|") == len(tables.heads(shown)) + 1 for line in body)
+    assert "best shortcut without memory of bindings, same samples: 0.300" in text
+
+
+def test_where_several_are_equally_good_none_is_the_best():
+    (shown,) = tables.tables([made.record("h2o(keep=0.5)"), made.record("snapkv(keep=0.5)"), made.record("full", None)])
+    assert [row.standing for row in shown.rows] == ["", "tie", "tie"]
+
+
+def test_a_plan_of_ours_stands_beside_the_best_rival_of_its_size():
+    better, worse = (1.0,) * 20, (0.0,) * 20
+    rivals = [
+        made.record("kvpress:SnapKV(keep=0.5)", 0.5, (1.0, 0.0) * 10),
+        made.record("kvpress:ThinK(keep=0.5)", 0.5, worse),
+    ]
+    ours = [
+        made.record("h2o(keep=0.5)", 0.5, better),
+        made.record("h2o(keep=0.2)", 0.2, better),
+        made.record("full", None, better),
+    ]
+    (shown,) = tables.tables([*ours, *rivals])
+    column = tables.heads(shown).index(tables.AGAINST_RIVAL)
+    words = {row.label: tables.cells(shown, row)[column] for row in shown.rows}
+    assert words.pop("h2o(keep=0.5)").startswith("+0.500 (+")
+    assert set(words.values()) == {""}
+
+
+def test_where_no_rival_ran_there_is_no_column_for_one():
+    (shown,) = tables.tables(made.run())
+    assert tables.AGAINST_RIVAL not in tables.heads(shown)
+
+
+def test_small_scores_show_more_digits():
+    (shown,) = tables.tables([made.record("full", None, (0.0123, 0.0125), full=0.0124)])
+    assert tables.cells(shown, shown.rows[0])[5] == "0.01240"
+
+
+def test_what_else_was_measured_has_a_column_where_some_record_has_it():
+    measured = made.record("full", None, metrics={"kl": 0.01234567, "seconds": 3.0}, metric_intervals={"kl": (0.0, 1)})
+    (shown,) = tables.tables([measured, made.record("none", None)])
+    assert shown.measures == ("kl",)
+    column = tables.heads(shown).index("kl")
+    assert [tables.cells(shown, row)[column] for row in shown.rows] == ["0.01235 (0 to 1)", ""]

@@ -1,0 +1,93 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from faults import FaultySuite
+from random_model import save_random_model
+
+from kvfold.bench.run.executor import InProcess, open_executor
+from kvfold.bench.run.setting import Setting, set_up
+from kvfold.bench.run.subject import open_subject
+from kvfold.errors import ModelError, SuiteError
+
+PLAN = "streaming_llm(keep=0.5)"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("model"))
+
+
+def setting(model: Path, folder: Path, **faults) -> Setting:
+    suite = FaultySuite(folder=folder, **faults)
+    return Setting(suite=suite, subject=open_subject(str(model)), n=5, seed=3, threads=1)
+
+
+def answers(where, asked: Setting):
+    return [outcome for some in where.map(asked, PLAN, asked.spans) for outcome in some]
+
+
+def test_spans_cover_every_sample_once(model, tmp_path):
+    spans = setting(model, tmp_path).spans
+    assert [i for span in spans for i in range(span.start, span.stop)] == list(range(5))
+    assert {span.stop - span.start for span in spans} == {2, 1}
+
+
+def test_an_order_sets_up_the_same_setting_elsewhere(model, tmp_path):
+    first = setting(model, tmp_path)
+    again = set_up(pickle.loads(pickle.dumps(first.order)))
+    assert again.asked == first.asked
+    assert again.samples == first.samples
+
+
+def test_a_worker_with_other_weights_is_refused(model, tmp_path):
+    asked = setting(model, tmp_path)
+    other = save_random_model(tmp_path / "other", seed=1)
+    order = type(asked.order)(**{n: getattr(asked.order, n) for n in asked.order.__slots__} | {"model": str(other)})
+    with pytest.raises(ModelError, match="it found other weights"):
+        set_up(order)
+
+
+def test_an_unknown_executor_names_the_real_ones():
+    with pytest.raises(SuiteError, match="here, processes and ray"):
+        open_executor("cloud", workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["processes", "ray"])
+class TestWorkers:
+    """What must hold wherever the work is done."""
+
+    @pytest.fixture(autouse=True)
+    def path(self, monkeypatch):
+        """Workers must find the suite of this test, which is in no package."""
+        pytest.importorskip("ray")
+        monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine starts slowly
+        here = str(Path(__file__).parent)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+
+    @pytest.fixture
+    def opened(self, name):
+        """The executor with two workers; a machine on which Ray cannot start says so."""
+        try:
+            where = open_executor(name, workers=2)
+        except SuiteError as error:
+            pytest.skip(str(error))
+        with where:
+            yield where
+
+    def test_results_are_those_of_this_process_bit_for_bit_though_a_worker_dies(self, opened, model, tmp_path):
+        expected = answers(InProcess(), setting(model, tmp_path))
+        asked = setting(model, tmp_path, dies_at=2)
+        assert answers(opened, asked) == expected
+        assert (tmp_path / "died").exists(), "no worker died, so nothing was shown"
+
+    def test_what_always_fails_is_given_up_and_a_mistake_is_not_repeated(self, opened, model, tmp_path):
+        with pytest.raises(SuiteError, match="3 attempts failed, the last with RuntimeError: always"):
+            answers(opened, setting(model, tmp_path, fails_at=0))
+        tries = (tmp_path / "tries").read_text()
+        with pytest.raises(SuiteError, match="yours"):
+            answers(opened, setting(model, tmp_path, refuses_at=0))
+        assert len(tries.split()) == 3
+        assert len((tmp_path / "refusals").read_text().split()) == 1

@@ -1,0 +1,76 @@
+"""The raw tail: one token copied per token, buffers that grow by an eighth, older tails that stay as they were."""
+
+import torch
+
+from kvfold.memory.tail import PAD, Tail
+
+
+def grown(columns, *, rows=2, counts_mass=False):
+    tail = Tail.empty(torch.empty(rows, 2, 0, 4), torch.empty(rows, 2, 0, 3), start=5, counts_mass=counts_mass)
+    return added(tail, columns) if columns else tail
+
+
+def added(tail, columns, valid=None):
+    rows = tail.keys.shape[0]
+    positions = torch.arange(tail.length, tail.length + columns).expand(rows, columns)
+    keys, values = torch.randn(rows, 2, columns, 4), torch.randn(rows, 2, columns, 3)
+    return tail.append(keys, values, positions=positions, valid=valid)
+
+
+def test_buffers_grow_by_an_eighth_and_only_when_they_must():
+    tail = grown(80)
+    assert tail.keys.shape[2] == 90
+    later = added(tail, 10)
+    assert later.keys.data_ptr() == tail.keys.data_ptr()
+    assert added(later, 1).keys.shape[2] == 91 + 11
+
+
+def test_an_older_tail_is_as_it_was_while_newer_tokens_are_written_behind_it():
+    tail = grown(80)
+    before = tail.keys[:, :, :80].clone()
+    first = added(tail, 3)
+    second = added(tail, 3)
+    assert torch.equal(tail.keys[:, :, :80], before)
+    assert first.length == second.length == 83
+    assert first.keys.data_ptr() == second.keys.data_ptr()
+
+
+def test_what_is_left_fits_exactly():
+    left = added(grown(80, counts_mass=True), 5).after(82)
+    assert (left.length, left.start) == (3, 87)
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for _, tensor in left.tensors())
+    assert left.slack_bytes == 0
+    assert grown(80).after(80).slack_bytes == 0
+
+
+def test_slack_is_what_lies_behind_the_last_column():
+    assert grown(80).slack_bytes == 10 * 2 * (2 * 4 * 4 + 2 * 3 * 4 + 4)
+
+
+def test_pads_are_columns_without_a_position():
+    valid = torch.tensor([[True, False, True], [True, True, True]])
+    tail = added(grown(2), 3, valid)
+    assert tail.padded
+    assert tail.valid.tolist() == [[True, True, True, False, True], [True] * 5]
+    gone = torch.zeros(2, 5, dtype=torch.bool)
+    gone[1, 4] = True
+    fewer = tail.without(gone)
+    assert fewer.valid[1].tolist() == [True] * 4 + [False]
+    assert tail.valid[1].all()
+    assert not tail.rows([1]).after(0).padded
+    assert (tail.positions == PAD).sum() == 1 + 2 * (tail.keys.shape[2] - 5)
+
+
+def test_rows_and_crops_are_values():
+    tail = grown(6, counts_mass=True)
+    swapped = tail.rows([1, 0, 1])
+    assert torch.equal(swapped.keys[0], tail.keys[1])
+    assert swapped.cropped(4).length == 4
+    assert swapped.cropped(4).mass.shape[2] == 4
+
+
+def test_buffers_made_in_inference_mode_can_be_written_outside():
+    with torch.inference_mode():
+        tail = grown(4)
+    assert not tail.keys.is_inference()
+    assert added(tail, 60).length == 64

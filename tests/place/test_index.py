@@ -1,0 +1,119 @@
+"""The index bounds what it should, and a budget takes exactly its number of slots, whole sentences first."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvfold.place.digests import halves, mean, minmax, spread
+from kvfold.place.index import Index, favoured, take
+
+
+def indexed(keys, lengths, summarise=minmax):
+    """An index of one lane, summarised at once."""
+    index = Index.empty(1, torch.device("cpu"))
+    flat = torch.tensor(lengths)
+    return index.extend([lengths], summarise(keys[: sum(lengths)], flat))
+
+
+def written_out(summary, queries, scale):
+    """Scores in full precision, of every query for every sentence."""
+    return (queries @ summary.centres[:, 0].T + queries.abs() @ summary.spreads[:, 0].T) * scale
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_extremes_bound_every_product_of_their_sentence(lengths, seed):
+    torch.manual_seed(seed)
+    keys, queries = torch.randn(sum(lengths), 8), torch.randn(5, 8)
+    scores = written_out(minmax(keys, torch.tensor(lengths)), queries, 0.5)
+    for number, piece in enumerate(keys.split(lengths)):
+        best = (queries @ piece.T * 0.5).amax(dim=1)
+        assert bool((scores[:, number] >= best - 1e-5).all())
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=2, max_size=8), seed=st.integers(0, 99))
+def test_scores_are_those_of_the_summaries_up_to_a_number_a_query(lengths, seed):
+    torch.manual_seed(seed)
+    keys, queries = 10 + torch.randn(sum(lengths), 8), torch.randn(1, 5, 8)
+    index = indexed(keys, lengths[:1])
+    later = torch.tensor(lengths[1:])
+    index = index.extend([lengths[1:]], minmax(keys[lengths[0] : sum(lengths)], later))
+    scores = index.scores(queries, scale=0.5)[0]
+    exact = written_out(minmax(keys, torch.tensor(lengths)), queries[0], 0.5)
+    apart = (scores - exact) - (scores - exact)[:, :1]
+    assert float(apart.abs().max()) < 0.01 * float(exact.abs().max()) + 0.2
+
+
+def test_means_and_halves_are_what_they_say():
+    keys = torch.tensor([[0.0, 2.0], [2.0, 4.0], [7.0, 7.0]])
+    lengths = torch.tensor([2, 1])
+    assert mean(keys, lengths).centres[:, 0].tolist() == [[1, 3], [7, 7]]
+    assert spread(keys, lengths).spreads[:, 0].tolist() == [[1, 1], [0, 0]]
+    assert halves(keys, lengths).centres.tolist() == [[[0, 2], [2, 4]], [[7, 7], [7, 7]]]
+
+
+@st.composite
+def lanes(draw):
+    """Lengths of the sentences of some lanes, what is open behind them, budgets, newest, scores."""
+    every = []
+    for _ in range(draw(st.integers(1, 4))):
+        lengths = draw(st.lists(st.integers(1, 9), max_size=12))
+        opened = draw(st.integers(0, 9))
+        if not sum(lengths) + opened:
+            opened = 1
+        stored = sum(lengths) + opened
+        newest = min(max(draw(st.integers(1, 6)), opened), stored)
+        every.append((lengths, stored, draw(st.integers(min(newest, stored), stored)), newest))
+    return every, draw(st.integers(0, 99))
+
+
+@settings(max_examples=200)
+@given(case=lanes())
+def test_a_budget_is_met_exactly_by_the_newest_and_the_best_sentences(case):
+    every, seed = case
+    torch.manual_seed(seed)
+    index = Index.empty(len(every), torch.device("cpu"))
+    lengths = [own for own, *_ in every]
+    flat = torch.tensor([length for own in lengths for length in own], dtype=torch.long)
+    index = index.extend(lengths, mean(torch.randn(int(flat.sum()), 4), flat)) if len(flat) else index
+    scores = torch.randn(index.sizes.shape)
+    found = take(index, scores, counts=[one[1] for one in every], budgets=[one[2] for one in every],
+                 newest=[one[3] for one in every])  # fmt: skip
+    for lane, (own, stored, budget, newest) in enumerate(every):
+        slots = [slot for slot in found[lane].tolist() if slot >= 0]
+        assert len(slots) == len(set(slots)) == budget
+        assert set(range(stored - newest, stored)) <= set(slots) <= set(range(stored))
+        assert set(slots) == best_by_hand(own, stored, budget, newest, scores[lane, index.sizes[lane] > 0].tolist())
+
+
+def best_by_hand(lengths, stored, budget, newest, scores):
+    """Sentences one after the other, as a person would take them."""
+    chosen = list(range(stored - newest, stored))
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    for number in sorted(range(len(lengths)), key=lambda number: -scores[number]):
+        span = range(starts[number], min(starts[number] + lengths[number], stored - newest))
+        chosen += list(span)[: budget - len(chosen)]
+    return set(chosen)
+
+
+def test_an_index_grows_sentence_after_sentence():
+    torch.manual_seed(0)
+    keys = torch.randn(30, 4)
+    whole = indexed(keys, [5, 6, 4, 8])
+    grown = indexed(keys, [5, 6]).extend([[4, 8]], minmax(keys[11:23], torch.tensor([4, 8])))
+    assert grown.closed == whole.closed == (23,)
+    assert torch.equal(grown.starts, whole.starts)
+    assert torch.equal(grown.sizes, whole.sizes)
+    assert torch.equal(grown.centres[:, :2], indexed(keys, [5, 6]).centres)
+
+
+def test_favoured_sentences_are_those_with_the_best_votes_until_their_slots_are_taken():
+    index = Index.empty(4, torch.device("cpu"))  # two rows of two heads; the second row has one sentence less
+    lengths = [[3, 2, 4], [3, 2, 4], [2, 5], [2, 5]]
+    index = index.extend(lengths, mean(torch.randn(32, 4), torch.tensor([n for own in lengths for n in own])))
+    votes = torch.zeros(2, 11)
+    votes[0, 4], votes[0, 8], votes[0, 10] = 0.5, 0.3, 0.9  # the last slot is in no finished sentence
+    votes[1, 0], votes[1, 6] = 0.1, 0.2
+    assert favoured(index, votes, slots=[2, 0])[::2].tolist() == [[False, True, False], [False, False, False]]
+    some = favoured(index, votes, slots=[3, 9])
+    assert some[::2].tolist() == [[False, True, True], [True, True, False]]
+    assert torch.equal(some[0], some[1])
