@@ -13,7 +13,8 @@ from kvfold.hf.attention import serve
 from kvfold.hf.binding import Home, PreTrainedModel
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.token_ids import Text
-from kvfold.memory.memory import Boundaries, Memory
+from kvfold.memory.forward import Boundaries
+from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
 
 SINKS = 4  # first real tokens of a row that every plan keeps raw
@@ -42,17 +43,29 @@ def cache(
     Raises PlanError for a plan that cannot be read, BudgetError for one that cannot hold the pinned tokens and
     ModelError for a model whose layers cannot be folded.
     """
+    boundaries = Boundaries(prompt=prompt_tokens, stride=stride if prompt_tokens != 0 else None)
+    return cache_with(model, plan, boundaries=boundaries, pinned=pinned, tokenizer=tokenizer)
+
+
+def cache_with(
+    model: PreTrainedModel,
+    plan: Plan | str,
+    *,
+    boundaries: Boundaries,
+    pinned: int = SINKS,
+    tokenizer: Any = None,
+) -> FoldedCache:
+    """Make a folded cache that folds at these boundaries. Raises as `cache` does."""
     chosen = Plan.parse(plan) if isinstance(plan, str) else plan
     stock = stock_layers.layers_for(model)
     folding = [index for index, layer in enumerate(stock) if stock_layers.folds(layer)]
     rules = chosen.rules(pinned=pinned, layers=len(folding), layout=layout_for(model, chosen.encode))
-    boundaries = Boundaries(prompt=prompt_tokens, stride=stride if prompt_tokens != 0 else None)
     serve(model)
     return FoldedCache(
-        memory=Memory(rules, layers=folding, boundaries=boundaries, plan=str(chosen)),
+        memory=Memory(rules, layers=folding, boundaries=boundaries),
         plan=chosen,
         stock=stock,
         home=Home.of(model),
-        text=Text.of(model, tokenizer, rules.ends) if rules.reads_text else None,
+        text=Text.of(model, tokenizer, rules.delimiters) if rules.reads_ids or rules.delimiters is not None else None,
         adapter=find_adapter(model, chosen.select),
     )

@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import pkgutil
+import warnings
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from types import NoneType, UnionType
@@ -21,8 +22,9 @@ from kvfold.budget.budget import Budget
 from kvfold.encode.base import Encode
 from kvfold.encode.dense import Dense
 from kvfold.errors import BudgetError, KvfoldError, PlanError
-from kvfold.memory.fold import Rules
-from kvfold.memory.part import Layout, Placer
+from kvfold.memory.attention_sums import AttentionSums
+from kvfold.memory.part import Layout, Placement
+from kvfold.memory.rules import Rules
 from kvfold.place.base import Place
 from kvfold.place.device import Device
 from kvfold.select.base import Select
@@ -67,7 +69,9 @@ class Plan:
         texts = [_text_of(member) for axis in _AXES if (member := getattr(self, axis)) != getattr(default, axis)]
         return " + ".join(texts) or "full"
 
-    def rules(self, *, pinned: int, layers: int, layout: Layout | None = None, opened: Placer | None = None) -> Rules:
+    def rules(
+        self, *, pinned: int, layers: int, layout: Layout | None = None, opened: Placement | None = None
+    ) -> Rules:
         """What the layers of a model fold by; `layout` is the encode member's, bound to what was learned of the model,
         `opened` the place member's, if their cache has one already.
 
@@ -77,22 +81,22 @@ class Plan:
         if budget is not None:
             budget.check(pinned=pinned)
         return Rules(
-            chooser=self.select,
-            codec=layout or self.encode,
+            select=self.select,
+            layout=layout or self.encode,
             raw=_DENSE,
             pinned=pinned,
             layers=layers,
-            placer=self._placer(pinned) if opened is None else opened,
+            placement=self._placement(pinned) if opened is None else opened,
         )
 
-    def _placer(self, pinned: int) -> Placer | None:
-        placer = self.place.open(pinned=pinned)
-        if placer is not None and self.select.needs.mass:
+    def _placement(self, pinned: int) -> Placement | None:
+        placement = self.place.open(pinned=pinned)
+        if placement is not None and any(isinstance(one, AttentionSums) for one in self.select.records):
             raise PlanError(
                 f"{self} was asked for; {_name_of(type(self.select))} adds up the attention that every slot receives, "
                 f"and with {_name_of(type(self.place))} most slots are not read; give one without such sums"
             )
-        return placer
+        return placement
 
     @property
     def keep(self) -> float | None:
@@ -160,6 +164,7 @@ def _settings_of(kind: type[Member]) -> list[str]:
 
 def _build(name: str, kind: type[Member], settings: dict[str, Any]) -> Member:
     known = _settings_of(kind)
+    settings = _renamed(name, kind, settings)
     unknown = [key for key in settings if key not in known]
     if unknown:
         raise PlanError(
@@ -173,6 +178,17 @@ def _build(name: str, kind: type[Member], settings: dict[str, Any]) -> Member:
         return kind(**settings)
     except KvfoldError as error:
         raise type(error)(f"{name}: {error}") from error
+
+
+def _renamed(name: str, kind: type[Member], settings: dict[str, Any]) -> dict[str, Any]:
+    """Give settings their names of today; an older name works for this version, with one warning line."""
+    renamed = {}
+    for key, value in settings.items():
+        today = kind.renamed.get(key, key)
+        if today != key:
+            warnings.warn(f"{name}({key}=...) is now {name}({today}=...); give {today}=", FutureWarning, stacklevel=6)
+        renamed[today] = value
+    return renamed
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from kvfold.memory.asking import Asking
 
 import ranks
 from kvfold.attention.partial import Partial
 from kvfold.encode.int4 import Int4
 from kvfold.encode.lowrank.part import LowRankPart
-from kvfold.memory.asking import Asking
 from kvfold.memory.kv import KV
 from kvfold.memory.part import Part
 from kvfold.place.sentkv import SentKV

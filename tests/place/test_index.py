@@ -3,9 +3,9 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kvfold.place.index import Index, favoured, take
 
 from kvfold.place.digests import halves, mean, minmax, spread
-from kvfold.place.index import Index, favoured, take
 
 
 def indexed(keys, lengths, summarise=minmax):

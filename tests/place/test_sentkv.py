@@ -97,8 +97,9 @@ def test_a_prompt_in_pieces_never_lies_on_the_device_as_a_whole():
 
 def test_the_rest_as_one_mean_slot_is_nearer_to_everything_where_keys_are_alike():
     torch.manual_seed(0)
-    from kvfold.encode.dense import Dense
     from kvfold.memory.asking import Asking
+
+    from kvfold.encode.dense import Dense
     from kvfold.memory.kv import KV
     from kvfold.place.sentkv import SentKV
 

@@ -3,11 +3,11 @@
 import copy
 
 import torch
+from kvfold.memory.request import Segment
 
 import kvfold
 from driving import kept
 from fakes import model_of, text
-from kvfold.memory.request import Segment
 from kvfold.select.chunkkv import ChunkKV
 from kvfold.select.kvzip import KVzip
 from kvfold.select.mean_pool import MeanPool

@@ -105,7 +105,7 @@ class Adapter(nn.Module):
         )
         return torch.cat([unrotate(keys.float(), cosines, sines).flatten(2), values.float().flatten(2)], dim=-1)
 
-    def worth(self, keys: Float[Tensor, "B S L H D"], values: Float[Tensor, "B S L H D"],
+    def score(self, keys: Float[Tensor, "B S L H D"], values: Float[Tensor, "B S L H D"],
               positions: Int[Tensor, "B S"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:  # fmt: skip
         """What each slot is worth to later turns, 0 to 1."""
         return self.salience.worth(self.read(keys, values, positions), real)

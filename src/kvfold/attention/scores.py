@@ -8,8 +8,11 @@ for a few queries at a time, are what KVzip and ChunkKV go by.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import avg_pool1d, max_pool1d
 
 _BLOCK = (256, 1024)  # queries and slots of a block of weights, for each row and query head: it stays cached
+POOL = 7  # neighbours over which scores are averaged
+_DECAY = 0.9999  # a token of distance; close to 1, so that a neighbour of a top token outranks any other token
 _CUDA_BLOCK = (1024, 16384)  # the same where a launch costs more than the cache saves
 
 
@@ -75,3 +78,15 @@ def _after(some: slice, span: slice, device: torch.device) -> Tensor:
     """True where a slot comes after a query, [Q, S]."""
     rows = torch.arange(some.start, some.stop, device=device)
     return rows[:, None] < torch.arange(span.start, span.stop, device=device)
+
+
+def pool_and_dilate(scores: Float[Tensor, "B V S"], *, pool: int, reach: int) -> Float[Tensor, "B S"]:
+    """Smooth scores over `pool` neighbours, take the maximum over voters, and spread it to `reach` tokens around.
+
+    A token that is attended to is worth little without the words around it. Where two tokens inherit the same score,
+    the one nearer to the attended token comes first.
+    """
+    near = avg_pool1d(scores, pool, stride=1, padding=pool // 2, count_include_pad=False).amax(dim=1, keepdim=True)
+    for _ in range(reach):
+        near = torch.maximum(near, _DECAY * max_pool1d(near, 3, stride=1, padding=1))
+    return near[:, 0]

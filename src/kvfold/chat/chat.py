@@ -21,10 +21,9 @@ from kvfold.hf import snapshot
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, Settings, Tokenizer, feed, plain_settings, settings_for, settings_from, stream
 from kvfold.hf.load import fingerprint
-from kvfold.memory.memory import Boundaries
+from kvfold.memory.forward import Boundaries
 from kvfold.memory.snapshot import Snapshot
-from kvfold.open import SINKS
-from kvfold.open import cache as folded_cache
+from kvfold.open import SINKS, cache_with
 from kvfold.plan import Plan
 
 
@@ -73,8 +72,8 @@ class Chat:
         self._stops = frozenset(self.generation.eos_token_id or ())
         self._pinned = max(SINKS, self._template.pinned(messages))
         self._stride = stride
-        self._cache = folded_cache(model, plan, prompt_tokens=0, pinned=self._pinned, tokenizer=tokenizer)
-        self._cache.memory.boundaries = Boundaries(prompt=0, stride=stride)
+        boundaries = Boundaries(prompt=0, stride=stride)
+        self._cache = cache_with(model, plan, boundaries=boundaries, pinned=self._pinned, tokenizer=tokenizer)
         self._past = Past(messages=messages)
         self._open = False
 

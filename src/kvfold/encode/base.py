@@ -8,6 +8,7 @@ has settings only; hf/ finds what was learned for the model, and `bound` makes t
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -25,34 +26,35 @@ class Encode(ABC):
     """A way to store slots."""
 
     lossless: ClassVar[bool] = False
-    together: ClassVar[bool] = False  # whether all heads of a layer must keep the same slots
+    shared_heads: ClassVar[bool] = False  # whether all heads of a layer must keep the same slots
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})  # older names of settings, with their names of today
     paper: ClassVar[str | None] = None
 
     @property
     def adapter_source(self) -> str | None:
-        """For learned members: a folder or Hub name of the adapter, or "shipped"; None for members without one."""
+        """Name a folder or Hub name of the adapter, or "shipped"; None for members without one."""
         return None
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that it takes besides what it stores, once a model."""
+        """Count the bytes that it takes besides what it stores, once a model."""
         return 0
 
     def bound(self, ranks: Ranks) -> Layout:
-        """For learned members: the layout that the settings and an adapter make."""
+        """Make the layout of the settings and an adapter. Default: a member without an adapter is its layout."""
         return self
 
     def of_layer(self, index: int) -> "Encode":
-        """The layout of one layer: itself, unless layers differ."""
+        """Give the layout of one layer: itself, unless layers differ."""
         return self
 
     @abstractmethod
-    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
-        """A part of the slots that are True."""
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
+        """Make a part of the slots that are True."""
 
     @abstractmethod
-    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
-        """A part from what it saved. Raises ValueError for what contradicts itself."""
+    def from_state(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+        """Build a part from its state. Raises ValueError for what contradicts itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,19 +63,19 @@ class SlotCodec(Encode):
 
     @abstractmethod
     def encode(self, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> Payload:
-        """What is stored of these slots: tensors with the same leading dimensions."""
+        """Write slots: tensors with the same leading dimensions."""
 
     @abstractmethod
     def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values again, in `dtype`."""
+        """Read keys and values again, in `dtype`."""
 
-    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
-        """A dense part of the slots that are True."""
-        return DensePart.of(kv, self, kept=kept, mass=mass)
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
+        """Make a dense part of the slots that are True."""
+        return DensePart.of(kv, self, kept=kept)
 
-    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
-        """A dense part from what it saved."""
-        return DensePart.restored(plain, tensors, self)
+    def from_state(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+        """Build a dense part from its state."""
+        return DensePart.from_state(plain, tensors, self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,21 +84,21 @@ class Learned(Encode):
 
     adapter: str = "shipped"  # or a folder or Hub name of one
 
-    together: ClassVar[bool] = True
+    shared_heads: ClassVar[bool] = True
 
     @property
     def adapter_source(self) -> str | None:
-        """The adapter that was named."""
+        """Name the adapter."""
         return self.adapter
 
     @abstractmethod
     def bound(self, ranks: Ranks) -> Layout:
-        """The layout that these settings and an adapter make."""
+        """Make the layout of these settings and an adapter."""
 
-    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
-        """Never called: the layout that `bound` makes packs."""
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
+        """Refuse: the layout that `bound` makes packs."""
         raise AssertionError("a learned member is bound to a model's adapter before it packs")
 
-    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
-        """Never called either."""
+    def from_state(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+        """Refuse likewise."""
         raise AssertionError("a learned member is bound to a model's adapter before it restores")

@@ -16,7 +16,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from kvfold.errors import CacheError, ModelError
 from kvfold.hf.cache import FoldedCache, NewRows
 from kvfold.hf.passes import PassRows
-from kvfold.memory.layer import New
+from kvfold.memory.layer import NewTokens
 
 NAME = "kvfold"
 
@@ -96,16 +96,15 @@ def attention(
     columns = attention_mask.columns if isinstance(attention_mask, LazyMask) else None
     fed, count = cache.memory.fed, query.shape[2]
     past, valid = _split(columns, fed, count)
-    new = New(
+    new = NewTokens(
         queries=query,
         keys=key.keys,
         values=key.values,
         positions=_positions(cache, kwargs.get("position_ids"), valid, query),
         valid=valid,
-        marks=cache.memory.marks,
     )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = cache.memory.attend(key.index, new, scale=scale, valid=past)
+    output = cache.forward.attend(key.index, new, scale=scale, valid=past)
     cache.finish(key.index)
     return output.transpose(1, 2).contiguous(), None
 

@@ -6,7 +6,7 @@ that never reached its last layer is undone by the next one.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -21,9 +21,12 @@ from kvfold.hf import passes, stock_layers
 from kvfold.hf.binding import Home
 from kvfold.hf.stock_layers import StockState
 from kvfold.hf.token_ids import Text
-from kvfold.memory.absorb import Made
-from kvfold.memory.memory import Mark, Memory
-from kvfold.memory.request import Pass, Repetition
+from kvfold.memory.accounting import account
+from kvfold.memory.context import ReplayText, RowAdapter, Rows
+from kvfold.memory.forward import Forward, Mark
+from kvfold.memory.forward import Text as NewText
+from kvfold.memory.memory import Memory
+from kvfold.memory.state import LayerState
 from kvfold.plan import Plan
 
 
@@ -55,7 +58,7 @@ class FoldingLayer(CacheLayerMixin):
     @property
     def is_croppable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether tokens can be taken back without a trace."""
-        return not self.memory.rules.chooser.needs.mass
+        return self.memory.rules.allows_crop
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: the memory allocates when it sees the first rows."""
@@ -92,7 +95,7 @@ class FoldedCache(Cache):
         stock: Sequence[CacheLayerMixin],
         home: Home,
         text: Text | None,
-        adapter: passes.RowAdapter | None,
+        adapter: RowAdapter | None,
     ) -> None:
         layers = [FoldingLayer(memory) if stock_layers.folds(layer) else layer for layer in stock]
         super().__init__(layers=layers)
@@ -101,9 +104,10 @@ class FoldedCache(Cache):
         self.home = home
         self.text = text
         self.adapter = adapter
-        memory.runner = self._run_pass
-        memory.repeater = self._repeat
-        memory.judge = None if adapter is None else adapter.worth
+        memory.access = self
+        self._empty = memory.mark()
+        self._forward: Forward | None = None  # the one that is running
+        self._may_roll_back = False  # the newest tokens may be taken back: folds wait for the forward after
         self._branched = False
         self._last_index = -1  # the newest layer of the running forward
         self._before: dict[int, StockState] = {}  # stock layers as they were when it began
@@ -126,10 +130,17 @@ class FoldedCache(Cache):
         self.finish(layer_idx)
         return answer
 
+    @property
+    def forward(self) -> Forward:
+        """Give the running forward, through which the attention function attends."""
+        assert self._forward is not None, "no forward has begun"
+        return self._forward
+
     def finish(self, index: int) -> None:
         """One layer is done; after the last one the forward's tokens stay."""
         if index == len(self.layers) - 1:
             self.memory.commit()
+            self._forward = None
             self._last_index = -1
             self._before = {}
 
@@ -179,7 +190,7 @@ class FoldedCache(Cache):
     def activate_past_recording(self) -> None:
         """Called before the newest tokens may be taken back (prompt lookup): folds wait for the forward after."""
         super().activate_past_recording()
-        self.memory.tentative = True
+        self._may_roll_back = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows as a beam search wants them. Afterwards the cache is branched until one row is kept."""
@@ -188,25 +199,26 @@ class FoldedCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row `repeats` times."""
-        self._take_rows([row for row in range(self.memory.rows) for _ in range(repeats)])
+        self._take_rows([row for row in range(len(self.memory.seen)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only some rows. Keeping one row ends a branch."""
-        rows = torch.arange(self.memory.rows)[indices.cpu()].flatten().tolist()
+        rows = torch.arange(len(self.memory.seen))[indices.cpu()].flatten().tolist()
         self._take_rows(rows)
         self._branched = self._branched and len(rows) > 1
 
     def reset(self) -> None:
         """Forget everything; plan and model stay."""
-        self.memory.reset()
+        self.memory.restore(self._empty)
         for layer in self._stock():
             layer.reset()
+        self._forward, self._may_roll_back = None, False
         self._branched, self._last_index, self._before = False, -1, {}
 
     @property
     def batch_size(self) -> int:
         """Rows held, -1 before the first forward."""
-        return self.memory.rows or -1
+        return len(self.memory.seen) or -1
 
     # What users ask ---------------------------------------------------------------------------------------------
 
@@ -230,18 +242,20 @@ class FoldedCache(Cache):
         """
         plan = self.plan.with_budget(keep=keep, tokens=tokens, max_bytes=max_bytes)
         old = self.memory.rules
-        rules = plan.rules(pinned=old.pinned, layers=len(self.memory.layers), layout=old.codec, opened=old.placer)
+        rules = plan.rules(pinned=old.pinned, layers=len(self.memory.layers), layout=old.layout, opened=old.placement)
         self._undo()
-        self.memory.obey(rules, str(plan))
+        self.memory.set_rules(rules)
         self.plan = plan
 
     def ledger(self) -> Ledger:
         """What is held now, in bytes and slots."""
         self._undo()
         device = next(
-            (tensor.device.type for layer in self.memory.layers.values() for _, tensor in layer.tensors()), "cpu"
+            (tensor.device.type for layer in self.memory.layers.values() for _, tensor in layer.state.tensors()), "cpu"
         )
-        return self.memory.ledger(
+        return account(
+            self.memory,
+            plan=str(self.plan),
             device=device,
             other_bytes=sum(stock_layers.bytes_of(layer) for layer in self._stock()),
             adapter_bytes=0 if self.adapter is None else self.adapter.size_bytes,
@@ -276,13 +290,13 @@ class FoldedCache(Cache):
         self._before, self._last_index = mark[1], -1
         self._put_stock_back()
 
-    def _run_pass(self, request: Pass) -> dict[int, Made]:
-        """Run a method's rows through the model over what is held now."""
-        return passes.run(self._runner(), self, self.memory, request, self.adapter)
+    def run(self, states: Mapping[int, LayerState], rows: Rows) -> Mapping[int, tuple[Tensor, Tensor]]:
+        """Run a method's rows through the model over what layers hold; give their keys and values by layer."""
+        return passes.run(self._runner(), self, states, rows, self.adapter)
 
-    def _repeat(self, request: Repetition) -> dict[int, Tensor]:
-        """Run text once more through the model, behind what is held now."""
-        return passes.repeat(self._runner(), self, self.memory, request)
+    def replay(self, states: Mapping[int, LayerState], text: ReplayText) -> Mapping[int, Tensor]:
+        """Run text once more through the model, behind what is held; give the maximum attention by layer."""
+        return passes.replay(self._runner(), self, states, text)
 
     def _runner(self) -> PreTrainedModel:
         """The model, for a forward that a fold asks for."""
@@ -297,7 +311,7 @@ class FoldedCache(Cache):
 
     def _begin(self, rows: int, new: int) -> None:
         self._undo()
-        held = self.memory.rows
+        held = len(self.memory.seen)
         if self._branched and new > 1:
             raise CacheError(
                 f"a turn was fed to a cache of {held} beams; they are branches of one past; "
@@ -312,15 +326,30 @@ class FoldedCache(Cache):
             self._branched = True
         self.home.refuse_what_would_be_recomputed(self.memory.fed, new)
         self._before = self._stock_states()
-        ids = None if self.text is None else self.text.take(rows, new)  # before a fold that runs text of its own
-        self.memory.begin(new)
-        self.memory.read(ids)
-        self.memory.marks = None if self.text is None or ids is None else self.text.marks(ids)
+        text = self._text_of(rows, new)  # before a fold that runs text itself
+        self._forward = self.memory.begin(new, text=text, may_roll_back=self._may_roll_back)
+
+    def _text_of(self, rows: int, new: int) -> NewText:
+        """Read the running forward's tokens as text, as far as the plan wants them.
+
+        Raises CacheError where a method reads ids and there are none.
+        """
+        if self.text is None:
+            return NewText()
+        ids, rules = self.text.take(rows, new), self.memory.rules
+        if ids is None and rules.reads_ids:
+            raise CacheError(
+                f"{self.plan} was to read embeddings; it goes by the text when it folds, and needs ids; feed input_ids"
+            )
+        classes = None if ids is None or rules.delimiters is None else self.text.marks(ids)
+        return NewText(ids=ids if rules.reads_ids else None, classes=classes)
 
     def _undo(self) -> None:
         """Take back a forward that never reached its last layer."""
         if self._last_index >= 0:
-            self.memory.undo()
+            if self._forward is not None:
+                self.memory.restore(self._forward.before)
+            self._forward = None
             self._put_stock_back()
             self._last_index = -1
 

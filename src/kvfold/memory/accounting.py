@@ -1,62 +1,69 @@
 """Accounting: what the layers of a memory hold, line by line, in bytes of distinct storages.
 
-A small view that keeps a large storage alive counts as the large one; slack is counted and told apart. It reads states
-and changes nothing.
+A small view that keeps a large storage alive counts as the large one. Slack is counted, and shown as a part of it. It
+reads states and changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from kvfold.budget.ledger import Ledger, PartLine, Traffic
 from kvfold.memory.layer import Layer
-from kvfold.memory.part import Part
+from kvfold.memory.memory import Memory
+from kvfold.memory.part import Part, Usage
+from kvfold.memory.recorders import Record
+
+_OF_SLOTS = ("sinks", "folded", "tail")  # lines that hold slots
 
 
-def account(layers: Mapping[int, Layer], text: Tensor | None, *, plan: str, fed: int, seen: Sequence[int], device: str,
-            other_bytes: int, weight_bytes: int) -> Ledger:  # fmt: skip
-    """What is held now; `device` is the model's, `other_bytes` what layers that never fold hold."""
-    lines = _lines(layers) + _text_line(text)
-    states = [layer.state for layer in layers.values()]
-    shapes = [state.tail for state in states if state.tail is not None]
-    heads = shapes[0].keys.shape[1] if shapes else 0
+def account(memory: Memory, *, plan: str, device: str, other_bytes: int, adapter_bytes: int = 0) -> Ledger:
+    """Count what is held now.
+
+    `device` is the model's, `other_bytes` what layers that never fold hold, `adapter_bytes` what a method has learned,
+    held once a model.
+    """
+    layers = memory.layers
+    parts = [layer.state.folded for layer in layers.values() if layer.state.folded is not None]
+    usages = [part.usage() for part in parts]
+    lines = _lines(memory, usages)
+    tails = [layer.state.tail for layer in layers.values() if layer.state.tail is not None]
     token_bytes = sum(
-        tail.keys.shape[1] * sum(t.shape[-1] * t.element_size() for t in (tail.keys, tail.values)) for tail in shapes
+        tail.keys.shape[1] * sum(side.shape[-1] * side.element_size() for side in (tail.keys, tail.values))
+        for tail in tails
     )
-    slots = sum(line.slots for line in lines if line.name != "window")
-    parts = [state.folded for state in states if state.folded is not None]
+    slots = sum(line.slots for line in lines if line.name in _OF_SLOTS)
+    unread = sum(part.slots - usage.attended_slots for part, usage in zip(parts, usages, strict=True))
     return Ledger(
         plan=plan,
-        fed=fed,
-        seen=sum(seen),
+        fed=memory.fed,
+        seen=sum(memory.seen),
         layers=len(layers),
-        kv_heads=heads,
+        kv_heads=tails[0].keys.shape[1] if tails else 0,
         slots=slots,
         stored_bytes=sum(line.stored_bytes for line in lines),
         resident_bytes=sum(line.stored_bytes for line in lines if line.device == device),
         slack_bytes=sum(line.slack_bytes for line in lines),
-        full_bytes=sum(seen) * token_bytes,
+        full_bytes=sum(memory.seen) * token_bytes,
         other_bytes=other_bytes,
-        attended_slots=slots - sum(part.slots - part.attended_slots for part in parts),
-        traffic=_traffic(parts),
+        attended_slots=slots - unread,
+        traffic=_traffic(usages),
         parts=tuple(lines),
-        weight_bytes=weight_bytes,
+        weight_bytes=memory.rules.layout.weight_bytes + adapter_bytes,
     )
 
 
-def _lines(layers: Mapping[int, Layer]) -> list[PartLine]:
-    """A line per kind of part and device, over all layers; shared storages are counted once."""
+def _lines(memory: Memory, usages: Sequence[Usage]) -> list[PartLine]:
+    """Make a line for each kind of part and device, over all layers; shared storages are counted once."""
     counted: set[int] = set()
     bytes_of: dict[tuple[str, str], int] = {}
-    for layer in layers.values():
-        for name, tensor in layer.tensors():
-            storage = tensor.untyped_storage()
-            key = (_line_of(name), layer.state.tier_of(name) or tensor.device.type)
-            fresh = storage.data_ptr() not in counted or not storage.nbytes()
-            bytes_of[key] = bytes_of.get(key, 0) + (storage.nbytes() if fresh else 0)
-            counted.add(storage.data_ptr())
-    slots, slack = _slots(layers), _slack(layers)
+    for name, device, tensor in _tensors(memory):
+        storage = tensor.untyped_storage()
+        fresh = storage.data_ptr() not in counted or not storage.nbytes()
+        bytes_of[name, device] = bytes_of.get((name, device), 0) + (storage.nbytes() if fresh else 0)
+        counted.add(storage.data_ptr())
+    slots, slack = _slots(memory.layers), _slack(memory.layers)
     return [
         PartLine(
             name=name,
@@ -69,35 +76,33 @@ def _lines(layers: Mapping[int, Layer]) -> list[PartLine]:
     ]
 
 
-def _line_of(name: str) -> str:
-    """The line that counts a tensor: its part, or what a part sets apart, as in `folded.index.starts`."""
-    return name.split(".")[-2]
+def _tensors(memory: Memory) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield the line that counts a tensor, the device or tier where it lies, and the tensor."""
+    for layer in memory.layers.values():
+        for name, holder in layer.state.holders():
+            tiers: Mapping[str, str] = holder.usage().tiers if isinstance(holder, Part) else {}
+            for inner, tensor in holder.tensors():
+                # A part may set something apart under a line of its own, as in `index.starts`.
+                line = inner.rpartition(".")[0] or name
+                yield line, tiers.get(inner, tensor.device.type), tensor
+    yield from (("text", tensor.device.type, tensor) for _, tensor in memory.transcript.tensors())
 
 
-def _traffic(parts: Sequence[Part]) -> Traffic | None:
-    """The counters of all layers together."""
-    every = [part.traffic for part in parts if part.traffic is not None]
-    sums: Any = {name: sum(own[name] for own in every) for name in every[0]} if every else None
+def _traffic(usages: Sequence[Usage]) -> Traffic | None:
+    """Add up the counters of page selection of all layers."""
+    every = [usage.fetched for usage in usages if usage.fetched is not None]
+    sums: Any = {name: sum(counters[name] for counters in every) for name in every[0]} if every else None
     return None if sums is None else Traffic(**sums)
 
 
-def _text_line(text: Tensor | None) -> list[PartLine]:
-    """Ids that wait to be repeated."""
-    if text is None:
-        return []
-    held = text.untyped_storage().nbytes()
-    return [PartLine(name="text", device=text.device.type, slots=0, stored_bytes=held, slack_bytes=0)]
-
-
 def _slots(layers: Mapping[int, Layer]) -> dict[str, int]:
-    slots = {"sinks": 0, "folded": 0, "tail": 0}
+    slots = dict.fromkeys(_OF_SLOTS, 0)
     for layer in layers.values():
-        state = layer.state
-        named: tuple[tuple[str, Part | None], ...] = (("sinks", state.sinks), ("folded", state.folded))
-        for name, part in named:
-            slots[name] += 0 if part is None else part.slots
-        if state.tail is not None:
-            slots["tail"] += int(state.tail.valid.sum()) * state.tail.keys.shape[1]
+        for name, holder in layer.state.holders():
+            if isinstance(holder, Part):
+                slots[name] += holder.slots
+            elif not isinstance(holder, Record):
+                slots[name] += int(holder.valid.sum()) * holder.keys.shape[1]
     return slots
 
 

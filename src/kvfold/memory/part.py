@@ -1,129 +1,93 @@
-"""What every part of a layer can do: attend for a query, say its bytes, be cut, grown and saved.
+"""Part: slots of some rows and heads in one physical layout, and what every layout can do.
 
-A part holds slots in one physical layout. It is a value: nothing changes it, an operation gives a new part, so an
-interrupted fold leaves the old one as it was. Layouts are one file each (dense.py is the first); a Layout, a member
-of the encode axis, makes parts and reads saved ones, so no caller knows which layout it holds.
+A part attends for queries, can be read, cut, grown and saved, and says what it holds. It is a value: nothing changes
+it, an operation gives a new part, so an interrupted fold leaves the old one as it was. A Layout (a member of the encode
+axis) makes parts of slots; a Placement (a member of the place axis, opened for one cache) puts parts into a tier.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvfold.attention.partial import Partial
-from kvfold.memory.asking import Asking
+from kvfold.errors import CacheError
 from kvfold.memory.kv import KV
+from kvfold.memory.ragged import Counts
+from kvfold.memory.step import AttentionStep
+from kvfold.memory.transcript import Transcript
 
-Counts: TypeAlias = tuple[tuple[int, ...], ...]  # slots per row, per key/value head
+State = tuple[dict[str, Any], dict[str, Tensor]]  # plain values in JSON's types, and tensors by name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a part reads and holds, for ledgers and pictures."""
+
+    attended_slots: int  # entries that a new token reads, over all rows and heads
+    tiers: Mapping[str, str] = field(default_factory=dict)  # tensors, by name, that lie in another tier
+    fetched: Mapping[str, float] | None = None  # counters of page selection and fetches
+    shares: tuple[Float[Tensor, " S"], ...] | None = None  # of each row's slots, in reading order: numbers kept
 
 
 class Part(ABC):
     """Slots of some rows and heads in one physical layout."""
 
-    counts: Counts
+    counts: Counts  # slots of each row and head
 
     @abstractmethod
-    def attend(self, queries: Float[Tensor, "B G Q D"], *, scale: float) -> Partial:
-        """Attention of every query over every slot of its row; all slots lie before all queries."""
+    def attend(self, step: AttentionStep) -> tuple[Partial, "Part"]:
+        """Attend over every slot that the step reads; all slots lie before all queries. Give the part afterwards."""
 
     @abstractmethod
-    def with_mass(self, queries: Float[Tensor, "B G Q D"], log_sum_exp: Float[Tensor, "B G Q"], *, scale: float,
-                  counted: Bool[Tensor, "B Q"] | None) -> "Part":  # fmt: skip
-        """The part after these queries: each slot's mass grown by the attention it received."""
-
-    @abstractmethod
-    def read(self, heads: slice = slice(None)) -> tuple[KV, Float[Tensor, "B H S"] | None]:
-        """The slots of some heads, decoded, and their mass if it is counted. Each row and head holds as many."""
+    def read(self, heads: slice = slice(None)) -> KV:
+        """Decode the slots of some heads, oldest first. Each row and head must hold as many."""
 
     @abstractmethod
     def keep(self, kept: Bool[Tensor, " slots"]) -> "Part":
-        """The part with only the slots that are True (row by row, head by head, as `read` orders them)."""
+        """Keep the slots that are True: row by row, head by head, oldest first."""
 
     @abstractmethod
-    def extend(self, other: "Part") -> "Part":
-        """The part with another's slots after its own, row by row and head by head."""
+    def extend(self, other: "Part", transcript: Transcript) -> "Part":
+        """Append another part's slots, row by row and head by head."""
 
     @abstractmethod
-    def beside(self, others: Sequence["Part"]) -> "Part":
-        """The part with the others' rows after its own."""
-
-    @abstractmethod
-    def rows(self, indices: Sequence[int]) -> "Part":
-        """The part with these rows, in this order, repeats allowed."""
+    def take_rows(self, rows: Sequence[int]) -> "Part":
+        """Pick these rows, in this order, repeats allowed."""
 
     @abstractmethod
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor held, by name: what is counted, moved and saved."""
+        """Yield every tensor held, by name: what is counted and moved."""
 
     @abstractmethod
-    def plain(self) -> dict[str, Any]:
-        """What is to be saved besides the tensors, in JSON's types."""
+    def state(self) -> State:
+        """Give what is to be saved. The layout or placement that made the part builds it again by `from_state`."""
 
-    @abstractmethod
-    def places(self, row: int, head: int) -> Int[Tensor, " S"]:
-        """Positions of the slots of one row and head, oldest first."""
-
-    def shares(self, row: int) -> tuple[Int[Tensor, " S"], Float[Tensor, " S"]] | None:
-        """Position of each slot of a row, oldest first, and which share of its numbers is kept; None: all of them."""
-        return None
-
-    def saved(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that a saved file needs; all of them, unless some follow from others."""
-        return self.tensors()
-
-    def tier_of(self, name: str) -> str | None:
-        """Where a tensor lies, by its name, if that is not the device that it is on."""
-        return None
-
-    def apart(self) -> "Part":
-        """The part for a second cache: itself, unless it has something that changes."""
+    def fork(self) -> "Part":
+        """Copy what changes in place, for a second cache. Default: nothing changes, so the part is shared."""
         return self
 
-    def told(self, positions: Int[Tensor, "B S"], marks: UInt8[Tensor, "B S"]) -> "Part":
-        """The part that knows what the text says at these positions: itself, unless it cuts text."""
-        return self
+    def pages(self, tier: Any) -> Any:
+        """Open an empty page store for parts like this one in a tier (memory/pages.py).
 
-    def whole(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values [B, H, S, D] as they lie there; None where they are written in another way, or ragged."""
-        return None
+        Raises CacheError where single slots of this layout cannot be fetched.
+        """
+        raise CacheError(
+            f"a {type(self).__name__} was to lie in {tier.name} memory; single slots of it cannot be fetched; "
+            "leave the place member away, or store slots in another way"
+        )
 
-    def asked(self, asking: Asking) -> "Part":
-        """The part as these new tokens will read it: itself, unless it lets them choose."""
-        return self
-
-    def votes(self, asking: Asking) -> "Float[Tensor, 'B S'] | None":
-        """How much the newest queries look at each slot, where layers choose together and it is time to."""
-        return None
-
-    def heeding(self, votes: "Float[Tensor, 'B S']") -> "Part":
-        """The part that chooses with an eye to all layers' votes: itself, unless it lets new tokens choose."""
-        return self
-
-    def reach(self, new: int) -> int:
-        """How many of `new` tokens may attend before the part must be asked again."""
-        return new
-
-    @property
-    def traffic(self) -> Mapping[str, float] | None:
-        """Counters of what was selected and fetched, where that is done."""
-        return None
-
-    @property
-    def attended_slots(self) -> int:
-        """Entries that a new token reads, over all rows and heads."""
-        return self.slots
+    def usage(self) -> Usage:
+        """Say what is read and where it lies. Default: every slot is attended, on the device."""
+        return Usage(attended_slots=self.slots)
 
     @property
     def slots(self) -> int:
-        """Entries held over all rows and heads."""
+        """Count the slots of all rows and heads."""
         return sum(sum(row) for row in self.counts)
-
-    @property
-    def slots_of_rows(self) -> list[int]:
-        """The most entries that a head of each row holds."""
-        return [max(row) for row in self.counts]
 
 
 @runtime_checkable
@@ -131,49 +95,45 @@ class Layout(Protocol):
     """A member of the encode axis, as a layer sees it: how the slots that stay become a part."""
 
     lossless: ClassVar[bool]
-    together: ClassVar[bool]  # all heads of a layer must keep the same slots
+    shared_heads: ClassVar[bool]  # all heads of a layer must keep the same slots
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that it takes besides what it stores, once a model."""
+        """Count the bytes that it takes besides what it stores, once a model."""
         ...
 
     def of_layer(self, index: int) -> "Layout":
-        """The layout of one layer of the model."""
+        """Give the layout of one layer of the model."""
         ...
 
-    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
-        """A part of the slots that are True."""
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
+        """Make a part of the slots that are True."""
         ...
 
-    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
-        """A part from what it saved. Raises ValueError for what contradicts itself."""
+    def from_state(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+        """Build a part from its state. Raises ValueError for what contradicts itself."""
         ...
 
 
 @runtime_checkable
-class Placer(Protocol):
+class Placement(Protocol):
     """A member of the place axis, opened for one cache: where parts lie that a fold made."""
 
-    queries: int  # how many of the newest queries its parts are asked with
-    reads_text: bool  # its parts want the marks of the text
-    ends: Mapping[str, int] | None  # how good an end each mark is, where that is not the usual
-    spill: int | None  # raw tokens beyond which the older ones move away, where nothing is lost by that
+    records: tuple[Any, ...]  # recorders (memory/recorders.py) that its parts need
+    delimiters: Mapping[str, int] | None  # its parts read delimiter classes: how good an end each mark is
+    offload_above: int | None  # raw tokens beyond which the older ones are offloaded, where nothing is lost by that
 
-    def place(self, fresh: Part, text: tuple[Tensor, Tensor] | None) -> Part:
-        """The part where it will lie. `text` are positions and marks of its rows, as `Part.told` takes them."""
+    def place(self, fresh: Part, transcript: Transcript) -> Part:
+        """Put a part where it will lie."""
         ...
 
-    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> Part:
-        """A part from what it saved. Raises ValueError for what contradicts itself."""
+    def from_state(
+        self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout, transcript: Transcript
+    ) -> Part:
+        """Build a part from its state. Raises ValueError for what contradicts itself."""
         ...
 
 
-def uniform(counts: Counts) -> bool:
-    """Whether every row and head holds the same number of slots."""
-    return len({count for row in counts for count in row}) <= 1
-
-
-def positions_of_rows(rows: Int[Tensor, "B S"], heads: int) -> Int[Tensor, "B H S"]:
-    """Positions of a row's tokens, for every head."""
-    return rows[:, None].expand(-1, heads, -1)
+def slots_of_rows(part: Part) -> list[int]:
+    """List the most slots that a head of each row holds."""
+    return [max(row) for row in part.counts]

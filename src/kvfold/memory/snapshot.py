@@ -1,7 +1,7 @@
 """Snapshot: all that a memory holds as named tensors and plain values, and a memory made from them again.
 
-Exact: codes, scales, positions, observed sums and windows come back bit by bit; only the slack of raw tails, which
-holds nothing, is left out. It writes no files and knows no model: hf/snapshot.py adds the layers that never fold.
+Exact: codes, scales, positions, sums and windows come back bit by bit; only the slack of raw tails, which holds nothing,
+is left out. It writes no files and knows no model: hf/snapshot.py adds the layers that never fold.
 """
 
 from collections.abc import Mapping
@@ -11,40 +11,39 @@ from typing import Any, NoReturn, TypeAlias
 from torch import Tensor
 
 from kvfold.errors import CacheError, FileError
-from kvfold.memory.fold import Rules, State
-from kvfold.memory.memory import Boundaries, Mark, Memory
-from kvfold.memory.part import Layout, Part, Placer
+from kvfold.memory.forward import Boundaries, Mark
+from kvfold.memory.memory import Memory
+from kvfold.memory.older_snapshots import renewed
+from kvfold.memory.part import Part
+from kvfold.memory.recorders import Record
+from kvfold.memory.rules import Rules
+from kvfold.memory.state import LayerState
 from kvfold.memory.tail import Tail
-from kvfold.memory.window import QueryWindow
+from kvfold.memory.transcript import Transcript
 
 Plain: TypeAlias = dict[str, Any]  # what JSON can say, keys in words
+Tensors: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One moment of a memory. The tensors are the memory's own: read them, do not write to them."""
+    """One moment of a memory. The tensors are the memory's: read them, do not write to them."""
 
-    tensors: Mapping[str, Tensor]  # "layer.part.name"
+    tensors: Tensors  # "layer.part.name", or "text.name"
     plain: Plain
 
 
 def take(memory: Memory) -> Snapshot:
-    """What a memory holds now. A forward that never ended is undone first, and an interrupted fold is ended."""
+    """Take what a memory holds now. A forward that never ended is undone first, and an interrupted fold is ended."""
     mark = memory.mark()
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {f"text.{name}": tensor for name, tensor in mark.transcript.tensors()}
     layers: Plain = {}
     for index, state in mark.states.items():
-        tight = state if state.tail is None else _tight(state.tail)
-        parts = {"sinks": state.sinks, "folded": state.folded, "tail": tight, "window": state.window}
-        for name, part in parts.items():
-            if part is not None:
-                saved = part.saved() if isinstance(part, Part) else part.tensors()
-                tensors |= {f"{index}.{name}.{own}": tensor for own, tensor in saved}
-        layers[str(index)] = _plain(state, memory.layers[index].scale)
-    if mark.text is not None:
-        tensors["text.ids"] = mark.text
+        own, layers[str(index)] = _of_layer(state, memory.layers[index].scale)
+        tensors |= {f"{index}.{name}": tensor for name, tensor in own.items()}
     boundaries = {"prompt": mark.boundaries.prompt, "stride": mark.boundaries.stride}
-    return Snapshot(tensors=tensors, plain={"fed": mark.fed, "boundaries": boundaries, "layers": layers})
+    plain = {"fed": mark.fed, "boundaries": boundaries, "text_length": mark.transcript.length, "layers": layers}
+    return Snapshot(tensors=tensors, plain=plain)
 
 
 def put_back(memory: Memory, snapshot: Snapshot) -> None:
@@ -52,80 +51,84 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
 
     Raises CacheError for another set of layers and FileError for a snapshot that contradicts itself.
     """
-    plain = snapshot.plain
-    theirs = sorted(int(index) for index in plain["layers"])
+    theirs = sorted(int(index) for index in snapshot.plain["layers"])
     if theirs != sorted(memory.layers):
         raise CacheError(
             f"a memory of layers {theirs} was to be put into a model that folds {sorted(memory.layers)}; "
             "what one model remembers means nothing to another; load it with the model that it was saved with"
         )
+    plain, tensors = renewed(snapshot.plain, snapshot.tensors)
+    grouped = _grouped(tensors)
+    text = grouped.get("text", {})
+    transcript = Transcript(ids=text.get("ids"), classes=text.get("classes"), length=plain["text_length"])
     states = {}
     for index, layer in memory.layers.items():
-        own = {name: tensor for name, tensor in snapshot.tensors.items() if name.startswith(f"{index}.")}
-        states[index] = _state(plain["layers"][str(index)], _by_part(own), layer.rules)
+        of_layer = _grouped(grouped.get(str(index), {}))
+        states[index] = _state(plain["layers"][str(index)], of_layer, layer.rules, transcript)
         layer.scale = plain["layers"][str(index)]["scale"]
-    boundaries = Boundaries(**plain["boundaries"])
     memory.restore(
-        Mark(
-            states=states, fed=plain["fed"], boundaries=boundaries, folding=None, text=snapshot.tensors.get("text.ids")
-        )
+        Mark(states=states, fed=plain["fed"], boundaries=Boundaries(**plain["boundaries"]), transcript=transcript)
     )
 
 
-def _tight(tail: Tail) -> Tail:
-    """The tail without its slack."""
-    return tail if tail.keys.shape[2] == tail.length else tail.after(0)
+def _of_layer(state: LayerState, scale: float | None) -> tuple[dict[str, Tensor], Plain]:
+    """Give the tensors and plain values of one layer."""
+    tensors: dict[str, Tensor] = {}
+    plain: Plain = {"seen": list(state.seen), "scale": scale, "sinks": None, "folded": None, "tail": None}
+    plain["records"] = {}
+    for name, holder in state.holders():
+        if isinstance(holder, Part):
+            plain[name], held = holder.state()
+        elif isinstance(holder, Record):
+            plain["records"][name], held = holder.plain(), dict(holder.tensors())
+        else:
+            tight = holder if holder.keys.shape[2] == holder.length else holder.after(0)
+            plain[name] = {"length": tight.length, "start": tight.start, "padded": tight.padded}
+            held = dict(tight.tensors())
+        tensors |= {f"{name}.{inner}": tensor for inner, tensor in held.items()}
+    return tensors, plain
 
 
-def _plain(state: State, scale: float | None) -> Plain:
-    tail = state.tail
-    return {
-        "seen": list(state.seen),
-        "start": state.start,
-        "scale": scale,
-        "sinks": None if state.sinks is None else state.sinks.plain(),
-        "folded": None if state.folded is None else state.folded.plain(),
-        "tail": None if tail is None else {"length": tail.length, "start": tail.start, "padded": tail.padded},
-        "window": state.window is not None,
-    }
-
-
-def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """ "3.sinks.keys" -> sinks -> keys."""
-    parts: dict[str, dict[str, Tensor]] = {}
+def _grouped(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
+    """Group tensors by the first word of their names: "3.sinks.keys" -> 3 -> "sinks.keys"."""
+    groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        _, part, own = name.split(".", 2)
-        parts.setdefault(part, {})[own] = tensor
-    return parts
+        first, _, inner = name.partition(".")
+        groups.setdefault(first, {})[inner] = tensor
+    return groups
 
 
-def _state(plain: Plain, parts: Mapping[str, dict[str, Tensor]], rules: Rules) -> State:
-    window: dict[str, Any] = dict(parts.get("window", {}))
+def _state(plain: Plain, held: Mapping[str, dict[str, Tensor]], rules: Rules, transcript: Transcript) -> LayerState:
+    recorders = {recorder.name: recorder for recorder in rules.recorders}
     try:
-        return State(
-            sinks=_part(plain["sinks"], parts.get("sinks", {}), rules.raw),
-            folded=_part(plain["folded"], parts.get("folded", {}), rules.codec, rules.placer),
-            tail=None if plain["tail"] is None else _tail(plain["tail"], parts["tail"]),
-            window=QueryWindow(**window) if plain["window"] else None,
+        sinks, folded = plain["sinks"], None
+        if plain["folded"] is not None:
+            folded = _folded(plain["folded"], held.get("folded", {}), rules, transcript)
+        return LayerState(
+            sinks=None if sinks is None else rules.raw.from_state(sinks, held.get("sinks", {})),
+            folded=folded,
+            tail=None if plain["tail"] is None else _tail(plain["tail"], held["tail"]),
+            records={
+                name: recorders[name].restore(words, held.get(name, {})) for name, words in plain["records"].items()
+            },
             seen=tuple(plain["seen"]),
-            start=plain["start"],
         )
+    except ValueError as error:
+        _contradiction(str(error))
     except (KeyError, TypeError) as error:
         _contradiction(f"{error} is missing or strange")
 
 
-def _part(plain: Plain | None, tensors: dict[str, Tensor], layout: Layout, placer: Placer | None = None) -> Part | None:
-    if plain is None:
-        return None
-    try:
-        return layout.restore(plain, tensors) if placer is None else placer.restore(plain, tensors, layout)
-    except ValueError as error:
-        _contradiction(str(error))
+def _folded(plain: Plain, tensors: dict[str, Tensor], rules: Rules, transcript: Transcript) -> Part:
+    """Build the folded part by the place, where there is one, else by the layout."""
+    if rules.placement is None:
+        return rules.layout.from_state(plain, tensors)
+    return rules.placement.from_state(plain, tensors, rules.layout, transcript)
 
 
 def _tail(plain: Plain, tensors: dict[str, Tensor]) -> Tail:
     if tensors["keys"].shape[2] != plain["length"]:
-        _contradiction(f"a tail of {plain['length']} columns is promised, and {tensors['keys'].shape[2]} are there")
+        raise ValueError(f"a tail of {plain['length']} columns is promised, and {tensors['keys'].shape[2]} are there")
     return Tail(**tensors, **plain)
 
 

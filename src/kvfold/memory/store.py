@@ -1,63 +1,113 @@
-"""Far: where slots lie that are not attended at every step, and how they are written and read there.
+"""Tier store: where slots lie that are not attended at every step, and how they are written and read there.
 
-A tier (the device, host memory, disk) gives regions; a store is the regions of one layer, a lane for each row and
-head, slots in order. Stores grow by an eighth and are written behind what is there, so an older part of the same
-store stays valid; a part that is not the newest writes into a copy. It knows no sentences and no attention.
+A tier (the device, host memory, disk) gives buffers. A store is the buffers of one layer, [N, capacity, ...], where N
+counts rows x heads and slots are in order. Stores grow by an eighth and are written behind what is there, so an older
+part of the same store stays valid; a part that is not the newest writes into a copy. It knows no pages, no attention.
 """
 
 import copy
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 _COPIED_SLOTS = 8192  # slots moved at a time when a store grows
 
 
-class Region(ABC):
-    """One tensor in a tier, [lanes, capacity, ...], zeros at first."""
-
-    tensor: Tensor  # to be read
+class Buffer(ABC):
+    """Slots [N, capacity, ...] of one kind in a tier."""
 
     @abstractmethod
-    def write(self, lane: int, start: int, values: Tensor) -> None:
-        """Put these slots into a lane, from slot `start` on. Raises FileError where that fails."""
+    def write(self, head: int, start: int, values: Tensor) -> None:
+        """Put slots behind `start` of one of the N heads. Raises FileError where that fails."""
+
+    @abstractmethod
+    def read(self, head: int, start: int, stop: int) -> Tensor:
+        """Read slots start to stop of one head."""
+
+    @abstractmethod
+    def window(self, start: int, stop: int) -> Tensor:
+        """Read slots start to stop of every head, [N, stop - start, ...]; anything where nothing was written."""
+
+    @abstractmethod
+    def gather(self, flat: Int[Tensor, " S"]) -> Tensor:
+        """Read any slots, by head x capacity + slot."""
+
+    @abstractmethod
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every tensor held."""
+
+
+class TensorBuffer(Buffer):
+    """A buffer that is one tensor: what most tiers use."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def write(self, head: int, start: int, values: Tensor) -> None:
+        """Copy slots into the tensor."""
+        self.tensor[head, start : start + values.shape[0]] = values
+
+    def read(self, head: int, start: int, stop: int) -> Tensor:
+        """View slots of one head."""
+        return self.tensor[head, start:stop]
+
+    def window(self, start: int, stop: int) -> Tensor:
+        """View slots of every head."""
+        return self.tensor[:, start:stop]
+
+    def gather(self, flat: Int[Tensor, " S"]) -> Tensor:
+        """Copy slots out of the tensor."""
+        return self.tensor.flatten(0, 1).index_select(0, flat.to(self.tensor.device))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensor."""
+        yield self.tensor
 
 
 class Tier(ABC):
-    """A kind of memory."""
+    """A kind of memory. A new tier is one new file in place/tiers/, found by its name."""
 
-    name: ClassVar[str]  # as ledgers call it
+    name: ClassVar[str]  # in plans and ledgers
+    needs_directory: ClassVar[bool] = False  # it keeps a file in a folder that the user names
+
+    @classmethod
+    def open(cls, *, directory: str | None, limit_bytes: int | None) -> "Tier":
+        """Open the tier for one cache. Default: a tier without settings."""
+        return cls()
 
     @abstractmethod
-    def region(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Region:
-        """Room for a tensor. Raises FileError where there is none left."""
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Buffer:
+        """Make room for slots. Raises FileError where there is none left."""
 
     def __deepcopy__(self, memo: dict) -> "Tier":
-        return self  # a copy of a cache uses the same memory, in regions of its own
+        return self  # a copy of a cache uses the same memory, in buffers of its own
 
 
-class Store:
-    """The far slots of one layer. It changes: slots are written behind those that are there."""
+class TierStore:
+    """The slots of one layer in a tier. It changes: slots are written behind those that are there."""
 
     def __init__(self, tier: Tier, device: torch.device) -> None:
         self.tier, self.device = tier, device
-        self.regions: dict[str, Region] = {}
+        self.buffers: dict[str, Buffer] = {}
         self.capacity = 0
-        self.filled: tuple[int, ...] = ()  # slots of each lane that somebody has written
+        self.filled: tuple[int, ...] = ()  # slots of each head that somebody has written
         self.lineage = object()  # the same for stores whose common slots are the same
         self._lock = threading.Lock()
 
-    def append(self, counts: tuple[int, ...], payload: Mapping[str, Tensor], sizes: Sequence[int]) -> "Store":
-        """The store after `sizes[lane]` more slots behind `counts[lane]` of each lane; it, or a copy where others
-        have written there already. The payload's slots stand lane after lane."""
+    def append(self, counts: tuple[int, ...], payload: Mapping[str, Tensor], sizes: Sequence[int]) -> "TierStore":
+        """Write `sizes[head]` slots behind the first `counts[head]` of each head; the payload is head after head.
+
+        Gives this store, or a copy where another part has written there already.
+        """
         stops = [held + more for held, more in zip(counts, sizes, strict=True)]
         with self._lock:
-            mine = counts == self.filled or not any(self.filled)
-            if mine and self.regions and max(stops) <= self.capacity:
+            newest = counts == self.filled or not any(self.filled)
+            if newest and self.buffers and max(stops) <= self.capacity:
                 self._put(counts, payload, sizes)
                 self.filled = tuple(stops)
                 return self
@@ -65,55 +115,64 @@ class Store:
         grown = self._copy(counts, payload, most + most // 8 if any(counts) else most)
         grown._put(counts, payload, sizes)
         grown.filled = tuple(stops)
-        if mine:
+        if newest:
             grown.lineage = self.lineage
         return grown
 
-    def gather(self, flat: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """What these regions hold of slots, by lane x capacity + slot, on the device."""
-        where = flat.to(next(iter(self.regions.values())).tensor.device)
-        return {
-            name: self.regions[name].tensor.flatten(0, 1).index_select(0, where).to(self.device, non_blocking=True)
-            for name in names
-        }
+    def gather(self, flat: Int[Tensor, " S"], names: Sequence[str]) -> dict[str, Tensor]:
+        """Fetch slots, by head x capacity + slot, to the device."""
+        return {name: self.buffers[name].gather(flat).to(self.device, non_blocking=True) for name in names}
 
-    def block(self, start: int, stop: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """Slots start to stop of every lane, [lanes, stop - start, ...], on the device."""
-        return {name: self.regions[name].tensor[:, start:stop].to(self.device, non_blocking=True) for name in names}
+    def window(self, start: int, stop: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """Fetch slots start to stop of every head, [N, stop - start, ...], to the device."""
+        return {name: self.buffers[name].window(start, stop).to(self.device, non_blocking=True) for name in names}
 
     def flat(self, counts: tuple[int, ...]) -> dict[str, Tensor]:
-        """All slots, lane after lane, in memory of their own on the device."""
+        """Fetch all slots, head after head, into fresh memory on the device."""
         return {
-            name: torch.cat([region.tensor[lane, :count] for lane, count in enumerate(counts)]).to(self.device)
-            for name, region in self.regions.items()
+            name: torch.cat([buffer.read(head, 0, count) for head, count in enumerate(counts)]).to(self.device)
+            for name, buffer in self.buffers.items()
         }
 
-    def __deepcopy__(self, memo: dict) -> "Store":
-        twin = self._copy(self.filled, {name: one.tensor for name, one in self.regions.items()}, self.capacity)
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor held, by name; a number follows where a buffer is several tensors."""
+        for name, buffer in self.buffers.items():
+            held = list(buffer.tensors())
+            if len(held) == 1:
+                yield name, held[0]
+            else:
+                yield from ((f"{name}_{at}", tensor) for at, tensor in enumerate(held))
+
+    def __deepcopy__(self, memo: dict) -> "TierStore":
+        like = {name: buffer.window(0, 0) for name, buffer in self.buffers.items()}
+        twin = self._copy(self.filled, like, self.capacity)
         twin.filled, twin.lineage = self.filled, copy.deepcopy(self.lineage, memo)
         return twin
 
-    def _copy(self, counts: tuple[int, ...], like: Mapping[str, Tensor], capacity: int) -> "Store":
-        """A store of its own with the first slots of this one, shaped for payloads like this."""
-        twin = Store(self.tier, self.device)
+    def _copy(self, counts: tuple[int, ...], like: Mapping[str, Tensor], capacity: int) -> "TierStore":
+        """Copy the first slots into a store of another capacity, shaped for payloads like this."""
+        twin = TierStore(self.tier, self.device)
         twin.capacity = capacity
-        inner = {name: tensor.shape[1:] if not self.regions else self.regions[name].tensor.shape[2:]
-                 for name, tensor in like.items()}  # fmt: skip
         for name, tensor in like.items():
-            twin.regions[name] = self.tier.region((len(counts), capacity, *inner[name]), tensor.dtype, self.device)
-            if self.regions:
-                _move(self.regions[name].tensor, twin.regions[name], counts)
+            source = self.buffers.get(name)
+            # A payload is [slots, ...], what is read of a buffer [N, slots, ...].
+            inner = tensor.shape[1:] if source is None else source.window(0, 0).shape[2:]
+            target = self.tier.buffer((len(counts), capacity, *inner), tensor.dtype, self.device)
+            if source is not None:
+                _move(source, target, counts)
+            twin.buffers[name] = target
         return twin
 
     def _put(self, counts: tuple[int, ...], payload: Mapping[str, Tensor], sizes: Sequence[int]) -> None:
         for name, tensor in payload.items():
-            region = self.regions[name]
-            for lane, piece in enumerate(tensor.split(list(sizes))):
-                if sizes[lane]:
-                    region.write(lane, counts[lane], piece)
+            buffer = self.buffers[name]
+            for head, piece in enumerate(tensor.split(list(sizes))):
+                if sizes[head]:
+                    buffer.write(head, counts[head], piece)
 
 
-def _move(source: Tensor, target: Region, counts: Sequence[int]) -> None:
-    for lane, count in enumerate(counts):
+def _move(source: Buffer, target: Buffer, counts: Sequence[int]) -> None:
+    """Copy the first `counts[head]` slots of every head, some at a time."""
+    for head, count in enumerate(counts):
         for start in range(0, count, _COPIED_SLOTS):
-            target.write(lane, start, source[lane, start : min(start + _COPIED_SLOTS, count)])
+            target.write(head, start, source.read(head, start, min(start + _COPIED_SLOTS, count)))

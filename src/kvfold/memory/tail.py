@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PAD = -1  # the position of a column that holds no token of this row
@@ -25,12 +25,10 @@ class Tail:
     length: int
     start: int
     padded: bool  # whether any column is a pad for some row
-    mass: Float[Tensor, "B H length"] | None = None  # attention received, where the method asked for it
-    marks: UInt8[Tensor, "B capacity"] | None = None  # uint8, of the text, where the place asked for them
 
     @classmethod
-    def empty(cls, keys: Tensor, values: Tensor, *, start: int, counts_mass: bool, marked: bool = False) -> "Tail":
-        """A tail of no columns, shaped and typed like these keys and values."""
+    def empty(cls, keys: Tensor, values: Tensor) -> "Tail":
+        """Make a tail of no columns, shaped and typed like these keys and values."""
         rows, heads = keys.shape[:2]
         with torch.inference_mode(False):
             return cls(
@@ -38,46 +36,37 @@ class Tail:
                 values=values.new_empty(rows, heads, 0, values.shape[-1]),
                 positions=torch.empty(rows, 0, dtype=torch.int32, device=keys.device),
                 length=0,
-                start=start,
+                start=0,
                 padded=False,
-                mass=torch.zeros(rows, heads, 0, device=keys.device) if counts_mass else None,
-                marks=torch.zeros(rows, 0, dtype=torch.uint8, device=keys.device) if marked else None,
             )
 
     @property
     def valid(self) -> Bool[Tensor, "B length"]:
-        """True where a column is a token of the row."""
+        """Mark the columns that are tokens of their row."""
         return self.positions[:, : self.length] != PAD
 
     def append(self, keys: Float[Tensor, "B H Q D"], values: Float[Tensor, "B H Q E"], *,
-               positions: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"] | None,
-               marks: UInt8[Tensor, "B Q"] | None = None) -> "Tail":  # fmt: skip
-        """The tail with these tokens written behind it; a new set of buffers only when they do not fit."""
+               positions: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"] | None) -> "Tail":  # fmt: skip
+        """Write tokens behind the others; new buffers only when they do not fit."""
         stop = self.length + keys.shape[2]
         grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // 8)
         grown.keys[:, :, self.length : stop] = keys
         grown.values[:, :, self.length : stop] = values
         grown.positions[:, self.length : stop] = positions if valid is None else positions.masked_fill(~valid, PAD)
-        if grown.marks is not None:
-            grown.marks[:, self.length : stop] = 0 if marks is None else marks
-        mass = self.mass
-        if mass is not None:
-            mass = torch.cat([mass, mass.new_zeros(*mass.shape[:2], keys.shape[2])], dim=2)
-        return replace(grown, length=stop, padded=self.padded or valid is not None, mass=mass)
+        return replace(grown, length=stop, padded=self.padded or valid is not None)
 
     def without(self, invalid: Bool[Tensor, "B length"]) -> "Tail":
-        """The tail with some of its columns turned into pads for some rows."""
+        """Turn some columns into pads for some rows."""
         positions = self.positions.clone()
         positions[:, : self.length].masked_fill_(invalid, PAD)
         return replace(self, positions=positions, padded=True)
 
     def cropped(self, length: int) -> "Tail":
-        """The first `length` columns, over the same buffers."""
-        mass = None if self.mass is None else self.mass[:, :, :length]
-        return replace(self, length=length, mass=mass)
+        """Cut to the first `length` columns, over the same buffers."""
+        return replace(self, length=length)
 
     def after(self, columns: int) -> "Tail":
-        """What is left when the first `columns` leave, in buffers that fit exactly."""
+        """Drop the first `columns`, into buffers that fit exactly."""
         rest = slice(columns, self.length)
         return Tail(
             keys=self.keys[:, :, rest].clone(),
@@ -86,31 +75,25 @@ class Tail:
             length=self.length - columns,
             start=self.start + columns,
             padded=self.padded and bool((self.positions[:, rest] == PAD).any()),
-            mass=None if self.mass is None else self.mass[:, :, columns:].clone(),
-            marks=None if self.marks is None else self.marks[:, rest].clone(),
         )
 
-    def rows(self, indices: Sequence[int]) -> "Tail":
-        """The tail with these rows, in this order, repeats allowed, in buffers of their own."""
-        chosen = torch.tensor(list(indices), device=self.keys.device)
+    def take_rows(self, rows: Sequence[int]) -> "Tail":
+        """Pick these rows, in this order, repeats allowed, into new buffers."""
+        chosen = torch.tensor(list(rows), device=self.keys.device)
         cut = {name: tensor[chosen] for name, tensor in self.tensors()}
         return replace(self, **cut)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor held, slack included, by name."""
+        """Yield every tensor held, slack included, by name."""
         yield from (("keys", self.keys), ("values", self.values), ("positions", self.positions))
-        if self.mass is not None:
-            yield "mass", self.mass
-        if self.marks is not None:
-            yield "marks", self.marks
 
     @property
     def slack_bytes(self) -> int:
-        """Bytes of the buffers behind the last column."""
+        """Count the bytes of the buffers behind the last column."""
         columns = self.keys.shape[2]
         if columns == 0:
             return 0
-        buffers = [self.keys, self.values, self.positions, *(() if self.marks is None else (self.marks,))]
+        buffers = (self.keys, self.values, self.positions)
         held = sum(tensor.untyped_storage().nbytes() for tensor in buffers)
         return held // columns * (columns - self.length)
 
@@ -120,10 +103,7 @@ class Tail:
             keys = self.keys.new_empty(rows, heads, capacity, self.keys.shape[-1])
             values = self.values.new_empty(rows, heads, capacity, self.values.shape[-1])
             positions = self.positions.new_full((rows, capacity), PAD)
-            marks = None if self.marks is None else self.marks.new_zeros(rows, capacity)
         keys[:, :, : self.length] = self.keys[:, :, : self.length]
         values[:, :, : self.length] = self.values[:, :, : self.length]
         positions[:, : self.length] = self.positions[:, : self.length]
-        if marks is not None and self.marks is not None:
-            marks[:, : self.length] = self.marks[:, : self.length]
-        return replace(self, keys=keys, values=values, positions=positions, marks=marks)
+        return replace(self, keys=keys, values=values, positions=positions)

@@ -1,12 +1,19 @@
-"""Delimiter classes: what one byte says of a token as the end of a sentence. A tokenizer's table gives each id one.
+"""Transcript: what is known of the text that one cache was fed, once for all its layers.
 
-The lowest bits are a level: how good an end the token is. The others say what it does to its neighbours. Bytes and
-arrays of bytes only; who cuts text where is place/sentences.py.
+Ids are kept for the columns that are still raw, where a method reads them. Delimiter classes are kept for every
+position, where a place cuts text into sentences. A class is one byte: the lowest bits are a level, how good an end the
+token is; the others say what the token does to its neighbours. Who cuts text, and where, is place/sentences.py.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-LEVEL = 0b111  # bits of a mark: how good an end
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+LEVEL = 0b111  # bits of a class: how good an end
 SOFT = 0b1000  # an end only where what follows stands apart
 APART = 0b10000  # begins with a space, a new line, or something that is no letter or digit
 CLOSER = 0b100000  # quotes and brackets that belong to what is before them
@@ -14,8 +21,87 @@ STEM = 0b1000000  # a dot after it is no end: Dr, e.g, a single letter
 _STRONG = 5  # the least level that ends a sentence by itself
 
 
-def ends(marks: Any, after: Any) -> Any:
-    """Whether a sentence ends at a token, by its mark and its successor's; of numbers, or arrays of them."""
-    strong = (marks & LEVEL) >= _STRONG
-    inside = ((marks & SOFT) != 0) & ((after & APART) == 0)
+def ends(classes: Any, after: Any) -> Any:
+    """Tell whether a sentence ends at a token, from its class and its successor's; of numbers or arrays of them."""
+    strong = (classes & LEVEL) >= _STRONG
+    inside = ((classes & SOFT) != 0) & ((after & APART) == 0)
     return strong & ~inside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """The text of one cache. A value: buffers may be shared with an older one, which reads less of them."""
+
+    ids: Int[Tensor, "B columns"] | None = None  # int32, of the columns that are still raw
+    classes: UInt8[Tensor, "B capacity"] | None = None  # by position, pads left out
+    length: int = 0  # positions that have a class
+
+    def with_ids(self, ids: Int[Tensor, "B Q"]) -> "Transcript":
+        """Append the ids of new columns."""
+        new = ids.to(torch.int32)
+        return replace(self, ids=new if self.ids is None else torch.cat([self.ids, new], dim=1))
+
+    def with_classes(self, positions: Int[Tensor, "B Q"], classes: UInt8[Tensor, "B Q"] | None,
+                     valid: Bool[Tensor, "B Q"] | None) -> "Transcript":  # fmt: skip
+        """Write the classes of new tokens at their positions; None writes that nothing is known of them."""
+        if classes is None and self.classes is None:
+            return self
+        stop = max(self.length, int(positions.max()) + 1)
+        held = self._with_room(len(positions), stop, positions.device)
+        fresh = torch.zeros(positions.shape, dtype=torch.uint8, device=held.device) if classes is None else classes
+        where = positions.long()
+        if valid is not None:
+            where = where.masked_fill(~valid, held.shape[1] - 1)  # the last place is never read: pads go there
+        held.scatter_(1, where, fresh)
+        return replace(self, classes=held, length=stop)
+
+    def without_columns(self, columns: int) -> "Transcript":
+        """Drop the ids of the oldest raw columns, which were folded."""
+        return self if self.ids is None else replace(self, ids=self.ids[:, columns:].clone())
+
+    def cropped(self, columns: int) -> "Transcript":
+        """Drop the ids of the newest columns; classes of later positions are written again when these come."""
+        return self if self.ids is None else replace(self, ids=self.ids[:, : self.ids.shape[1] - columns].clone())
+
+    def take_rows(self, rows: Sequence[int]) -> "Transcript":
+        """Pick these rows, in this order, repeats allowed, in buffers of their own."""
+        picked = list(rows)
+        return replace(
+            self,
+            ids=None if self.ids is None else self.ids[picked],
+            classes=None if self.classes is None else self.classes[picked],
+        )
+
+    def classes_at(self, row: int, positions: Int[Tensor, " S"]) -> bytes:
+        """Read the classes of one row at some positions; zeros where nothing is known."""
+        if self.classes is None or self.length == 0:
+            return bytes(len(positions))
+        known = self.classes[row].to("cpu")
+        where = positions.to("cpu").long()
+        return bytes(known[where.clamp(max=self.length - 1)].numpy())
+
+    def sentence_ended(self, positions: Int[Tensor, " B"]) -> Bool[Tensor, " B"] | None:
+        """Tell of each row whether a sentence ended just before a position; None where no classes are known."""
+        if self.classes is None:
+            return None
+        where = positions.long().clamp(min=1, max=max(self.length - 1, 1))[:, None]
+        before, after = self.classes.gather(1, where - 1), self.classes.gather(1, where)
+        return ends(before, after)[:, 0] & (positions > 0)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor held, by name."""
+        if self.ids is not None:
+            yield "ids", self.ids
+        if self.classes is not None:
+            yield "classes", self.classes
+
+    def _with_room(self, rows: int, positions: int, device: torch.device) -> Tensor:
+        """Give a buffer for so many positions and one place more; it grows by an eighth."""
+        held = self.classes
+        if held is not None and positions < held.shape[1]:
+            return held
+        with torch.inference_mode(False):
+            grown = torch.zeros(rows, positions + positions // 8 + 1, dtype=torch.uint8, device=device)
+        if held is not None:
+            grown[:, : self.length] = held[:, : self.length]
+        return grown

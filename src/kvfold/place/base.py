@@ -5,21 +5,24 @@ for each cache: files and buffers belong to what is opened, never to the plan.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
-from kvfold.memory.part import Placer
+from kvfold.memory.part import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place(ABC):
     """A placement of folded parts."""
 
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})  # older names of settings, with their names of today
     paper: ClassVar[str | None] = None
 
     @abstractmethod
-    def open(self, *, pinned: int) -> Placer | None:
-        """What puts the parts of one cache in their places; None leaves them where they are made.
+    def open(self, *, pinned: int) -> Placement | None:
+        """Open what puts the parts of one cache in their places; None leaves them where they are made.
 
         Raises BudgetError for a budget that cannot hold what is always read, FileError for a place that cannot be.
         """

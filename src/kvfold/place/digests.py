@@ -1,7 +1,7 @@
-"""Summaries: what the keys of a sentence are like, in one or two vectors. sentkv chooses among them.
+"""Digests: the keys of a page in one or two vectors. sentkv chooses among these forms.
 
-Each takes keys sentence after sentence and the lengths, and works in float32; a score is q . centre + |q| . spread.
-Extremes bound every q . k of the sentence from above; means rank sentences with one outstanding key low.
+Each takes keys page after page and the lengths, and works in float32; a score is q . centre + |q| . spread.
+Extremes bound every q . k of the page from above; means rank pages with one outstanding key low.
 Extremes are Quest's, https://arxiv.org/abs/2406.10774; means SentenceKV's, https://arxiv.org/abs/2504.00970
 Ours differs: extremes are kept as their middle and half their distance, so every form is scored alike.
 """
@@ -13,42 +13,42 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvfold.place.index import Summary
+from kvfold.place.page_index import Digest
 
-Summarise = Callable[[Tensor, Tensor], Summary]
+DigestForm = Callable[[Tensor, Tensor], Digest]
 
 _DEVIATIONS = 1.0  # how many standard deviations beyond the mean a spread reaches
 
 
-def minmax(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
-    """The middle of the smallest and largest value in each dimension, and half of their distance."""
+def minmax(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Take the middle of the smallest and largest value in each dimension, and half of their distance."""
     low, high = _reduced(keys.float(), lengths, "min"), _reduced(keys.float(), lengths, "max")
-    return Summary(centres=((high + low) / 2)[:, None], spreads=((high - low) / 2)[:, None])
+    return Digest(centres=((high + low) / 2)[:, None], spreads=((high - low) / 2)[:, None])
 
 
-def mean(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
-    """The mean key."""
-    return Summary(centres=_reduced(keys.float(), lengths, "mean")[:, None])
+def mean(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Average the keys."""
+    return Digest(centres=_reduced(keys.float(), lengths, "mean")[:, None])
 
 
-def spread(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
-    """The mean key, and the standard deviation of each dimension."""
+def spread(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Average the keys, and take the standard deviation of each dimension."""
     wide = keys.float()
     middle, squares = _reduced(wide, lengths, "mean"), _reduced(wide.square(), lengths, "mean")
     deviations = (squares - middle.square()).clamp(min=0).sqrt() * _DEVIATIONS
-    return Summary(centres=middle[:, None], spreads=deviations[:, None])
+    return Digest(centres=middle[:, None], spreads=deviations[:, None])
 
 
-def halves(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Summary:
-    """Two centroids: the mean keys of the first and of the second half."""
+def halves(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Average the keys of the first and of the second half: two centroids."""
     first = (lengths + 1) // 2
     both = torch.stack([first, lengths - first], dim=1).flatten()
     means = _reduced(keys.float(), both, "mean").unflatten(0, (-1, 2))
     single = (lengths < 2)[:, None]
-    return Summary(centres=torch.stack([means[:, 0], torch.where(single, means[:, 0], means[:, 1])], dim=1))
+    return Digest(centres=torch.stack([means[:, 0], torch.where(single, means[:, 0], means[:, 1])], dim=1))
 
 
-SUMMARIES: Mapping[str, Summarise] = MappingProxyType(
+DIGESTS: Mapping[str, DigestForm] = MappingProxyType(
     {"minmax": minmax, "mean": mean, "spread": spread, "halves": halves}
 )
 

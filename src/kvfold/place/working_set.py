@@ -1,4 +1,4 @@
-"""Working: the slots that a layer attends now, fetched from its store, and what fetching has cost.
+"""Working set: the slots that a layer attends now, fetched from its store, and what fetching has cost.
 
 A slot table says which far slot lies where. On a new selection only those that are not there are fetched, into places
 that are no longer wanted; their order does not matter to attention. It is a copy of what lies far away, so nothing
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from kvfold.memory.pages import Fetched
 
-Fetch = Callable[[Tensor, Tensor], Fetched]  # of lanes and slots
+Fetch = Callable[[Tensor, Tensor], Fetched]  # of heads and slots
 
 
 @dataclass(slots=True, kw_only=True)
-class Spent:
+class FetchStats:
     """Counters of one layer's selections, which change with every one of them; budget/ledger.py says what they are."""
 
     selections: int = 0
@@ -39,28 +39,28 @@ class Spent:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-class Working:
-    """Fetched slots of every lane. It changes with every selection."""
+class WorkingSet:
+    """Fetched slots of every head. It changes with every selection."""
 
-    def __init__(self, spent: Spent | None = None) -> None:
-        self.spent = spent or Spent()
-        self.keys: Tensor | None = None  # lanes budget D
+    def __init__(self, stats: FetchStats | None = None) -> None:
+        self.stats = stats or FetchStats()
+        self.keys: Tensor | None = None  # N budget D
         self.values: Tensor | None = None
-        self.slots: Tensor | None = None  # lanes budget, int32: which far slot, -1 none
-        self.valid: Tensor | None = None  # where a lane has fewer; None: everywhere
-        self._holds: Tensor | None = None  # the selection as it was given
+        self.slots: Tensor | None = None  # N budget, int32: which stored slot, -1 none
+        self.valid: Tensor | None = None  # where a head has fewer; None: everywhere
+        self._current: Tensor | None = None  # the selection as it was given
         self._lineage: object = None  # of the slots that are here
 
-    def bring(self, wanted: Int[Tensor, "L budget"], fetch: Fetch, *, stored: int, heads: int,
+    def fetch(self, wanted: Int[Tensor, "N budget"], read: Fetch, *, stored: int, heads: int,
               lineage: object = None) -> None:  # fmt: skip
-        """Make the slots those that are wanted; -1 is no slot. `stored` is the most slots that a lane has.
+        """Make the slots those that are wanted; -1 is no slot. `stored` is the most slots that a head has.
 
         Slots of another lineage may be others by the same number: none of them stays.
         """
         if self._lineage is not lineage:
             self.forget()
             self._lineage = lineage
-        if self._holds is wanted:
+        if self._current is wanted:
             return
         began = perf_counter()
         self._make_room(wanted)
@@ -69,26 +69,26 @@ class Working:
         missing = (wanted >= 0) & ~there
         self._count(wanted, missing, heads)
         places = _first(~stays, missing.sum(dim=1, keepdim=True))
-        lanes, columns = missing.nonzero(as_tuple=True)
-        slots = wanted[lanes, columns]
+        of_heads, columns = missing.nonzero(as_tuple=True)
+        slots = wanted[of_heads, columns]
         if len(slots):
-            keys, values, moved = fetch(lanes, slots)
+            keys, values, moved = read(of_heads, slots)
             self._put(places, slots, keys, values)
-            self.spent.fetched_bytes += moved
+            self.stats.fetched_bytes += moved
         short = (wanted < 0).any(dim=1)
         self.valid = stays | places if bool(short.any()) else None
-        self._holds = wanted
-        self.spent.fetch_seconds += perf_counter() - began
+        self._current = wanted
+        self.stats.fetch_seconds += perf_counter() - began
 
     def forget(self) -> None:
         """Let go of everything."""
-        self._holds = None
+        self._current = None
         if self.slots is not None:
             self.slots.fill_(-1)
 
-    def holds(self, wanted: Tensor) -> bool:
+    def is_current(self, wanted: Tensor) -> bool:
         """Whether it was brought just this selection."""
-        return self._holds is wanted
+        return self._current is wanted
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor held, by name."""
@@ -97,7 +97,7 @@ class Working:
             "values": self.values,
             "slots": self.slots,
             "valid": self.valid,
-            "holds": self._holds,
+            "holds": self._current,
         }
         yield from ((name, tensor) for name, tensor in named.items() if tensor is not None)
 
@@ -129,13 +129,13 @@ class Working:
     def _count(self, wanted: Tensor, missing: Tensor, heads: int) -> None:
         lost = missing.sum(dim=1)
         fetched = int(lost.sum())
-        self.spent.fetched += fetched
-        if self._holds is not None:
+        self.stats.fetched += fetched
+        if self._current is not None:
             asked = (wanted >= 0).sum(dim=1)
-            self.spent.selections += 1
-            self.spent.wanted += int(asked.sum())
-            self.spent.reused += int(asked.sum()) - fetched
-            self.spent.reused_evenly += int((asked - lost).view(-1, heads).amin(dim=1).sum()) * heads
+            self.stats.selections += 1
+            self.stats.wanted += int(asked.sum())
+            self.stats.reused += int(asked.sum()) - fetched
+            self.stats.reused_evenly += int((asked - lost).view(-1, heads).amin(dim=1).sum()) * heads
 
 
 def _overlap(held: Tensor, wanted: Tensor, stored: int) -> tuple[Tensor, Tensor]:
@@ -151,5 +151,5 @@ def _overlap(held: Tensor, wanted: Tensor, stored: int) -> tuple[Tensor, Tensor]
 
 
 def _first(free: Tensor, needed: Tensor) -> Tensor:
-    """The first `needed` places of each lane that are free."""
+    """The first `needed` places of each head that are free."""
     return free & (free.cumsum(dim=1) <= needed)

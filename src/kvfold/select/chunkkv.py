@@ -11,27 +11,30 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from kvfold.attention.scores import POOL, pool_and_dilate
 from kvfold.errors import PlanError
-from kvfold.memory.kv import Needs
-from kvfold.memory.request import Pass, Segment
-from kvfold.memory.votes import POOL, stretched
-from kvfold.select.base import ByPass
+from kvfold.memory.context import FoldContext, Selection
+from kvfold.memory.recent_queries import RecentQueries
+from kvfold.memory.recorders import Recorder
+from kvfold.select.base import JointSelect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkKV(ByPass):
-    """The same slots in all layers: those around the best votes of the last `window` queries, and the last tokens."""
+class ChunkKV(JointSelect):
+    """The same slots in all layers: those around the best scores by the last `window` queries, and the last tokens."""
 
     window: int = 32
-    pool: int = POOL  # neighbours over which a vote is averaged; odd
-    reach: int = 80  # tokens that stay on either side of one that was voted for
+    pool: int = POOL  # neighbours over which scores are averaged; odd
+    reach: int = 80  # tokens that stay on either side of one that was attended to
 
     query_aware: ClassVar[bool] = True
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2502.00299"
 
     def __post_init__(self) -> None:
-        ByPass.__post_init__(self)
+        JointSelect.__post_init__(self)
         if self.window < 1 or self.pool < 1 or self.pool % 2 == 0 or self.reach < 0:
             raise PlanError(
                 f"window={self.window}, pool={self.pool}, reach={self.reach} was asked for; a window has a query, a "
@@ -39,21 +42,28 @@ class ChunkKV(ByPass):
             )
 
     @property
-    def needs(self) -> Needs:
-        """The newest queries of each row, in every layer."""
-        return Needs(queries=self.window)
+    def records(self) -> tuple[Recorder, ...]:
+        """Record the newest queries of each row, in every layer."""
+        return (RecentQueries(self.window),)
 
-    def request(self, segment: Segment) -> Pass:
-        """The newest slots, then chunk after chunk; a segment that fits stays as it is."""
+    def choose(self, context: FoldContext) -> Selection:
+        """Keep the newest slots, then chunk after chunk; a segment that fits stays as it is."""
+        segment = context.segment
         kept = segment.nothing_kept()
+        scores = None
         for row, slots in enumerate(segment.slots):
             tokens = segment.real[row].nonzero().flatten()
             if slots >= len(tokens):
                 kept[row] = segment.real[row]
             elif slots:
-                assert segment.worth is not None, "a method that needs queries is given what they look at"
-                votes = segment.worth[row][..., tokens].flatten(0, 1)  # of every layer and head
-                score = stretched(votes[None], pool=self.pool, reach=self.reach)[0]
-                score[len(tokens) - max(min(self.window, slots // 2), 1) :] = torch.inf
-                kept[row, ..., tokens[score.sort(descending=True, stable=True).indices[:slots]]] = True
-        return Pass.of(segment, kept)
+                scores = context.query_scores() if scores is None else scores
+                of_all = scores[row][..., tokens].flatten(0, 1)  # of every layer and head
+                kept[row, ..., tokens[self._best(of_all, slots)]] = True
+        return Selection.of_layers(context.layers, kept)
+
+    def _best(self, scores: Float[Tensor, "V S"], slots: int) -> Int[Tensor, " slots"]:
+        """Rank a row's tokens by the best score near them, its newest tokens first."""
+        score = pool_and_dilate(scores[None], pool=self.pool, reach=self.reach)[0]
+        recent = max(min(self.window, slots // 2), 1)
+        score[len(score) - recent :] = torch.inf
+        return score.sort(descending=True, stable=True).indices[:slots]

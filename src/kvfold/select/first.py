@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.memory.kv import KV, Observed
-from kvfold.select.base import Select
+from kvfold.memory.candidates import Candidates
+from kvfold.select.base import PerLayerSelect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class First(Select):
+class First(PerLayerSelect):
     """The first tokens of each segment, and its newest one."""
 
     scope: Literal["history", "turn"] = "turn"
@@ -24,9 +24,10 @@ class First(Select):
     query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/1704.04368"
 
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """The oldest slots; the newest token stays, as in every method."""
-        kept = torch.zeros(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)
-        kept[:, :, : slots - 1] = True
+    def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
+        """Mark the oldest slots; the newest token stays, as in every method."""
+        positions = candidates.kv.positions
+        kept = torch.zeros(positions.shape, dtype=torch.bool, device=positions.device)
+        kept[:, :, : candidates.slots - 1] = True
         kept[:, :, -1] = True
         return kept

@@ -10,12 +10,12 @@ from typing import ClassVar
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.memory.kv import KV, Observed
-from kvfold.select.base import Select, newest
+from kvfold.memory.candidates import Candidates
+from kvfold.select.base import PerLayerSelect, newest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Full(Select):
+class Full(PerLayerSelect):
     """Everything stays."""
 
     query_aware: ClassVar[bool] = False
@@ -26,9 +26,9 @@ class Full(Select):
 
     @property
     def budget(self) -> None:
-        """No budget: nothing is ever dropped."""
+        """Give no budget: nothing is ever dropped."""
         return None
 
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """Every slot; a layer without a budget never asks."""
-        return newest(kv, len(kv))
+    def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
+        """Mark every slot; a layer without a budget never asks."""
+        return newest(candidates.kv, len(candidates.kv))

@@ -13,12 +13,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.errors import PlanError
-from kvfold.memory.kv import KV, Needs, Observed
-from kvfold.select.base import Select, best, newest
+from kvfold.memory.attention_sums import AttentionSums
+from kvfold.memory.candidates import Candidates
+from kvfold.memory.recorders import Recorder
+from kvfold.select.base import PerLayerSelect, Select, best, newest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class H2O(Select):
+class H2O(PerLayerSelect):
     """Half of the budget for the newest tokens, half for heavy hitters."""
 
     recent: float = 0.5  # share of the slots that goes to the newest tokens
@@ -33,15 +35,17 @@ class H2O(Select):
             raise PlanError(f"recent={self.recent} was asked for; it is a share of the slots; give 0 to 1")
 
     @property
-    def needs(self) -> Needs:
-        """The attention that every slot received."""
-        return Needs(mass=True)
+    def records(self) -> tuple[Recorder, ...]:
+        """Record the attention that every slot receives."""
+        return (AttentionSums(),)
 
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """The newest slots, then those with the most attention a query."""
-        assert observed.mass is not None, "the layer counts attention when it is needed"
+    def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
+        """Mark the newest slots, then those with the most attention a query."""
+        kv, slots, scores = candidates.kv, candidates.slots, candidates.attention_sums
+        assert scores is not None, "attention sums are recorded"
         recent = newest(kv, min(max(round(slots * self.recent), 1), slots))
-        scores = observed.mass
         if self.normalise:
-            scores = scores / (observed.seen[:, None, None] - kv.positions).clamp(min=1)
-        return recent | best(scores, slots - int(recent[0, 0].sum()), among=~recent, together=observed.together)
+            # The sum of a slot has as many terms as there were queries at or after it.
+            scores = scores / (candidates.seen[:, None, None] - kv.positions).clamp(min=1)
+        rest = slots - int(recent[0, 0].sum())
+        return recent | best(scores, rest, among=~recent, shared_heads=candidates.shared_heads)

@@ -9,34 +9,24 @@ is scored once, when it is folded, from what is held then, and the newest token 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from kvfold.memory.kv import Needs
-from kvfold.memory.request import Pass, Segment
-from kvfold.select.base import ByPass, most_worth
+from kvfold.memory.context import FoldContext, Selection
+from kvfold.memory.recorders import Recorder, TokenIds
+from kvfold.select.base import JointSelect, top_slots_of_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KVzip(ByPass):
+class KVzip(JointSelect):
     """The slots with the most attention from any token of the repetition. Costs about a second prefill."""
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2505.23416"
 
     @property
-    def needs(self) -> Needs:
-        """The most attention that each slot gets while its segment is repeated."""
-        return Needs(text=True, repetition=True)
+    def records(self) -> tuple[Recorder, ...]:
+        """Record the ids of the text, which is replayed."""
+        return (TokenIds(),)
 
-    def request(self, segment: Segment) -> Pass:
-        """The newest slots, then those that the repetition looked at most; a segment that fits stays as it is."""
-        kept = segment.nothing_kept()
-        for row, slots in enumerate(segment.slots):
-            tokens = segment.tokens(row)
-            if slots >= len(tokens):
-                kept[row] = segment.real[row]
-            elif slots:
-                assert segment.worth is not None, "a segment is repeated before it is judged"
-                worth = segment.worth[row].masked_fill(~segment.real[row], -1.0)
-                worth[..., tokens[-1]] = torch.inf
-                kept[row] = most_worth(worth, slots, together=segment.together)
-        return Pass.of(segment, kept)
+    def choose(self, context: FoldContext) -> Selection:
+        """Keep the newest slots, then those that the replay attended to most; a segment that fits stays as it is."""
+        segment = context.segment
+        scores = context.replay() if bool(segment.real.any()) else segment.nothing_kept().float()
+        return Selection.of_layers(context.layers, top_slots_of_rows(segment, scores))

@@ -10,12 +10,12 @@ from typing import ClassVar
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.memory.kv import KV, Observed
-from kvfold.select.base import Select, newest
+from kvfold.memory.candidates import Candidates
+from kvfold.select.base import PerLayerSelect, newest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nothing(Select):
+class Nothing(PerLayerSelect):
     """Only the sinks stay."""
 
     query_aware: ClassVar[bool] = False
@@ -26,12 +26,12 @@ class Nothing(Select):
 
     @property
     def budget(self) -> "SinksOnly":
-        """Room for the sinks."""
+        """Give room for the sinks."""
         return SinksOnly()
 
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """No slot; a layer without room never asks."""
-        return newest(kv, 0)
+    def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
+        """Mark no slot; a layer without room never asks."""
+        return newest(candidates.kv, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class SinksOnly:
     """A budget that the sinks fill."""
 
     def slots(self, *, seen: int, pinned: int, slot_bytes: int, token_bytes: int, shares: int) -> int:
-        """As many slots as there are sinks."""
+        """Count as many slots as there are sinks."""
         return min(pinned, seen)
 
     def check(self, *, pinned: int) -> None:
-        """It always holds the sinks."""
+        """Accept: it always holds the sinks."""

@@ -11,10 +11,13 @@ adapters act on Nexus rows only, so the base is untouched.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
+
 from kvfold.budget.budget import Budget
 from kvfold.errors import BudgetError, PlanError
-from kvfold.memory.request import Pass, Row, Segment
-from kvfold.select.base import ByPass, most_worth, stretches
+from kvfold.memory.context import FoldContext, Row, Rows, Segment, Selection
+from kvfold.select.base import JointSelect, stretches, top_slots
 
 ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
 BLOCK = 128  # tokens of a segment that share a set of rows
@@ -24,7 +27,7 @@ SAVED = 48  # tokens whose share of the budget quiet segments may save for later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sonic(ByPass):
+class Sonic(JointSelect):
     """Nexus slots in place of each segment, once. Give a budget, or `slots` of every segment."""
 
     slots: int | None = None  # of each segment, whatever its length
@@ -37,7 +40,7 @@ class Sonic(ByPass):
         if not 0 <= self.verbatim <= 1:
             raise PlanError(f"verbatim={self.verbatim} was asked for; it is a share of the slots; give 0 to 1")
         if self.slots is None:
-            ByPass.__post_init__(self)
+            JointSelect.__post_init__(self)
             return
         self.refuse_budget("slots= says already how much each segment keeps")
         if self.slots < 1:
@@ -55,34 +58,39 @@ class Sonic(ByPass):
         """Where the Nexus rows and their updates come from."""
         return self.adapter
 
-    def request(self, segment: Segment) -> Pass:
-        """The most salient slots and evenly spread Nexus rows of each segment; one that fits stays as it is."""
+    def choose(self, context: FoldContext) -> Selection:
+        """Keep the most salient slots, and run evenly spread Nexus rows; a segment that fits stays as it is."""
+        segment = context.segment
+        scores = context.learned_scores() if bool(segment.real.any()) else None
         kept = segment.nothing_kept()
         placed: list[list[Row]] = []
         for row in range(len(kept)):
             tokens = segment.tokens(row)
-            slots = self._spent(segment, row, len(tokens))
+            slots = self._spent(segment, row, len(tokens), scores)
             if slots >= len(tokens):
                 kept[row] = segment.real[row]
                 placed.append([])
                 continue
-            words = 0 if segment.worth is None else round(slots * self.verbatim)
-            if words and segment.worth is not None:
-                worth = segment.worth[row].masked_fill(~segment.real[row], -1.0)
-                kept[row] = most_worth(worth, words, together=segment.together)
+            words = 0 if scores is None else round(slots * self.verbatim)
+            if words and scores is not None:
+                of_row = scores[row].masked_fill(~segment.real[row], -1.0)
+                kept[row] = top_slots(of_row, words, shared_heads=segment.shared_heads)
             places = spread(len(tokens), slots - words)
-            placed.append([(own, 0, tokens[at] + 1, tokens[at]) for own, at in places])
-        return Pass.of(segment, kept, placed)
+            placed.append([(number, 0, tokens[at] + 1, tokens[at]) for number, at in places])
+        rows = Rows.at(segment, placed)
+        made = context.run(rows)
+        return Selection(kept=Selection.of_layers(context.layers, kept).kept, made=made, made_real=rows.real)
 
-    def _spent(self, segment: Segment, row: int, tokens: int) -> int:
-        """Slots of one segment: a quiet one leaves some of its share to those after it, a rich one takes them."""
+    def _spent(self, segment: Segment, row: int, tokens: int, scores: Float[Tensor, "B L H S"] | None) -> int:
+        """Count the slots of one segment: a quiet one leaves some of its share to later ones, a rich one takes them."""
         if self.slots is not None:
             return min(self.slots, tokens)
         most = segment.slots[row]
-        if self.keep is None or segment.worth is None:
+        if self.keep is None or scores is None:
             return most
-        worth = segment.worth[row][..., segment.real[row]]
-        salient = -(-int((worth >= 1 - self.keep).sum()) // (segment.layers * segment.heads))
+        of_row = scores[row][..., segment.real[row]]
+        # A score is a rank among all slots of training: the slots above 1 - keep are its best share.
+        salient = -(-int((of_row >= 1 - self.keep).sum()) // (segment.layers * segment.heads))
         return min(most, max(salient, int(self.keep * tokens * LEAST), most - int(self.keep * SAVED)))
 
 

@@ -10,17 +10,17 @@ from typing import ClassVar
 from jaxtyping import Bool
 from torch import Tensor
 
-from kvfold.memory.kv import KV, Observed
-from kvfold.select.base import Select, newest
+from kvfold.memory.candidates import Candidates
+from kvfold.select.base import PerLayerSelect, newest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamingLLM(Select):
+class StreamingLLM(PerLayerSelect):
     """The sinks and the newest tokens."""
 
     query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2309.17453"
 
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
-        """The newest slots."""
-        return newest(kv, slots)
+    def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
+        """Mark the newest slots."""
+        return newest(candidates.kv, candidates.slots)

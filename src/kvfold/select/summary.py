@@ -9,33 +9,38 @@ Ours differs: rarity in the tokenizer's order stands for self-information, so th
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfold.memory.kv import Needs
-from kvfold.memory.request import Pass, Row, Segment
-from kvfold.select.base import ByPass
+from kvfold.memory.context import FoldContext, Row, Rows, Selection
+from kvfold.memory.recorders import Recorder, TokenIds
+from kvfold.select.base import JointSelect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary(ByPass):
+class Summary(JointSelect):
     """Slots of the rarest tokens, in their order."""
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2310.06201"
 
     @property
-    def needs(self) -> Needs:
-        """The text itself."""
-        return Needs(text=True)
+    def records(self) -> tuple[Recorder, ...]:
+        """Record the ids of the text."""
+        return (TokenIds(),)
 
-    def request(self, segment: Segment) -> Pass:
-        """Tokens of the highest ids: a tokenizer learns frequent pieces first. A segment that fits stays as it is."""
+    def choose(self, context: FoldContext) -> Selection:
+        """Read the tokens of the highest ids anew: a tokenizer learns frequent pieces first.
+
+        A segment that fits stays as it is.
+        """
+        segment, ids = context.segment, context.token_ids()
         kept = segment.nothing_kept()
-        assert segment.ids is not None, "a method that needs text is given it"
         placed: list[list[Row]] = []
         for row, slots in enumerate(segment.slots):
-            tokens, ids = segment.tokens(row), segment.ids[row].tolist()
+            tokens, of_row = segment.tokens(row), ids[row].tolist()
             if slots >= len(tokens):
                 kept[row] = segment.real[row]
                 placed.append([])
                 continue
-            rarest = sorted(tokens, key=lambda column: -ids[column])[:slots]
+            rarest = sorted(tokens, key=lambda column: -of_row[column])[:slots]
             placed.append([(0, 0, 0, column) for column in sorted(rarest)])
-        return Pass.of(segment, kept, placed, of_text=True)
+        rows = Rows.at(segment, placed, ids=ids)
+        made = context.run(rows)
+        return Selection(kept=Selection.of_layers(context.layers, kept).kept, made=made, made_real=rows.real)

@@ -54,12 +54,15 @@ def shares_of(model: Any, tokenizer: Any, plan: str, text: str) -> Shares:
 
 
 def _of_part(part: Any) -> list[tuple[int, float]]:
-    kept = part.shares(0)
-    if kept is None:  # whole slots: the share of heads that hold the token
-        heads = len(part.counts[0])
-        places = [position for head in range(heads) for position in part.places(0, head).tolist()]
-        return [(position, places.count(position) / heads) for position in set(places)]
-    return list(zip(kept[0].tolist(), kept[1].tolist(), strict=True))
+    """List the position of each token that a part holds, and the share of its numbers that is kept."""
+    heads = len(part.counts[0])
+    positions = [part.read(slice(head, head + 1)).positions[0, 0].tolist() for head in range(heads)]
+    shares = part.usage().shares
+    if shares is not None:
+        return list(zip(positions[0], shares[0].tolist(), strict=True))
+    # Whole slots: the share of heads that hold the token.
+    every = [position for of_head in positions for position in of_head]
+    return [(position, every.count(position) / heads) for position in set(every)]
 
 
 def page(shares: Shares) -> str:

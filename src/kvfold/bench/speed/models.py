@@ -8,7 +8,6 @@ minutes on a CPU; its newest tokens are fed for real, so that methods that judge
 import json
 import weakref
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +23,6 @@ from kvfold.hf.binding import PreTrainedModel
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import stock_cache
 from kvfold.hf.load import new_model
-from kvfold.memory.tail import Tail
 from kvfold.select.sonic import ROWS
 
 _RANK = 32  # of a random adapter's updates
@@ -67,18 +65,13 @@ def fill(cache: FoldedCache, model: PreTrainedModel, tokens: int, *, seed: int =
     before = tokens - min(_QUERIES_FED, tokens)
     memory = cache.memory
     memory.begin(before)
-    piece = memory.rules.spill or max(before, 1)  # what lies in a far tier is never all on the device
+    # What lies in a tier is never all on the device.
+    piece = memory.rules.offload_above or max(before, 1)
     for layer, (keys, values) in zip(memory.layers.values(), random_rows(model, before, seed=seed), strict=True):
         layer.scale = keys.shape[-1] ** -0.5  # until a forward says the model's own
         for start in range(0, before, piece):
-            some = slice(start, min(start + piece, before))
-            own = (keys[:, :, some], values[:, :, some])
-            tail = layer.state.tail or Tail.empty(*own, start=0, counts_mass=memory.rules.chooser.needs.mass)
-            tail = tail.append(
-                *own, positions=torch.arange(some.start, some.stop, device=model.device)[None], valid=None
-            )
-            layer.state = replace(layer.state, tail=tail, seen=(some.stop,))
-            layer.spill()
+            layer.load(keys[:, :, start : start + piece], values[:, :, start : start + piece], start=start)
+            layer.offload(memory.transcript)
     memory.commit()
     feed(cache, model, tokens - before)
     cache.fold()

@@ -20,9 +20,13 @@ from kvfold.attention.int8 import to_codes
 from kvfold.attention.low_rank import Bases, Laid, LatentBlock, attend_latents
 from kvfold.attention.low_rank_kernel import attend_rows, fits
 from kvfold.attention.partial import Partial, nothing
-from kvfold.attention.scores import attention_mass
+from kvfold.encode.lowrank.pages import LatentPages
 from kvfold.memory.kv import KV
-from kvfold.memory.part import Counts, Part
+from kvfold.memory.part import Part, State, Usage
+from kvfold.memory.ragged import Counts
+from kvfold.memory.step import AttentionStep
+from kvfold.memory.store import Tier
+from kvfold.memory.transcript import Transcript
 
 Levels: TypeAlias = tuple[tuple[int, int], ...]  # dimensions of keys and of values, growing
 Deal: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents of keys and values, positions -> levels
@@ -82,75 +86,62 @@ class LowRankPart(Part):
     values: Num[Tensor, " value_numbers"]
     positions: Int[Tensor, " tokens"]
     scales: Float[Tensor, "tokens 2"] | None = None  # where latents are bytes: of keys and of values
-    mass: Float[Tensor, "tokens H"] | None = None
     counts: Counts = field(init=False, compare=False)
     blocks: tuple[tuple[_Block, ...], ...] = field(init=False, compare=False)  # views, by row and level
-    laid: tuple[tuple[Laid, ...], ...] = field(init=False, compare=False)  # of each row, what is attended
+    views: tuple[tuple[Laid, ...], ...] = field(init=False, compare=False)  # of each row, what is attended
 
     def __post_init__(self) -> None:
         held, heads = self.held.tolist(), self.form.bases.heads
         object.__setattr__(self, "counts", tuple((sum(row),) * heads for row in held))
         object.__setattr__(self, "blocks", tuple(self._views(held)))
         laid = ([Laid.of(own.latents, self.form.bases) for own in row if len(own.positions)] for row in self.blocks)
-        object.__setattr__(self, "laid", tuple(map(tuple, laid)))
+        object.__setattr__(self, "views", tuple(map(tuple, laid)))
 
     @classmethod
-    def of(cls, kv: KV, kept: Bool[Tensor, "B H S"], deal: Deal, form: Form, *,
-           mass: Float[Tensor, "B H S"] | None = None) -> "LowRankPart":  # fmt: skip
+    def of(cls, kv: KV, kept: Bool[Tensor, "B H S"], deal: Deal, form: Form) -> "LowRankPart":
         """The slots that are True, the same for all heads, in the levels that are dealt to a row's together."""
         rows = []
         for row in range(kept.shape[0]):
             some = kept[row, 0]
             keys, values = (tensor[row][:, some].transpose(0, 1) for tensor in (kv.keys, kv.values))
             each = {"positions": kv.positions[row, 0, some].to(torch.int32)}
-            each |= {} if mass is None else {"mass": mass[row][:, some].T}
             whole = _Block(*form.bases.write(keys, values, each["positions"]), each)
             dealt = deal(*whole[:2], whole.positions)
             cut = (_cut(whole, dealt == level, dims) for level, dims in enumerate(form.levels))
             rows.append([_stored(block, form, kv.keys.dtype) for block in cut])
         return _built(rows, form, kv.keys.dtype)
 
-    def attend(self, queries: Float[Tensor, "B G Q D"], *, scale: float) -> Partial:
-        """Attention of every query over every slot of its row."""
+    def attend(self, step: AttentionStep) -> tuple[Partial, "LowRankPart"]:
+        """Attend every query to every slot of its row."""
+        queries, scale = step.queries, step.scale
         if fits(queries, self.form.bases) and self.slots:
-            return attend_rows(
-                queries, self.form.bases, keys=self.keys, values=self.values, scales=self.scales, held=self.held,
-                dims=_dims(self.form.levels, queries.device), slots=max(row[0] for row in self.counts), scale=scale,
-            )  # fmt: skip
+            answer = attend_rows(
+                queries,
+                self.form.bases,
+                keys=self.keys,
+                values=self.values,
+                scales=self.scales,
+                held=self.held,
+                dims=_dims(self.form.levels, queries.device),
+                slots=max(row[0] for row in self.counts),
+                scale=scale,
+            )
+            return answer, self
         answers = []
-        for row, blocks in enumerate(self.laid):
-            asked = queries[row : row + 1]
-            empty = not blocks or queries.shape[2] == 0
-            answers.append(nothing(asked) if empty else attend_latents(asked[0], blocks, self.form.bases, scale=scale))
+        for row, views in enumerate(self.views):
+            of_row = queries[row : row + 1]
+            empty = not views or queries.shape[2] == 0
+            answers.append(nothing(of_row) if empty else attend_latents(of_row[0], views, self.form.bases, scale=scale))
         if len(answers) == 1:
-            return answers[0]
-        return Partial(
-            torch.cat([answer.output for answer in answers]), torch.cat([answer.log_sum_exp for answer in answers])
-        )
+            return answers[0], self
+        output = torch.cat([answer.output for answer in answers])
+        return Partial(output, torch.cat([answer.log_sum_exp for answer in answers])), self
 
-    def with_mass(self, queries: Float[Tensor, "B G Q D"], log_sum_exp: Float[Tensor, "B G Q"], *, scale: float,
-                  counted: Bool[Tensor, "B Q"] | None) -> "LowRankPart":  # fmt: skip
-        """The part after these queries: each slot's mass grown by the attention it received."""
-        assert self.mass is not None, "this part does not count attention"
-        gained = []
-        for row, blocks in enumerate(self.blocks):
-            some = slice(row, row + 1)
-            for block in blocks:
-                keys = self._read(block)[0].to(self.dtype).transpose(0, 1)[None]
-                own = None if counted is None else counted[some]
-                received = attention_mass(queries[some], keys, log_sum_exp[some], scale=scale, counted=own)
-                gained.append(received[0].T)
-        return replace(self, mass=self.mass + torch.cat(gained))
-
-    def read(self, heads: slice = slice(None)) -> tuple[KV, Float[Tensor, "B H S"] | None]:
-        """The slots of some heads, read back, oldest first, and their mass if it is counted."""
+    def read(self, heads: slice = slice(None)) -> KV:
+        """Reconstruct the slots of some heads, oldest first."""
         rows = [self._read_row(blocks) for blocks in self.blocks]
-        keys, values, positions = (torch.stack([row[part] for row in rows])[:, heads] for part in range(3))
-        if self.mass is None:
-            return KV(keys, values, positions), None
-        order = [_oldest_first(blocks) for blocks in self.blocks]
-        mass = torch.stack([_mass_of(blocks)[own].T for blocks, own in zip(self.blocks, order, strict=True)])
-        return KV(keys, values, positions), mass[:, heads]
+        keys, values, positions = (torch.stack([row[side] for row in rows])[:, heads] for side in range(3))
+        return KV(keys, values, positions)
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "LowRankPart":
         """The part with only the slots that are True, in fresh storages that fit exactly."""
@@ -165,39 +156,50 @@ class LowRankPart(Part):
             rows.append([_cut(block, piece, None) for block, piece in zip(blocks, pieces, strict=True)])
         return self._of(rows)
 
-    def extend(self, other: "Part") -> "LowRankPart":
-        """The part with another's slots after its own, row by row."""
+    def extend(self, other: Part, transcript: Transcript) -> "LowRankPart":
+        """Append another part's slots, row by row and level by level."""
         assert isinstance(other, LowRankPart), "parts of one layer have one layout"
         rows = []
         for mine, theirs in zip(self.blocks, other.blocks, strict=True):
             rows.append([_joined(pair, self.form) for pair in zip(mine, theirs, strict=True)])
         return self._of(rows)
 
-    def beside(self, others: Sequence["Part"]) -> "LowRankPart":
-        """The part with the others' rows after its own."""
-        every = [dict(part.tensors()) for part in (self, *others)]
-        return replace(self, **{name: torch.cat([own[name] for own in every]) for name in every[0]})
+    def take_rows(self, rows: Sequence[int]) -> "LowRankPart":
+        """Pick these rows, in this order, repeats allowed."""
+        return self._of([self.blocks[row] for row in rows])
 
-    def rows(self, indices: Sequence[int]) -> "LowRankPart":
-        """The part with these rows, in this order, repeats allowed."""
-        return self._of([self.blocks[row] for row in indices])
+    def pages(self, tier: Tier) -> LatentPages:
+        """Open an empty page store for latents of these levels."""
+        none = {name: tensor[:0].clone() for name, tensor in self.tensors() if name != "held"}
+        empty = replace(self, held=torch.zeros_like(self.held), **none)
+        return LatentPages.empty(empty, tier, self.positions.device)
+
+    def usage(self) -> Usage:
+        """Say that everything is attended, and which share of each slot's numbers is kept."""
+        shares = []
+        dims = torch.tensor([sum(level) / self.form.size for level in self.form.levels])
+        for blocks in self.blocks:
+            share = dims.repeat_interleave(torch.tensor([len(block.positions) for block in blocks]))
+            shares.append(share[_oldest_first(blocks).cpu()])
+        return Usage(attended_slots=self.slots, shares=tuple(shares))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Slots of each level, latents of keys and values, positions, and scales and observed mass where there are."""
+        """Yield slots of each level, latents of keys and values, positions, and scales where there are."""
         yield from (("held", self.held), ("keys", self.keys), ("values", self.values))
         yield from self._each().items()
 
-    def plain(self) -> dict[str, Any]:
-        """The levels, in which parts they are written, and the dtype of what comes back."""
-        return {
+    def state(self) -> State:
+        """Give the levels, in which parts latents are written, the dtype of what comes back, and every tensor."""
+        plain = {
             "levels": [list(level) for level in self.form.levels],
             "parts": self.form.parts,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+        return plain, dict(self.tensors())
 
     @classmethod
-    def restored(cls, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], form: Form) -> "LowRankPart":
-        """The part that `plain` and `tensors` describe. Raises ValueError where they do not fit each other."""
+    def from_state(cls, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], form: Form) -> "LowRankPart":
+        """Build the part that was saved. Raises ValueError where plain values, tensors and format do not fit."""
         levels = tuple(tuple(level) for level in plain["levels"])
         if levels != form.levels:
             raise ValueError(f"latents of {levels} dimensions are there, and the adapter's have {form.levels}")
@@ -211,31 +213,18 @@ class LowRankPart(Part):
         held = tensors["held"]
         numbers = [int((held.sum(dim=0) * torch.tensor([level[side] for level in levels])).sum()) for side in (0, 1)]
         promised = {"keys": numbers[0], "values": numbers[1], "positions": int(held.sum())}
-        promised |= {name: int(held.sum()) for name in ("scales", "mass") if name in tensors}
+        promised |= {name: int(held.sum()) for name in ("scales",) if name in tensors}
         for name, count in promised.items():
             if tensors[name].shape[0] != count:
                 raise ValueError(f"{count} {name} are promised, and {tensors[name].shape[0]} are there")
         return cls(form=form, dtype=getattr(torch, plain["dtype"]), **tensors)
-
-    def places(self, row: int, head: int) -> Int[Tensor, " S"]:
-        """Positions of the slots of one row, the same for every head, oldest first."""
-        return torch.cat([block.positions for block in self.blocks[row]])[_oldest_first(self.blocks[row])]
-
-    def shares(self, row: int) -> tuple[Int[Tensor, " S"], Float[Tensor, " S"]]:
-        """Position of each slot of a row, oldest first, and which share of its numbers is kept."""
-        blocks = self.blocks[row]
-        dims = torch.tensor([sum(level) / self.form.size for level in self.form.levels])
-        share = dims.repeat_interleave(torch.tensor([len(block.positions) for block in blocks]))
-        order = _oldest_first(blocks).cpu()
-        return torch.cat([block.positions for block in blocks]).cpu()[order], share[order]
 
     def _of(self, rows: Sequence[Sequence[_Block]]) -> "LowRankPart":
         return _built(rows, self.form, self.dtype)
 
     def _each(self) -> dict[str, Tensor]:
         """What there is of each slot beside its latents."""
-        own = {"positions": self.positions, "scales": self.scales, "mass": self.mass}
-        return {name: tensor for name, tensor in own.items() if tensor is not None}
+        return {"positions": self.positions} | ({} if self.scales is None else {"scales": self.scales})
 
     def _read(self, block: _Block) -> tuple[Tensor, Tensor]:
         """Keys and values [S, H, D] of a block."""
@@ -315,7 +304,3 @@ def _joined(blocks: Sequence[_Block], form: Form) -> _Block:
 def _oldest_first(blocks: Sequence[_Block]) -> Int[Tensor, " S"]:
     """The order of a row's stored slots that sorts them by position."""
     return torch.cat([block.positions for block in blocks]).argsort(stable=True)
-
-
-def _mass_of(blocks: Sequence[_Block]) -> Tensor:
-    return torch.cat([block.each["mass"] for block in blocks])

@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.encode.lowrank.gate import Gate, dealt
-from kvfold.encode.lowrank.pages import LatentShelf  # noqa: F401  (it says how such parts lie in a tier)
 from kvfold.encode.lowrank.part import Deal, Form, LowRankPart
 from kvfold.errors import PlanError
 from kvfold.memory.kv import KV
@@ -82,7 +81,7 @@ class RankedLayout:
     layer: int | None = None
 
     lossless: ClassVar[bool] = False
-    together: ClassVar[bool] = True
+    shared_heads: ClassVar[bool] = True
 
     @property
     def weight_bytes(self) -> int:
@@ -94,14 +93,14 @@ class RankedLayout:
         """The layout of one layer."""
         return replace(self, layer=index)
 
-    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"], *, mass: Float[Tensor, "B H S"] | None = None) -> Part:
+    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
         """A low-rank part of the slots that are True."""
         form, deal = self._own()
-        return LowRankPart.of(kv, kept, deal, form, mass=mass)
+        return LowRankPart.of(kv, kept, deal, form)
 
-    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+    def from_state(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
         """A low-rank part from what it saved."""
-        return LowRankPart.restored(plain, tensors, self._own()[0])
+        return LowRankPart.from_state(plain, tensors, self._own()[0])
 
     def _own(self) -> tuple[Form, Deal]:
         assert self.layer is not None, "a layer's layout packs"

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from kvfold.errors import FileError
-from kvfold.memory.store import Region, Tier
+from kvfold.errors import FileError, PlanError
+from kvfold.memory.store import TensorBuffer, Tier
 
 _PREFIX, _SUFFIX = "kvfold-", ".far"
 _NEW = ".new"
@@ -29,9 +29,10 @@ _PAGE = mmap.ALLOCATIONGRANULARITY
 
 
 class DiskTier(Tier):
-    """One file. It changes: regions are allocated in it and given back when nothing refers to them."""
+    """One file. It changes: buffers are allocated in it and given back when nothing refers to them."""
 
     name: ClassVar[str] = "disk"
+    needs_directory: ClassVar[bool] = True
 
     def __init__(self, folder: Path, *, limit_bytes: int | None) -> None:
         """A new file in the folder, after files of processes that are gone were removed there. Raises FileError."""
@@ -43,11 +44,21 @@ class DiskTier(Tier):
             _refuse(folder, error)
         self.path = Path(name)
         self._size = 0
-        self._free: list[tuple[int, int]] = []  # regions given back: offset, size
+        self._free: list[tuple[int, int]] = []  # buffers given back: offset, size
         self._lock = threading.Lock()
         self.close = weakref.finalize(self, _remove, self._handle, self.path)
 
-    def region(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Region:
+    @classmethod
+    def open(cls, *, directory: str | None, limit_bytes: int | None) -> "DiskTier":
+        """Open a file in a folder. Raises PlanError where no folder is named, FileError where none can be made."""
+        if directory is None:
+            raise PlanError(
+                "tier='disk' with directory=None was asked for; a file on disk lies in a folder that you name; "
+                "give directory= too"
+            )
+        return cls(Path(directory).expanduser(), limit_bytes=limit_bytes)
+
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> TensorBuffer:
         """Room in the file, mapped."""
         wanted = max(prod(shape) * dtype.itemsize, 1)
         size = -(-wanted // _PAGE) * _PAGE
@@ -57,9 +68,9 @@ class DiskTier(Tier):
                 offset = self._allocate(size)
         mapped = mmap.mmap(self._handle, size, offset=offset)
         tensor = torch.frombuffer(mapped, dtype=dtype, count=max(prod(shape), 1))[: prod(shape)].view(*shape)
-        region = _Mapped(tensor, self, offset)
+        buffer = _MappedBuffer(tensor, self, offset)
         weakref.finalize(mapped, self._give_back, offset, size)
-        return region
+        return buffer
 
     def put(self, offset: int, data: memoryview) -> None:
         """Write bytes at a place of the file. Raises FileError where they do not all arrive."""
@@ -100,16 +111,17 @@ class DiskTier(Tier):
         self._free.append((offset, size))
 
 
-class _Mapped(Region):
-    """A region of a file: read through the mapping, written through the file, so that a failure is an error."""
+class _MappedBuffer(TensorBuffer):
+    """A buffer of a file: read through the mapping, written through the file, so that a failure is an error."""
 
     def __init__(self, tensor: Tensor, tier: DiskTier, offset: int) -> None:
-        self.tensor, self._tier, self._offset = tensor, tier, offset
+        super().__init__(tensor)
+        self._tier, self._offset = tier, offset
 
-    def write(self, lane: int, start: int, values: Tensor) -> None:
+    def write(self, head: int, start: int, values: Tensor) -> None:
         """Put the bytes into the file; the system writes them to the disk while work goes on."""
         slot = self.tensor.stride(1) * self.tensor.element_size()
-        place = self._offset + (lane * self.tensor.shape[1] + start) * slot
+        place = self._offset + (head * self.tensor.shape[1] + start) * slot
         data = values.detach().to("cpu", self.tensor.dtype).contiguous().view(torch.uint8)
         flat: Any = data.flatten().numpy()
         self._tier.put(place, memoryview(flat))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.select.base import most_worth
+from kvfold.select.base import top_slots
 from kvfold.select.sonic import spread
 
 NONE = -1  # no segment: a pad
@@ -199,7 +199,7 @@ def _fold_row(lined: Lined, row: int, worth: Tensor | None, how: Draw | Fixed, r
         else:
             words = 0 if worth is None else round(slots * share)
             if words and worth is not None:
-                stays[..., begun:end] = most_worth(worth[row, ..., begun:end], words)
+                stays[..., begun:end] = top_slots(worth[row, ..., begun:end], words)
             places += [(own, begun + token) for own, token in spread(length, slots - words)]
         begun = max(end, begun)
     return places

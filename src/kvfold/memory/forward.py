@@ -1,0 +1,105 @@
+"""Forward: one running forward of a memory, from its first layer to its commit. A transaction.
+
+`memory.begin(new)` opens it. Every folding layer attends through it; `commit` keeps its tokens, `undo` puts every layer
+back. It knows after which of its columns to fold, and what its layers share. It knows no model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from kvfold.errors import CacheError
+from kvfold.memory.layer import UNTIMED, Layer, NewTokens
+from kvfold.memory.part import Part
+from kvfold.memory.recent_queries import QueryWindow
+from kvfold.memory.state import LayerState
+from kvfold.memory.step import ForwardScope
+from kvfold.memory.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boundaries:
+    """After which fed columns the cache folds by itself: at the end of the prompt, and every `stride` after it."""
+
+    prompt: int | None = None  # None: the first forward is the prompt; 0: never, the caller folds
+    stride: int | None = None
+
+    def within(self, fed: int, new: int) -> list[int]:
+        """List counts of new columns, out of `new` that follow `fed`, after which to fold."""
+        marks = []
+        if self.prompt is not None and fed < self.prompt <= fed + new:
+            marks.append(self.prompt)
+        if self.stride is not None and self.prompt is not None:
+            first = max(fed - self.prompt, 0) // self.stride + 1
+            marks += range(self.prompt + first * self.stride, fed + new + 1, self.stride)
+        return [mark - fed for mark in marks]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A moment to go back to: the states of all layers and the counters. It keeps what it refers to alive."""
+
+    states: Mapping[int, LayerState]
+    fed: int
+    boundaries: Boundaries
+    transcript: Transcript
+    folding: int | None = None  # a fold that was interrupted and still has to end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """What is known of a forward's new tokens as text."""
+
+    ids: Int[Tensor, "B Q"] | None = None  # where a method reads token ids
+    classes: UInt8[Tensor, "B Q"] | None = None  # delimiter classes, where the place reads them
+
+
+class Forward:
+    """One running forward. It changes: the first layer reads its text, and every layer takes its tokens."""
+
+    def __init__(self, layers: Mapping[int, Layer], before: Mark, *, new: int, stops: Sequence[int],
+                 text: Text, offloads: bool) -> None:  # fmt: skip
+        self.before = before
+        self.new = new
+        self._layers, self._stops, self._text, self._offloads = layers, stops, text, offloads
+        self._first = next(iter(layers))
+        transcript = before.transcript if text.ids is None else before.transcript.with_ids(text.ids)
+        self.scope = ForwardScope(transcript=transcript, folded_parts=self._folded_parts)
+
+    def attend(self, index: int, new: NewTokens, *, scale: float,
+               valid: Bool[Tensor, "B fed"] | None = None) -> Float[Tensor, "B G Q D"]:  # fmt: skip
+        """Attend in one layer. `valid` may take back earlier columns that turned out to be pads."""
+        layer = self._layers[index]
+        tail = layer.state.tail
+        if valid is not None and tail is not None and tail.length:
+            layer.state = layer.state.invalidated(valid[:, tail.start : tail.start + tail.length])
+        if index == self._first:
+            self._read(layer.state.seen, new, valid)
+        with UNTIMED if layer.timer is None else layer.timer("attend"):
+            output = layer.attend(new, scale=scale, forward=self.scope, stops=self._stops)
+        if self._offloads:
+            layer.offload(self.scope.transcript)
+        return output
+
+    def _read(self, seen: tuple[int, ...], new: NewTokens, valid: Bool[Tensor, "B fed"] | None) -> None:
+        """Check the mask, and write the delimiter classes of the new tokens into the transcript."""
+        fed = self.before.fed
+        real = [fed] * len(seen) if valid is None else valid.sum(dim=1).tolist()
+        if seen and list(seen) != real:
+            raise CacheError(
+                f"rows of {real} real tokens were given by the mask (no mask: all are real); the cache has seen "
+                f"{list(seen)}; give the whole mask, pads 0, and fold rows that ended early by fold(valid=...)"
+            )
+        transcript = self.scope.transcript
+        if self._text.classes is not None or transcript.classes is not None:
+            positions = new.positions.expand(new.queries.shape[0], -1)
+            transcript = transcript.with_classes(positions, self._text.classes, new.valid)
+            self.scope = replace(self.scope, transcript=transcript)
+
+    def _folded_parts(self) -> list[tuple[Part, QueryWindow | None]]:
+        """List the folded part and the recent queries of every layer; nothing where a layer has folded nothing."""
+        states = [layer.state for layer in self._layers.values()]
+        parts = [(state.folded, state.recent) for state in states if state.folded is not None and state.folded.slots]
+        return parts if len(parts) == len(states) else []

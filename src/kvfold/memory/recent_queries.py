@@ -1,0 +1,147 @@
+"""Recent queries: the newest queries of a layer since its last fold, row by row, with their log-sum-exp.
+
+Methods that score slots by the attention of recent queries (SnapKV) record them. Pads never enter the window; a row
+with fewer queries than the window has position -1 in front. A fold empties it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kvfold.memory.recorders import FoldEvent, Observation, Record, Recorder
+from kvfold.memory.tail import PAD
+
+
+@dataclass(frozen=True, slots=True)
+class RecentQueries(Recorder):
+    """Record the newest `count` queries of each row."""
+
+    count: int
+
+    name: ClassVar[str] = "window"
+
+    def open(self, keys: Float[Tensor, "B H Q D"]) -> "QueryWindow":
+        """Open a window without queries; the first ones say how many heads there are."""
+        rows, _, _, size = keys.shape
+        return QueryWindow(
+            queries=keys.new_empty(rows, 0, 0, size),
+            log_sum_exp=torch.empty(rows, 0, 0, dtype=torch.float32, device=keys.device),
+            positions=torch.empty(rows, 0, dtype=torch.int32, device=keys.device),
+            width=self.count,
+            padded=False,
+        )
+
+    def restore(self, plain: dict[str, Any], tensors: dict[str, Tensor]) -> "QueryWindow":
+        """Build the window that was saved."""
+        return QueryWindow(**tensors, width=self.count)
+
+    def joined(self, other: Recorder) -> "RecentQueries":
+        """Record as many as the one that wants more."""
+        assert isinstance(other, RecentQueries)
+        return RecentQueries(max(self.count, other.count))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryWindow(Record):
+    """At most `width` queries of each row, oldest first."""
+
+    queries: Float[Tensor, "B G W D"]
+    log_sum_exp: Float[Tensor, "B G W"]  # over the whole layer as it was then
+    positions: Int[Tensor, "B W"]  # int32, PAD where the row has no query there
+    width: int
+    padded: bool = True  # whether there may be such places
+
+    def observe(self, seen: Observation) -> "QueryWindow":
+        """Append queries, and drop the oldest ones beyond the width."""
+        return self._after(seen.queries.detach(), seen.log_sum_exp.detach(), seen.positions, seen.valid)
+
+    def followed_by(self, queries: Float[Tensor, "B G Q D"], *, positions: Int[Tensor, "#B Q"],
+                    valid: Bool[Tensor, "B Q"] | None) -> "QueryWindow":  # fmt: skip
+        """Append queries whose log-sum-exp is not known yet; for readers of queries and positions only."""
+        unknown = torch.zeros(queries.shape[:3], dtype=self.log_sum_exp.dtype, device=queries.device)
+        return self._after(queries, unknown, positions, valid)
+
+    def fold(self, event: FoldEvent) -> "QueryWindow | None":
+        """Keep the queries of tokens that are still raw; all of them where only the place reads them."""
+        if not event.for_select:
+            return self
+        if event.tail.length == 0:
+            return None
+        raw = event.tail.valid.sum(dim=1).tolist()
+        first = [seen - int(count) for seen, count in zip(event.seen, raw, strict=True)]
+        return self.since(torch.tensor(first, device=self.positions.device))
+
+    def crop(self, seen: Sequence[int], columns: int) -> "QueryWindow":
+        """Drop the queries at or after the position that comes next."""
+        stop = torch.tensor(list(seen), device=self.positions.device)
+        return self._where(self.positions < stop[:, None])
+
+    def invalidate(self, gone: Int[Tensor, "B columns"]) -> "QueryWindow":
+        """Drop the queries at these positions of each row."""
+        return self._where(~(self.positions[:, :, None] == gone[:, None]).any(dim=2))
+
+    def take_rows(self, rows: Sequence[int]) -> "QueryWindow":
+        """Pick these rows, in this order, repeats allowed."""
+        chosen = torch.tensor(list(rows), device=self.queries.device)
+        return replace(self, **{name: tensor[chosen] for name, tensor in self.tensors()})
+
+    def since(self, position: Int[Tensor, " B"]) -> "QueryWindow":
+        """Drop the queries before a position of each row."""
+        return self._where(self.positions >= position[:, None])
+
+    def last(self, count: int) -> "QueryWindow":
+        """Give the newest `count` queries; another member may have asked for more."""
+        newest = slice(-count, None)
+        return replace(
+            self,
+            queries=self.queries[:, :, newest],
+            log_sum_exp=self.log_sum_exp[:, :, newest],
+            positions=self.positions[:, newest],
+        )
+
+    def heads(self, heads: slice) -> "QueryWindow":
+        """Slice some query heads."""
+        return replace(self, queries=self.queries[:, heads], log_sum_exp=self.log_sum_exp[:, heads])
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield queries, log-sum-exp and positions."""
+        yield from (("queries", self.queries), ("log_sum_exp", self.log_sum_exp), ("positions", self.positions))
+
+    def _after(self, queries: Tensor, log_sum_exp: Tensor, positions: Tensor, valid: Tensor | None) -> "QueryWindow":
+        marked = positions.to(torch.int32)
+        if valid is not None:
+            marked = marked.masked_fill(~valid, PAD)
+        marked = marked.expand(queries.shape[0], -1)
+        if self.positions.shape[1]:
+            queries = torch.cat([self.queries, queries], dim=2)
+            log_sum_exp = torch.cat([self.log_sum_exp, log_sum_exp], dim=2)
+            marked = torch.cat([self.positions, marked], dim=1)
+        if valid is not None or self.padded:
+            return self._newest(queries, log_sum_exp, marked, self.width)
+        return replace(
+            self,
+            queries=queries[:, :, -self.width :].clone(),
+            log_sum_exp=log_sum_exp[:, :, -self.width :].clone(),
+            positions=marked[:, -self.width :].clone(),
+        )
+
+    def _where(self, stay: Bool[Tensor, "B W"]) -> "QueryWindow":
+        kept = torch.where(stay, self.positions, PAD)
+        width = int((kept != PAD).sum(dim=1).max()) if kept.shape[1] else 0
+        return self._newest(self.queries, self.log_sum_exp, kept, width)
+
+    def _newest(self, queries: Tensor, log_sum_exp: Tensor, positions: Tensor, width: int) -> "QueryWindow":
+        """Keep the last `width` real queries of each row; a stable sort moves pads to the front, in order."""
+        order = (positions != PAD).to(torch.int8).argsort(dim=1, stable=True)
+        order = order[:, max(positions.shape[1] - width, 0) :]
+        heads, size = queries.shape[1], queries.shape[3]
+        return QueryWindow(
+            queries=queries.gather(2, order[:, None, :, None].expand(-1, heads, -1, size)),
+            log_sum_exp=log_sum_exp.gather(2, order[:, None].expand(-1, heads, -1)),
+            positions=positions.gather(1, order),
+            width=self.width,
+        )

@@ -1,0 +1,106 @@
+"""Rules: what the layers of a memory fold by: the plan's members, and how many first tokens are pinned.
+
+The members come as values of three axes, and this file says what a layer asks of each. Everything that follows from
+them is worked out once, when the rules are made: a decode step asks for it often.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from kvfold.memory.part import Layout, Placement
+from kvfold.memory.recent_queries import RecentQueries
+from kvfold.memory.recorders import Recorder, TokenIds, combined
+
+
+@runtime_checkable
+class Allowance(Protocol):
+    """A budget, as a layer reads it."""
+
+    def slots(self, *, seen: int, pinned: int, slot_bytes: int, token_bytes: int, shares: int) -> int:
+        """Count the slots a head may hold in one row of one layer after `seen` tokens, sinks included."""
+        ...
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """A member of the select axis, as a memory sees it."""
+
+    chooses_jointly: ClassVar[bool]  # for all layers at once; a segment is then folded once, never again
+
+    @property
+    def records(self) -> tuple[Recorder, ...]:
+        """List what must be recorded before it can choose."""
+        ...
+
+    @property
+    def scope(self) -> Literal["history", "turn"]:
+        """Say what it chooses among: everything held, or each new segment once."""
+        ...
+
+    @property
+    def budget(self) -> Allowance | None:
+        """Give the budget; None keeps everything."""
+        ...
+
+    @property
+    def choose(self) -> Callable[[Any], Any]:
+        """Choose what stays: a FoldContext becomes a Selection (memory/context.py)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a layer folds by."""
+
+    select: Chooser
+    layout: Layout
+    raw: Layout  # how sinks are stored: as they came
+    pinned: int  # first real tokens of each row that stay raw
+    layers: int  # layers that fold: a budget in bytes is split over them
+    placement: Placement | None = None  # None: parts lie where they are made
+
+    folds: bool = field(init=False)  # whether a fold changes anything
+    recorders: tuple[Recorder, ...] = field(init=False)  # of every layer, for the method and for the place
+    reads_ids: bool = field(init=False)
+    delimiters: Any = field(init=False)  # how good an end each mark is, where the place reads delimiter classes
+    offload_above: int | None = field(init=False)  # raw tokens beyond which older ones are offloaded
+    allows_crop: bool = field(init=False)  # tokens can be taken back
+    slot_extra_bytes: int = field(init=False)  # of a folded slot, besides its key and value
+
+    def __post_init__(self) -> None:
+        select, placement = self.select, self.placement
+        unlimited = select.budget is None and not select.chooses_jointly
+        lossless = unlimited and self.layout.lossless
+        own = () if placement is None else placement.records
+        recorders = combined([recorder for recorder in (*select.records, *own) if not isinstance(recorder, TokenIds)])
+        sums = any(not recorder.allows_crop for recorder in select.records)
+        derived = {
+            "folds": not lossless or placement is not None,
+            "recorders": recorders,
+            "reads_ids": any(isinstance(recorder, TokenIds) for recorder in select.records),
+            "delimiters": None if placement is None else placement.delimiters,
+            "offload_above": placement.offload_above if placement is not None and lossless else None,
+            "allows_crop": not sums,
+            "slot_extra_bytes": _POSITION_BYTES + (_SUM_BYTES if sums else 0),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def select_records(self) -> frozenset[str]:
+        """Name the records that the select member reads."""
+        return frozenset(recorder.name for recorder in self.select.records)
+
+    @property
+    def recent_queries(self) -> int:
+        """Count the recent queries that the select member reads."""
+        return max((one.count for one in self.select.records if isinstance(one, RecentQueries)), default=0)
+
+    def of_layer(self, index: int) -> "Rules":
+        """Give the rules of one layer of the model."""
+        return replace(self, layout=self.layout.of_layer(index))
+
+
+_POSITION_BYTES = 4
+_SUM_BYTES = 4

@@ -1,0 +1,82 @@
+"""AttentionStep: new queries that are about to attend over a part, and what a part may ask before they do.
+
+A part that reads everything looks at the queries only. A part that selects pages asks for recent queries, for the
+text, and for what other layers hold, so that layers can choose together. It holds no slots and knows no part.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kvfold.memory.recent_queries import QueryWindow
+from kvfold.memory.tail import PAD
+from kvfold.memory.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardScope:
+    """What all layers of one running forward share."""
+
+    transcript: Transcript = field(default_factory=Transcript)
+    folded_parts: Callable[[], list[tuple[Any, QueryWindow | None]]] = list  # of every layer: part, recent queries
+    shared: dict[str, Any] = field(default_factory=dict)  # what one layer worked out for those after it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionStep:
+    """Queries of one forward, or some of them, about to attend over one part of one layer."""
+
+    queries: Float[Tensor, "B G Q D"]
+    scale: float
+    positions: Int[Tensor, "#B Q"] | None = None
+    valid: Bool[Tensor, "B Q"] | None = None  # None: no pads
+    recent: QueryWindow | None = None  # earlier queries, where somebody records them
+    forward: ForwardScope | None = None  # None: a pass that reads what is selected and selects nothing anew
+
+    def piece(self, start: int, stop: int) -> "AttentionStep":
+        """Cut out some queries; those before them count as recent ones."""
+        span = slice(start, stop)
+        recent = self.recent
+        if start and recent is not None and self.positions is not None:
+            recent = recent.followed_by(
+                self.queries[:, :, :start],
+                positions=self.positions[:, :start],
+                valid=None if self.valid is None else self.valid[:, :start],
+            )
+        return replace(
+            self,
+            queries=self.queries[:, :, span],
+            positions=None if self.positions is None else self.positions[:, span],
+            valid=None if self.valid is None else self.valid[:, span],
+            recent=recent,
+        )
+
+    def mean_query(self, heads: int) -> Float[Tensor, "N D"]:
+        """Average the queries of each row and key/value head."""
+        return self.queries.unflatten(1, (heads, -1)).float().mean(dim=(2, 3)).flatten(0, 1)
+
+    def newest(self, count: int, heads: int) -> tuple[Float[Tensor, "N K D"], Bool[Tensor, "N K"] | None]:
+        """Group the last `count` recent queries and the first new one by KV head; which are valid (None: all)."""
+        queries = self.queries[:, :, :1]
+        group = queries.shape[1] // heads
+        real = None if self.valid is None else self.valid[:, :1]
+        if self.recent is not None:
+            queries = torch.cat([self.recent.queries[:, :, -count:], queries], dim=2)
+            there = self.recent.positions[:, -count:] != PAD
+            now = there.new_ones(there.shape[0], 1) if real is None else real
+            real = torch.cat([there, now], dim=1)
+        if real is not None:
+            real = real[:, None, None].expand(-1, heads, group, -1).flatten(2).flatten(0, 1)
+        return queries.unflatten(1, (heads, group)).flatten(2, 3).flatten(0, 1), real
+
+    @property
+    def sentence_ended(self) -> Bool[Tensor, " B"] | None:
+        """Tell of each row whether a sentence ended just before the first new token; None: not known."""
+        if self.forward is None or self.positions is None:
+            return None
+        rows = self.queries.shape[0]
+        return self.forward.transcript.sentence_ended(self.positions[:, 0].expand(rows))

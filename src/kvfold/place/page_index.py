@@ -1,0 +1,176 @@
+"""Page index: what the device knows of offloaded slots: where each page begins, how long it is, and its digest.
+
+A page is a sentence, or a stretch of fixed length. Pages are entries [N, M], N counting rows x heads; entries of size 0
+fill up heads that have fewer. A digest is one or two centres of a page's keys and, in some forms, a spread; a query's
+score for a page is q . centre + |q| . spread. Digests are stored as bfloat16 offsets from a per-head mean; the mean adds
+the same constant to every page's score, so the ranking is unchanged.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """Digests of the keys of some pages, page after page."""
+
+    centres: Float[Tensor, "M C D"]
+    spreads: Float[Tensor, "M C D"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageIndex:
+    """Finished pages of every head; a value, like the part that it belongs to."""
+
+    starts: Int[Tensor, "N M"]  # int32
+    sizes: Int[Tensor, "N M"]  # int32; 0 where there is no page
+    centres: Float[Tensor, "N M C D"] | None  # bfloat16 offsets from the reference
+    spreads: Float[Tensor, "N M C D"] | None
+    reference: Float[Tensor, "N 2 D"] | None  # float32: mean centre and spread of a head's first pages
+    closed: tuple[int, ...]  # slots of each head that are in finished pages
+    ragged: bool = False  # whether there are entries of size 0
+
+    @classmethod
+    def empty(cls, heads: int, device: torch.device, reference: Tensor | None = None) -> "PageIndex":
+        """Make an index of no pages; `reference` where digests are to be offsets from that of another index."""
+        none = torch.zeros(heads, 0, dtype=torch.int32, device=device)
+        return cls(
+            starts=none, sizes=none.clone(), centres=None, spreads=None, reference=reference, closed=(0,) * heads
+        )
+
+    def extend(self, lengths: Sequence[Sequence[int]], digest: Digest) -> "PageIndex":
+        """Append pages of these lengths to each head; digests are given head after head."""
+        most = max(map(len, lengths))
+        if most == 0:
+            return self
+        device = self.starts.device
+        padded = [[*of_head, *[0] * (most - len(of_head))] for of_head in lengths]
+        sizes = torch.tensor(padded, dtype=torch.int32, device=device)
+        closed = torch.tensor(self.closed, dtype=torch.int32, device=device)[:, None]
+        starts = closed + sizes.cumsum(dim=1, dtype=torch.int32) - sizes
+        there = None if all(len(of_head) == most for of_head in lengths) else sizes > 0
+        centres = _by_head(digest.centres, there, len(lengths))
+        spreads = None if digest.spreads is None else _by_head(digest.spreads, there, len(lengths))
+        reference = _reference(centres, spreads, sizes) if self.reference is None else self.reference
+        return PageIndex(
+            starts=torch.cat([self.starts, starts], dim=1),
+            sizes=torch.cat([self.sizes, sizes], dim=1),
+            centres=_appended(self.centres, centres, reference[:, 0]),
+            spreads=None if spreads is None else _appended(self.spreads, spreads, reference[:, 1]),
+            reference=reference,
+            closed=tuple(held + sum(of_head) for held, of_head in zip(self.closed, lengths, strict=True)),
+            ragged=self.ragged or there is not None,
+        )
+
+    def scores(self, queries: Float[Tensor, "N K D"], *, scale: float) -> Float[Tensor, "N K M"]:
+        """Score each page for each query, by the better of its centres; float32, up to a constant a query."""
+        assert self.centres is not None, "an index without pages has no scores"
+        heads, pages, centres, size = self.centres.shape
+        wide = queries.to(self.centres.dtype)
+        scores = wide @ self.centres.reshape(heads, -1, size).mT
+        if self.spreads is not None:
+            # |q| . spread bounds how much the keys of a page may exceed its centre.
+            scores = torch.baddbmm(scores, wide.abs(), self.spreads.reshape(heads, -1, size).mT)
+        best = scores.unflatten(2, (pages, centres)).amax(dim=3) if centres > 1 else scores
+        return best.float() * scale
+
+    def first_slot_selected(self, selected: Int[Tensor, "N budget"], *, stored: int) -> Bool[Tensor, "N M"]:
+        """Tell of each page whether its first slot is among the selected ones; -1 is no slot."""
+        # The entry behind the last slot stands for "no slot" and is never read.
+        table = torch.zeros(selected.shape[0], stored + 1, dtype=torch.bool, device=selected.device)
+        table.scatter_(1, selected.masked_fill(selected < 0, stored).long().clamp(max=stored), True)
+        return table[:, :stored].gather(1, self.starts.long().clamp(max=stored - 1))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor held, by name."""
+        yield from (("starts", self.starts), ("sizes", self.sizes))
+        if self.centres is not None:
+            yield "centres", self.centres
+        if self.spreads is not None:
+            yield "spreads", self.spreads
+        if self.reference is not None:
+            yield "reference", self.reference
+
+
+def fill_budget(index: PageIndex, scores: Float[Tensor, "N M"] | None, *, counts: Sequence[int],
+                budgets: Sequence[int], newest: Sequence[int]) -> Int[Tensor, "N budget"]:  # fmt: skip
+    """Select exactly `budgets[head]` slots of each head: its `newest`, then whole pages in order of score.
+
+    The last page is taken as far as it fits. -1 fills up heads with smaller budgets. Without scores the newest pages
+    come first.
+    """
+    device = index.starts.device
+    first, free = [], []
+    for count, budget, recent in zip(counts, budgets, newest, strict=True):
+        always = min(recent, budget)
+        first.append([count - always, always])
+        free.append(budget - always)
+    forced = torch.tensor(first, dtype=torch.int32, device=device)  # N 2: where the newest slots begin, how many
+    # Of each page, the slots that are not among the newest anyway.
+    sizes = (forced[:, :1] - index.starts).clamp(min=0).minimum(index.sizes)
+    ranks = index.starts.float() if scores is None else scores
+    order = ranks.masked_fill(sizes == 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    sizes, starts = sizes.gather(1, order), index.starts.gather(1, order)
+    before = sizes.cumsum(dim=1) - sizes
+    fitting = (torch.tensor(free, device=device)[:, None] - before).clamp(min=0).minimum(sizes)
+    begins = torch.cat([forced[:, :1], starts], dim=1)
+    lengths = torch.cat([forced[:, 1:], fitting.to(torch.int32)], dim=1)
+    flat = _expanded(begins.flatten(), lengths.flatten().long(), sum(budgets))
+    most = max(budgets)
+    if min(budgets) == most:
+        return flat.view(len(budgets), most)
+    room = torch.arange(most, device=device) < torch.tensor(list(budgets), device=device)[:, None]
+    return torch.full(room.shape, -1, dtype=torch.int32, device=device).masked_scatter_(room, flat)
+
+
+def best_pages(index: PageIndex, scores: Float[Tensor, "B S"], *, slots: Sequence[int]) -> Bool[Tensor, "N M"]:
+    """Mark the pages with the best score of any of their slots, until `slots` of each row are taken, the last one whole.
+
+    All heads of a row have the same pages.
+    """
+    heads = len(index.starts) // len(scores)
+    starts, sizes = (side[::heads].long() for side in (index.starts, index.sizes))
+    at = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    # The page of each slot; M where it is in none that is finished.
+    page = torch.searchsorted((starts + sizes).contiguous(), at.contiguous(), right=True)
+    empty = scores.new_full((len(scores), sizes.shape[1] + 1), -1.0)
+    most = empty.scatter_reduce_(1, page, scores, "amax")[:, :-1]
+    order = most.masked_fill(sizes == 0, -1.0).argsort(dim=1, descending=True, stable=True)
+    sorted_sizes = sizes.gather(1, order)
+    fits = sorted_sizes.cumsum(dim=1) - sorted_sizes < torch.tensor(list(slots), device=scores.device)[:, None]
+    chosen = torch.zeros_like(sizes, dtype=torch.bool).scatter_(1, order, fits) & (sizes > 0)
+    return chosen.repeat_interleave(heads, dim=0)
+
+
+def _expanded(begins: Int[Tensor, " spans"], lengths: Int[Tensor, " spans"], total: int) -> Int[Tensor, " slots"]:
+    """List the slots of spans one after the other: begin, begin + 1, ... for each length."""
+    # Counting up over everything, each span is off by where it begins less how much came before it.
+    offsets = begins - (lengths.cumsum(dim=0) - lengths).to(torch.int32)
+    flat = torch.arange(total, dtype=torch.int32, device=begins.device)
+    return flat + offsets.repeat_interleave(lengths, output_size=total)
+
+
+def _reference(centres: Tensor, spreads: Tensor | None, sizes: Tensor) -> Float[Tensor, "N 2 D"]:
+    """Average the centres and the spreads of each head's pages."""
+    number = (sizes > 0).sum(dim=1).clamp(min=1)[:, None]
+    sides = (centres, centres.new_zeros(()).expand_as(centres) if spreads is None else spreads)
+    return torch.stack([side.mean(dim=2).sum(dim=1) / number for side in sides], dim=1)
+
+
+def _by_head(flat: Tensor, there: Tensor | None, heads: int) -> Tensor:
+    """Arrange entries [N, M, ...] in float32, given head after head; 0 where a head has fewer."""
+    if there is None:
+        return flat.float().view(heads, -1, *flat.shape[1:])
+    new = flat.new_zeros(*there.shape, *flat.shape[1:], dtype=torch.float32)
+    new[there] = flat.float()
+    return new
+
+
+def _appended(held: Tensor | None, new: Tensor, reference: Tensor) -> Tensor:
+    """Append entries as offsets from each head's reference."""
+    offsets = (new - reference[:, None, None]).to(torch.bfloat16)
+    return offsets if held is None else torch.cat([held, offsets], dim=1)
