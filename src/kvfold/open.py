@@ -8,11 +8,9 @@ from typing import Any
 
 from kvfold.adapters.files import find_adapter
 from kvfold.adapters.ranks import layout_for
-from kvfold.hf import stock_layers
 from kvfold.hf.attention import serve
-from kvfold.hf.binding import Home, PreTrainedModel
+from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.cache import FoldedCache
-from kvfold.hf.token_ids import Text
 from kvfold.memory.memory import Boundaries, Memory
 from kvfold.plan import Plan
 
@@ -43,16 +41,15 @@ def cache(
     ModelError for a model whose layers cannot be folded.
     """
     chosen = Plan.parse(plan) if isinstance(plan, str) else plan
-    stock = stock_layers.layers_for(model)
-    folding = [index for index, layer in enumerate(stock) if stock_layers.folds(layer)]
+    binding = ModelBinding.of(model)
+    folding = binding.folding_layers
     rules = chosen.rules(pinned=pinned, layers=len(folding), layout=layout_for(model, chosen.encode))
     boundaries = Boundaries(prompt=prompt_tokens, stride=stride if prompt_tokens != 0 else None)
     serve(model)
     return FoldedCache(
         memory=Memory(rules, layers=folding, boundaries=boundaries, plan=str(chosen)),
         plan=chosen,
-        stock=stock,
-        home=Home.of(model),
-        text=Text.of(model, tokenizer, rules.ends) if rules.reads_text else None,
+        stock=binding.stock_layers(),
+        lease=binding.lease(token_ids=rules.reads_text, tokenizer=tokenizer, ends=rules.ends),
         adapter=find_adapter(model, chosen.select),
     )

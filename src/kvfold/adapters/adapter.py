@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kvfold.adapters.salience import Reads, Salience
 from kvfold.attention.rotary import Rotary, unrotate
 from kvfold.errors import ModelError
-from kvfold.hf import stock_layers
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.rotary import rotary_of
 
 
@@ -130,15 +130,15 @@ class Adapter(nn.Module):
 
 def read_of(model: Any) -> Reads:
     """What a salience can read of a model's tokens."""
-    config = model.config.get_text_config(decoder=True)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    binding = ModelBinding.of(model)
     try:
         rotary_of(model)
     except ModelError:
         keys = False
     else:
         keys = True
-    return Reads(layers=len(stock_layers.folding(model)), heads=config.num_key_value_heads, size=size, keys=keys)
+    layers = len(binding.folding_layers)
+    return Reads(layers=layers, heads=binding.kv_heads, size=binding.head_size, keys=keys)
 
 
 def _correct(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:

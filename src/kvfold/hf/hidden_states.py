@@ -36,8 +36,8 @@ class HiddenStateRecorder(ForwardHook):
         missing = [str(index) for index in self._layers if index not in modules]
         if missing:
             raise ModelError(
-                f"hidden states of layers {', '.join(missing)} were asked for with {type(model).__name__}; no attention "
-                "module there has a layer_idx; use a method that does not read hidden states"
+                f"hidden states of layers {', '.join(missing)} were asked for with {type(model).__name__}; no "
+                "attention module there has a layer_idx; use a method that does not read hidden states"
             )
         return [module.register_forward_pre_hook(self, with_kwargs=True) for module in modules.values()]
 
