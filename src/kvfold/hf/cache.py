@@ -18,9 +18,8 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError
 from kvfold.hf import passes, stock_layers
-from kvfold.hf.binding import Home
+from kvfold.hf.binding import ModelLease
 from kvfold.hf.stock_layers import StockState
-from kvfold.hf.token_ids import Text
 from kvfold.memory.absorb import Made
 from kvfold.memory.memory import Mark, Memory
 from kvfold.memory.request import Pass, Repetition
@@ -90,16 +89,14 @@ class FoldedCache(Cache):
         memory: Memory,
         plan: Plan,
         stock: Sequence[CacheLayerMixin],
-        home: Home,
-        text: Text | None,
+        lease: ModelLease,
         adapter: passes.RowAdapter | None,
     ) -> None:
         layers = [FoldingLayer(memory) if stock_layers.folds(layer) else layer for layer in stock]
         super().__init__(layers=layers)
         self.memory = memory
         self.plan = plan
-        self.home = home
-        self.text = text
+        self.lease = lease
         self.adapter = adapter
         memory.runner = self._run_pass
         memory.repeater = self._repeat
@@ -135,8 +132,8 @@ class FoldedCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns fed so far, whichever layer is asked."""
-        if self.home.watch is not None:
-            self.home.watch.asked(self)
+        if self.lease.drop_watch is not None:
+            self.lease.drop_watch.note_asked(self)
         return self.memory.fed
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
@@ -258,8 +255,7 @@ class FoldedCache(Cache):
             memory=self.memory.fork(),
             plan=self.plan,
             stock=stock,
-            home=self.home,
-            text=self.text,
+            lease=self.lease.again(),
             adapter=self.adapter,
         )
         twin._branched = self._branched
@@ -286,12 +282,12 @@ class FoldedCache(Cache):
 
     def _runner(self) -> PreTrainedModel:
         """The model, for a forward that a fold asks for."""
-        model = self.home.model()
-        if model is None:
+        binding = self.lease.binding
+        if binding is None:
             raise CacheError(
-                f"{self.plan} was to fold; it runs rows through {self.home.name}, which is gone; keep the model alive"
+                f"{self.plan} was to fold; it runs rows through {self.lease.name}, which is gone; keep the model alive"
             )
-        return model
+        return binding.model
 
     # A forward's life -------------------------------------------------------------------------------------------
 
@@ -310,12 +306,13 @@ class FoldedCache(Cache):
                 )
             self.batch_repeat_interleave(rows // held)
             self._branched = True
-        self.home.refuse_what_would_be_recomputed(self.memory.fed, new)
+        if self.lease.drop_watch is not None:
+            self.lease.drop_watch.refuse_recomputing(self.memory.fed, new)
         self._before = self._stock_states()
-        ids = None if self.text is None else self.text.take(rows, new)  # before a fold that runs text of its own
+        ids = self.lease.take_token_ids(rows, new)  # before a fold that runs text of its own
         self.memory.begin(new)
         self.memory.read(ids)
-        self.memory.marks = None if self.text is None or ids is None else self.text.marks(ids)
+        self.memory.marks = self.lease.delimiter_classes(ids)
 
     def _undo(self) -> None:
         """Take back a forward that never reached its last layer."""
