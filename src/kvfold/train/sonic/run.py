@@ -155,9 +155,9 @@ class SonicLoss:
 
     def _judge(self, lined: Lined, attended: Attended) -> tuple[Tensor, Tensor, Tensor]:
         """How wrong the salience is about what replies look at, its scores, and what it says every slot is worth."""
-        salience, device = self.adapter.salience, self.model.device
+        salience, device = self.adapter.scorer, self.model.device
         keys, values = (torch.stack(side, dim=2) for side in (attended.keys, attended.values))
-        numbers = self.adapter.read(keys, values, lined.positions.to(device))
+        numbers = self.adapter.features(keys, values, lined.positions.to(device))
         if not self.measured:
             self.measured = True
             salience.measure(numbers.flatten(0, 1))
