@@ -73,7 +73,7 @@ class SlotScorer(nn.Module):
     def scores(self, features: Float[Tensor, "B S features"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:
         """Score real tokens, wherever they stand in a row, from 0 to 1: the share of training's slots that score less.
 
-        Pads get 0.
+        Pads get numbers that mean nothing.
         """
         order = real.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # B S: real tokens first
         packed = features.gather(1, order[..., None].expand_as(features))
