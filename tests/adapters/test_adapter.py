@@ -1,4 +1,4 @@
-"""An adapter acts inside its context only, in its thread only, and leaves a model as it was; with or without a cache."""
+"""An adapter acts inside its context and thread only, with or without a cache; its files stay what they were."""
 
 import copy
 import threading
@@ -117,7 +117,7 @@ def test_scores_are_shares_of_one_wherever_a_rows_tokens_stand():
     shape = (1, 7, features.layers, features.heads, features.size)
     keys, values, positions = torch.randn(shape), torch.randn(shape), torch.arange(7)[None]
     real = torch.ones(1, 7, dtype=torch.bool)
-    scores = adapter.scores(keys, values, positions, real)
+    scores = adapter.score(keys, values, positions, real)
     assert scores.shape == (1, features.layers, features.heads, 7)
     assert bool(((scores >= 0) & (scores <= 1)).all())
     spread = torch.tensor([0, 1, 3, 4, 6, 7, 9])  # the same tokens with pads among them
@@ -129,7 +129,7 @@ def test_scores_are_shares_of_one_wherever_a_rows_tokens_stand():
 
     places = torch.zeros(1, 10, dtype=torch.long).index_copy(1, spread, positions)
     there = torch.zeros(1, 10, dtype=torch.bool).index_fill(1, spread, True)
-    wide = adapter.scores(apart(keys), apart(values), places, there)
+    wide = adapter.score(apart(keys), apart(values), places, there)
     torch.testing.assert_close(wide[..., spread], scores)
 
 

@@ -102,7 +102,7 @@ class Adapter(nn.Module):
         plain = unrotate(keys.float(), _of_tokens(cosines, positions), _of_tokens(sines, positions))
         return torch.cat([plain.flatten(2), values.float().flatten(2)], dim=-1)
 
-    def scores(
+    def score(
         self,
         keys: Float[Tensor, "B S L H D"],
         values: Float[Tensor, "B S L H D"],
@@ -110,7 +110,7 @@ class Adapter(nn.Module):
         real: Bool[Tensor, "B S"],
     ) -> Float[Tensor, "B L H S"]:
         """Score the slots of a segment by their importance to later turns, 0 to 1."""
-        return self.scorer.scores(self.features(keys, values, positions), real)
+        return self.scorer.score(self.features(keys, values, positions), real)
 
     def active(self, first: int = 0) -> AbstractContextManager[None]:
         """Inside, the model's linear layers are updated at rows `first` and later of [B, Q, width]; none before."""

@@ -70,7 +70,7 @@ class SlotScorer(nn.Module):
         return last(hidden + change).unflatten(1, self.shape)
 
     @torch.no_grad()
-    def scores(self, features: Float[Tensor, "B S features"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:
+    def score(self, features: Float[Tensor, "B S features"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:
         """Score real tokens, wherever they stand in a row, from 0 to 1: the share of training's slots that score less.
 
         Pads get numbers that mean nothing.

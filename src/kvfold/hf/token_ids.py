@@ -45,8 +45,9 @@ class IdRecorder(ForwardHook):
         """Give the ids of the forward that runs in this thread; None unless they have this many rows and columns."""
         ids = getattr(self._noted, "ids", None)
         self._noted.ids = None
-        fits = isinstance(ids, Tensor) and ids.shape == (rows, new)
-        return ids if fits else None
+        if not isinstance(ids, Tensor) or ids.shape != (rows, new):
+            return None
+        return ids
 
 
 class DelimiterTable:
@@ -70,13 +71,14 @@ class DelimiterTables:
     """The delimiter tables of one model, kept for all its caches. It changes: a table is made when it is asked for."""
 
     def __init__(self) -> None:
-        self._made: dict[_Levels, list[DelimiterTable]] = {}  # those that differ
+        self._different: dict[_Levels, list[DelimiterTable]] = {}
         self._beside: dict[tuple[str, _Levels], DelimiterTable | None] = {}  # by the name of the model
         self._given: weakref.WeakKeyDictionary[Any, dict[_Levels, DelimiterTable]] = weakref.WeakKeyDictionary()
 
     def of_tokenizer(self, tokenizer: Any, ends: Ends = ENDS) -> DelimiterTable:
         """Give the table of a tokenizer, which is read once."""
-        levels, known = tuple(ends.items()), self._given.setdefault(tokenizer, {})
+        levels = tuple(ends.items())
+        known = self._given.setdefault(tokenizer, {})
         if levels not in known:
             known[levels] = self._shared(levels, delimiter_classes(tokenizer, ends))
         return known[levels]
@@ -84,19 +86,21 @@ class DelimiterTables:
     def of_model(self, name_or_path: str, ends: Ends = ENDS) -> DelimiterTable | None:
         """Give the table of the tokenizer that lies beside a model's weights; None where there is none."""
         key = (name_or_path, tuple(ends.items()))
-        if key not in self._beside:
-            tokenizer = _tokenizer_beside(name_or_path)
-            self._beside[key] = None if tokenizer is None else self.of_tokenizer(tokenizer, ends)
-        return self._beside[key]
+        if key in self._beside:
+            return self._beside[key]
+        tokenizer = _tokenizer_beside(name_or_path)
+        found = None if tokenizer is None else self.of_tokenizer(tokenizer, ends)
+        self._beside[key] = found
+        return found
 
     def _shared(self, levels: _Levels, classes: UInt8[Tensor, " vocabulary"]) -> DelimiterTable:
         """Tokenizers that were loaded twice have one table: it stays as long as the model, so it must not pile up."""
-        made = self._made.setdefault(levels, [])
-        for table_ in made:
-            if table_.same_as(classes):
-                return table_
-        made.append(DelimiterTable(classes))
-        return made[-1]
+        different = self._different.setdefault(levels, [])
+        for known in different:
+            if known.same_as(classes):
+                return known
+        different.append(DelimiterTable(classes))
+        return different[-1]
 
 
 def delimiter_classes(tokenizer: Any, ends: Ends = ENDS) -> UInt8[Tensor, " vocabulary"]:
@@ -105,7 +109,8 @@ def delimiter_classes(tokenizer: Any, ends: Ends = ENDS) -> UInt8[Tensor, " voca
     names = tokenizer.convert_ids_to_tokens(list(ids))
     texts = tokenizer.batch_decode([[number] for number in ids], clean_up_tokenization_spaces=False)
     spaced = [_with_space(str(name), text) for name, text in zip(names, texts, strict=True)]
-    return torch.tensor(list(table(spaced, ends)), dtype=torch.uint8)
+    classes = table(spaced, ends)
+    return torch.tensor(list(classes), dtype=torch.uint8)
 
 
 def _with_space(name: str, text: str) -> str:
