@@ -100,7 +100,7 @@ class FoldedCache(Cache):
         self.adapter = adapter
         memory.runner = self._run_pass
         memory.repeater = self._repeat
-        memory.judge = None if adapter is None else adapter.scores
+        memory.judge = None if adapter is None else adapter.score
         self._branched = False
         self._last_index = -1  # the newest layer of the running forward
         self._before: dict[int, StockState] = {}  # stock layers as they were when it began

@@ -37,7 +37,7 @@ class RowAdapter(Protocol):
         """Embeddings of some rows."""
         ...
 
-    def scores(self, keys: Tensor, values: Tensor, positions: Tensor, real: Tensor) -> Tensor:
+    def score(self, keys: Tensor, values: Tensor, positions: Tensor, real: Tensor) -> Tensor:
         """Scores [B, L, H, S] of the slots of a segment, given keys and values [B, S, L, H, D]."""
         ...
 
