@@ -8,12 +8,11 @@ from typing import Any
 
 from kvfold.adapters.files import find_adapter
 from kvfold.adapters.ranks import layout_for
-from kvfold.hf import stock_layers
 from kvfold.hf.attention import serve
-from kvfold.hf.binding import Home, PreTrainedModel
+from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.cache import FoldedCache
-from kvfold.hf.token_ids import Text
 from kvfold.memory.forward import Boundaries
+from kvfold.memory.hidden_states import HiddenStates
 from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
 
@@ -57,15 +56,19 @@ def cache_with(
 ) -> FoldedCache:
     """Make a folded cache that folds at these boundaries. Raises as `cache` does."""
     chosen = Plan.parse(plan) if isinstance(plan, str) else plan
-    stock = stock_layers.layers_for(model)
-    folding = [index for index, layer in enumerate(stock) if stock_layers.folds(layer)]
+    binding = ModelBinding.of(model)
+    folding = binding.folding_layers
     rules = chosen.rules(pinned=pinned, layers=len(folding), layout=layout_for(model, chosen.encode))
     serve(model)
     return FoldedCache(
         memory=Memory(rules, layers=folding, boundaries=boundaries),
         plan=chosen,
-        stock=stock,
-        home=Home.of(model),
-        text=Text.of(model, tokenizer, rules.delimiters) if rules.reads_ids or rules.delimiters is not None else None,
+        stock=binding.stock_layers(),
+        lease=binding.lease(
+            token_ids=rules.reads_ids or rules.delimiters is not None,
+            hidden_states=any(isinstance(recorder, HiddenStates) for recorder in rules.recorders),
+            tokenizer=tokenizer,
+            ends=rules.delimiters,
+        ),
         adapter=find_adapter(model, chosen.select),
     )

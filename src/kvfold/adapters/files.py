@@ -6,10 +6,8 @@ A wrong base model is refused by name. Writing is atomic file by file, the JSON 
 
 import json
 import os
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvfold.adapters.adapter import Adapter
-from kvfold.adapters.salience import Reads
+from kvfold.adapters.scorer import TokenFeatures
 from kvfold.errors import FileError, ModelError
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import SHIPPED, fingerprint
 from kvfold.select.base import Select
 
 VERSION = 1
 TENSORS, WORDS = "adapter.safetensors", "adapter.json"
-_LENT: "weakref.WeakKeyDictionary[Any, Callable[[], Adapter]]" = weakref.WeakKeyDictionary()
 _ALWAYS = ("kind", "version", "base", "fingerprint")
 _OF_UPDATES = ("layers", "rank", "scale", "rows", "width", "reads")
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about: Mapping[str, Any]) -> None:
     """Write an adapter; `about` is its training record and scores, in JSON's types."""
-    tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in adapter.state_dict().items()}
+    learned = adapter.state_dict()
+    tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in learned.items()}
     words = {
         "layers": [
             [name, down.shape[1], up.shape[0]]
@@ -41,14 +40,14 @@ def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about
         "scale": adapter.scale,
         "rows": adapter.embeddings.shape[0],
         "width": adapter.embeddings.shape[1],
-        "reads": asdict(adapter.salience.reads),
+        "reads": asdict(adapter.scorer.features),
         **about,
     }
     write_folder(folder, tensors, kind=kind, model=model, words=words)
 
 
 def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
-    """The adapter in a folder or on the Hub, attached to its base model.
+    """Load the adapter in a folder or on the Hub and attach it to its base model.
 
     Raises FileError for what is missing, broken, newer or of another kind, and ModelError for another base model.
     """
@@ -60,30 +59,31 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
         layers=[tuple(layer) for layer in words["layers"]],
         rank=words["rank"],
         scale=words["scale"],
-        reads=Reads(**words["reads"]),
+        features=TokenFeatures(**words["reads"]),
     )
     try:
-        adapter.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / TENSORS).items()})
+        learned = load_file(folder / TENSORS)
+        adapter.load_state_dict({name: tensor.float() for name, tensor in learned.items()})
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
         raise FileError(f"{source} was asked for; its tensors cannot be read ({error}); get a sound copy") from error
     adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
-    adapter.salience.float()  # ranks are told apart in float32
+    adapter.scorer.float()  # close scores differ only in float32
     return adapter.attach(model)
 
 
 def find_adapter(model: Any, select: Select) -> Adapter | None:
-    """The adapter that a method names for a model; None for a method without one."""
+    """Give the adapter that a method names for a model; None for a method without one."""
     source = select.adapter_source
     if source is None:
         return None
-    if source == "shipped" and model in _LENT:
-        return _LENT[model]()
-    return load_adapter(source, model, kind=type(select).__module__.rpartition(".")[2])
+    kind = type(select).__module__.rpartition(".")[2]
+    registered = ModelBinding.of(model).registered_adapter(kind) if source == "shipped" else None
+    return load_adapter(source, model, kind=kind) if registered is None else registered
 
 
-def lend_adapter(model: Any, make: Callable[[], Adapter]) -> None:
-    """Let this adapter, made once it is asked for, be the shipped one of a model that has none of its own."""
-    _LENT[model] = cache(make)
+def register_adapter(model: Any, kind: str, make: Callable[[], Any]) -> None:
+    """Register a lazily built adapter (or ranks) as the shipped one of its kind for a model that none ships for."""
+    ModelBinding.of(model).register_adapter(kind, make)
 
 
 def write_folder(
@@ -105,12 +105,12 @@ def write_folder(
 
 
 def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
-    """The folder of an adapter: one on this disk, one fetched from the Hub, or, for "shipped", the model's own."""
+    """Find the folder of an adapter: on this disk, fetched from the Hub, or, for "shipped", the one of this model."""
     if source != "shipped":
         return _folder(source)
-    own = fingerprint(model)
+    wanted = fingerprint(model)
     for path in sorted(SHIPPED.glob(f"*/adapters/{kind}/{WORDS}")):
-        if _words(path.parent, ())["fingerprint"] == own:
+        if _words(path.parent, ())["fingerprint"] == wanted:
             return path.parent
     raise ModelError(
         f"{kind} was asked for with {model.config.name_or_path}; no adapter ships for it; train one by "
@@ -119,12 +119,13 @@ def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
 
 
 def words_for(folder: Path, model: Any, *, kind: str, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """What an adapter's JSON says, once it is of this kind, this version or an older one, and for this model."""
-    words = _words(folder, needed if _words(folder, ())["kind"] == kind else ())
+    """Read an adapter's JSON; refuse another kind, a newer version and another model."""
+    words = _words(folder, ())
     if words["kind"] != kind:
         raise FileError(
             f"{folder} was asked for as a {kind} adapter; it is one of {words['kind']}; give a {kind} adapter"
         )
+    words = _words(folder, needed)
     if words["version"] > VERSION:
         raise FileError(
             f"{folder} was asked for; it is of version {words['version']}, this kvfold reads up to {VERSION}; "
@@ -139,7 +140,7 @@ def words_for(folder: Path, model: Any, *, kind: str, needed: Sequence[str] = ()
 
 
 def _called(model: Any) -> str:
-    """What a model is called: its name on the Hub, or its folder's name without where that lies."""
+    """Name a model as on the Hub, or by its folder without where that lies."""
     name = str(model.config.name_or_path)
     return Path(name).name if Path(name).is_dir() else name
 

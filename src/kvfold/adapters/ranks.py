@@ -1,12 +1,10 @@
 """Learned ranks as files, and the layout that a plan's encode member makes of them.
 
-The folder is that of any adapter (adapter_files.py). Bases are written as float32: rounded, they would not be undone
-by their inverse. The way back is not written but computed: it is the inverse.
+The folder is that of any adapter (files.py). Bases are written as float32: rounded, they would not be undone by their
+inverse. The way back is not written but computed: it is the inverse.
 """
 
-import weakref
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +14,33 @@ from torch import Tensor
 
 from kvfold.adapters.files import TENSORS, WORDS, folder_for, words_for, write_folder
 from kvfold.attention.low_rank import Bases, Basis, by_head
+from kvfold.attention.rotary import Rotary
 from kvfold.encode.base import Encode
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.part import Form, Levels
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.errors import FileError, ModelError
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.rotary import rotary_of
 from kvfold.memory.part import Layout
 
 KIND = "dynakv"
-_KNOWN: "weakref.WeakKeyDictionary[Any, dict[tuple[Path, int], Ranks]]" = weakref.WeakKeyDictionary()
-_LENT: "weakref.WeakKeyDictionary[Any, Callable[[], Ranks]]" = weakref.WeakKeyDictionary()
 _GATE = ("cost", "floor", "scale", "weight", "linear", "square", "bias")
 
 
 def layout_for(model: Any, encode: Encode) -> Layout:
-    """The layout of a plan's encode member for a model: its own, or what it makes of the adapter that it names."""
-    if encode.adapter_source is None:
+    """Give the layout of a plan's encode member: the member, or what it makes of the adapter that it names."""
+    source = encode.adapter_source
+    if source is None:
         return encode
-    if encode.adapter_source == "shipped" and model in _LENT:
-        return encode.bound(_LENT[model]())
-    folder = folder_for(encode.adapter_source, model, kind=KIND)
-    known = _KNOWN.setdefault(model, {})
-    written = (folder / WORDS).stat().st_mtime_ns if (folder / WORDS).is_file() else 0
-    if (folder, written) not in known:
-        known[folder, written] = load_ranks(folder, model)
-    return encode.bound(known[folder, written])
-
-
-def lend(model: Any, make: Callable[[], Ranks]) -> None:
-    """Let these ranks, made once they are asked for, be the shipped ones of a model that has no adapter of its own."""
-    _LENT[model] = cache(make)
+    binding = ModelBinding.of(model)
+    registered = binding.registered_adapter(KIND) if source == "shipped" else None
+    if registered is not None:
+        return encode.bound(registered)
+    folder = folder_for(source, model, kind=KIND)
+    words = folder / WORDS
+    written = words.stat().st_mtime_ns if words.is_file() else 0
+    return encode.bound(binding.learned((KIND, folder, written), lambda: load_ranks(folder, model)))
 
 
 def save_ranks(ranks: Ranks, folder: Path, *, model: Any, about: Mapping[str, Any]) -> None:
@@ -55,25 +49,29 @@ def save_ranks(ranks: Ranks, folder: Path, *, model: Any, about: Mapping[str, An
     words: dict[str, Any] = {}
     for name, basis in ranks.bases.items():
         layers: dict[str, Any] = {}
-        for index, own in basis.layers.items():
-            tensors |= {f"{name}.{index}.{key}": tensor for key, tensor in _tensors(own).items()}
-            levels = [list(level) for level in own.form.levels]
-            written = {"heads": own.form.bases.heads, "parts": own.form.bases.keys.parts}
-            layers[str(index)] = {"levels": levels, "rates": list(own.rates), **written}
-        words[name] = {"trained": basis.trained, "grid": list(basis.grid), "layers": layers}
+        for index, layer in basis.layers.items():
+            layers[str(index)] = _words(layer)
+            for key, tensor in _tensors(layer).items():
+                tensors[f"{name}.{index}.{key}"] = tensor
+        words[name] = {
+            "trained": basis.trained,
+            "grid": list(basis.grid),
+            "layers": layers,
+        }
     write_folder(folder, tensors, kind=KIND, model=model, words={"bases": words, **about})
 
 
 def load_ranks(source: str | Path, model: Any) -> Ranks:
-    """What was learned for a model, from a folder, from the Hub, or "shipped".
+    """Read what was learned for a model, from a folder, from the Hub, or "shipped".
 
     Raises FileError for what is missing, broken or of another kind, and ModelError for another base model.
     """
     folder = folder_for(source, model, kind=KIND)
     words = words_for(folder, model, kind=KIND, needed=("bases",))
     try:
-        tensors = {name: tensor.to(model.device) for name, tensor in load_file(folder / TENSORS).items()}
-        bases = {name: _basis(name, own, tensors, model) for name, own in words["bases"].items()}
+        learned = load_file(folder / TENSORS)
+        tensors = {name: tensor.to(model.device) for name, tensor in learned.items()}
+        bases = {name: _basis_ranks(name, basis, tensors, model) for name, basis in words["bases"].items()}
     except ModelError:
         raise
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
@@ -82,49 +80,75 @@ def load_ranks(source: str | Path, model: Any) -> Ranks:
 
 
 def left_out(levels: Levels, keys: int, values: int) -> Tensor:
-    """1 where a level does not keep a dimension, [dimensions of keys and values, levels]."""
-    of_keys = torch.arange(keys)[:, None] >= torch.tensor([level[0] for level in levels])
-    of_values = torch.arange(values)[:, None] >= torch.tensor([level[1] for level in levels])
+    """Mark with 1 the dimensions that a level does not keep, [dimensions of keys and values, levels]."""
+    key_ranks = torch.tensor([level[0] for level in levels])
+    value_ranks = torch.tensor([level[1] for level in levels])
+    of_keys = torch.arange(keys)[:, None] >= key_ranks
+    of_values = torch.arange(values)[:, None] >= value_ranks
     return torch.cat([of_keys, of_values]).float()
 
 
 def inverse(encode: Tensor, heads: int) -> Tensor:
-    """The way back of a basis to each head, computed in float64."""
-    return by_head(torch.linalg.inv(encode.double()).to(encode.dtype), heads)
+    """Compute the way back of a basis to each head, in float64."""
+    back = torch.linalg.inv(encode.double())
+    return by_head(back.to(encode.dtype), heads)
 
 
-def _tensors(own: LayerRanks) -> dict[str, Tensor]:
-    bases = own.form.bases
-    found = {
-        "keys.encode": bases.keys.encode, "keys.mean": bases.keys.mean,
-        "values.encode": bases.values.encode, "values.mean": bases.values.mean,
-    }  # fmt: skip
-    found |= {f"gate.{name}": getattr(own.gate, name) for name in _GATE}
-    return {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in found.items()}
+def _words(layer: LayerRanks) -> dict[str, Any]:
+    """Say in JSON's types what the tensors of a layer do not."""
+    bases = layer.form.bases
+    return {
+        "levels": [list(level) for level in layer.form.levels],
+        "rates": list(layer.rates),
+        "heads": bases.heads,
+        "parts": bases.keys.parts,
+    }
 
 
-def _basis(name: str, words: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Any) -> BasisRanks:
-    rotary = rotary_of(model) if name.startswith("joint") else None
+def _tensors(layer: LayerRanks) -> dict[str, Tensor]:
+    """Name the tensors of a layer as files do."""
+    found: dict[str, Tensor] = {}
+    bases = layer.form.bases
+    for side, basis in (("keys", bases.keys), ("values", bases.values)):
+        found[f"{side}.encode"] = basis.encode
+        found[f"{side}.mean"] = basis.mean
+    for name in _GATE:
+        found[f"gate.{name}"] = getattr(layer.gate, name)
+    return {name: _written(tensor) for name, tensor in found.items()}
+
+
+def _written(tensor: Tensor) -> Tensor:
+    """Copy a tensor as files hold it."""
+    plain = tensor.detach().float().cpu()
+    return plain.contiguous().clone()
+
+
+def _basis_ranks(name: str, words: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Any) -> BasisRanks:
+    """Put the ranks under one basis together from a file's words and tensors."""
+    rotary = rotary_of(model) if name.startswith("joint") else None  # a joint basis is taken before rotation
     layers = {}
-    for index, own in words["layers"].items():
-        some = {key: tensors[f"{name}.{index}.{key}"] for key in _NAMES}
-        levels = tuple((level[0], level[1]) for level in own["levels"])
-        sides = [
-            Basis(
-                encode=some[f"{side}.encode"],
-                decode=inverse(some[f"{side}.encode"], own["heads"]),
-                mean=some[f"{side}.mean"],
-            )
-            for side in ("keys", "values")
-        ]
-        bases = Bases(keys=sides[0], values=sides[1], rotary=rotary)
-        out = left_out(levels, len(sides[0].mean), len(sides[1].mean)).to(sides[0].mean.device)
-        gate = Gate(left_out=out, **{key: some[f"gate.{key}"] for key in _GATE})
-        layers[int(index)] = LayerRanks(form=Form(bases=bases, levels=levels), gate=gate, rates=tuple(own["rates"]))
+    for index, layer in words["layers"].items():
+        layers[int(index)] = _layer_ranks(f"{name}.{index}", layer, tensors, rotary)
     return BasisRanks(layers=layers, grid=tuple(words["grid"]), trained=words["trained"])
 
 
-_NAMES = (
-    *("keys.encode", "keys.mean", "values.encode", "values.mean"),
-    *(f"gate.{name}" for name in _GATE),
-)
+def _layer_ranks(
+    prefix: str, words: Mapping[str, Any], tensors: Mapping[str, Tensor], rotary: Rotary | None
+) -> LayerRanks:
+    """Put the ranks of one layer together from a file's words and tensors."""
+    heads = words["heads"]
+    keys = _basis(f"{prefix}.keys", tensors, heads)
+    values = _basis(f"{prefix}.values", tensors, heads)
+    levels = tuple((key_rank, value_rank) for key_rank, value_rank in words["levels"])
+    out = left_out(levels, len(keys.mean), len(values.mean))
+    learned = {key: tensors[f"{prefix}.gate.{key}"] for key in _GATE}
+    return LayerRanks(
+        form=Form(bases=Bases(keys=keys, values=values, rotary=rotary), levels=levels),
+        gate=Gate(left_out=out.to(keys.mean.device), **learned),
+        rates=tuple(words["rates"]),
+    )
+
+
+def _basis(prefix: str, tensors: Mapping[str, Tensor], heads: int) -> Basis:
+    encode = tensors[f"{prefix}.encode"]
+    return Basis(encode=encode, decode=inverse(encode, heads), mean=tensors[f"{prefix}.mean"])

@@ -205,9 +205,7 @@ class Chat:
 
     def _positions(self) -> int | None:
         """How many tokens the conversation may have; where rotations change with length, as many as before that."""
-        home = self._cache.home
-        limits = [home.positions, None if home.watch is None else home.watch.switch - 1]
-        return min((limit for limit in limits if limit is not None), default=None)
+        return self._cache.lease.text_limit
 
     def _turn(self, text: str) -> Generator[str, None, None]:
         opening, before, mark = self._opening(text), self._past, self._cache.mark()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError, DataError, ModelError
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, stock_cache
 from kvfold.open import SINKS
@@ -61,7 +62,7 @@ class Rows:
         self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=model.device)
         self.fed_tokens = [0] * rows  # real tokens given to the model, row by row; answers are not counted
         self.pace: Pace | None = None  # of the newest answer
-        self._limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self._limit = ModelBinding.of(model).position_limit
 
     def feed(self, chunks: Sequence[Sequence[int]]) -> None:
         """Read one chunk of tokens a row; a row may have none."""

@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from kvfold.errors import CacheError, ModelError
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache, NewRows
 from kvfold.hf.passes import PassRows
 from kvfold.memory.layer import NewTokens
@@ -38,7 +39,7 @@ def serve(model: PreTrainedModel) -> None:
     """Make a model call kvfold's functions. Its stock caches go on working as before."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
-    if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
+    if ModelBinding.of(model).text_config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
 
 
@@ -102,6 +103,7 @@ def attention(
         values=key.values,
         positions=_positions(cache, kwargs.get("position_ids"), valid, query),
         valid=valid,
+        hidden_states=cache.lease.take_hidden_states(key.index) if cache.lease.records_hidden_states else None,
     )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = cache.forward.attend(key.index, new, scale=scale, valid=past)
@@ -131,10 +133,10 @@ def _positions(cache: FoldedCache, given: Tensor | None, valid: Tensor | None, q
         seen = torch.tensor(cache.memory.seen or (0,) * rows, device=query.device)
         real = torch.ones(rows, count, dtype=torch.long, device=query.device) if valid is None else valid.long()
         positions = seen[:, None] + (real.cumsum(dim=1) - 1).clamp(min=0)
-    limit = cache.home.positions
+    limit = cache.lease.position_limit
     if limit is not None and cache.memory.fed + count > limit and int(positions.max()) >= limit:
         raise ModelError(
-            f"a token was fed at position {int(positions.max())}; {cache.home.name} has {limit} positions; "
+            f"a token was fed at position {int(positions.max())}; {cache.lease.name} has {limit} positions; "
             "start a new conversation or shorten the text: folding saves memory, not positions"
         )
     return positions
@@ -142,9 +144,9 @@ def _positions(cache: FoldedCache, given: Tensor | None, valid: Tensor | None, q
 
 def _refuse(module: torch.nn.Module, cache: FoldedCache, given: Any, dropout: float, kwargs: dict[str, Any]) -> None:
     """Everything that this attention would get wrong is an error."""
-    if module not in cache.home.modules:
+    if not cache.lease.has_module(module):
         raise CacheError(
-            f"a cache of {cache.home.name} was used with another model; what it holds means nothing there; "
+            f"a cache of {cache.lease.name} was used with another model; what it holds means nothing there; "
             "make a new one by kvfold.cache(model, ...)"
         )
     if isinstance(given, Tensor) or (isinstance(given, LazyMask) and not given.is_causal):

@@ -1,95 +1,226 @@
-"""Home: the model that a cache belongs to, held weakly, and the limits of its positions.
+"""ModelBinding: what kvfold knows of one model, once, for all its caches.
 
-A cache used with another model is refused by asking its home. Some models (Phi3) let transformers drop a user's cache
-where the text crosses their original window; a watch on such a model notices and refuses. No tensors here.
+It holds the model's name, sizes and limits, the hooks that caches put on it, the delimiter tables of its tokenizers
+and what was learned for it. A ModelLease is one cache's share of it: the hooks of that cache stay on the model while
+the lease is alive. Both hold the model weakly. Nothing here knows what a cache holds.
 """
 
 import threading
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
-from transformers import Cache, PreTrainedModel
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
-from kvfold.errors import ModelError
+from kvfold.hf.drop_watch import DropWatch
+from kvfold.hf.hidden_states import HiddenStateRecorder, softmax_scale
+from kvfold.hf.hooks import ForwardHook
+from kvfold.hf.stock_layers import folds, stock_layers
+from kvfold.hf.token_ids import DelimiterTable, DelimiterTables, IdRecorder
+from kvfold.place.sentences import ENDS, Ends
 
-
-class DropWatch:
-    """Notices that `generate` asked a cache for its length and then went on without it.
-
-    It changes: it remembers, per thread, the cache that was asked last. A forward on the way forgets it.
-    """
-
-    def __init__(self, name: str, switch: int) -> None:
-        self.name, self.switch = name, switch
-        self._asked = threading.local()
-
-    def __reduce__(self) -> tuple:
-        return DropWatch, (self.name, self.switch)  # a copy of the model has a watch of its own
-
-    def asked(self, cache: Cache) -> None:
-        """A cache was asked how long it is: the next forward of this thread should have it."""
-        self._asked.cache = weakref.ref(cache)
-
-    def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Called by torch before each forward of the model."""
-        cache = getattr(self._asked, "cache", lambda: None)()
-        self._asked.cache = lambda: None
-        if cache is None or kwargs.get("past_key_values") is not None or not kwargs.get("use_cache"):
-            return
-        given = (kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask"))
-        columns = max((tensor.shape[1] for tensor in given if tensor is not None), default=0)
-        if columns > self.switch:
-            raise ModelError(
-                f"a text of {columns} tokens was given with a folded cache; {self.name} changes its rotations at "
-                f"{self.switch} tokens and transformers dropped the cache there; stay below {self.switch} tokens"
-            )
+_Learned = TypeVar("_Learned")
 
 
-_WATCHES: "weakref.WeakKeyDictionary[PreTrainedModel, DropWatch]" = weakref.WeakKeyDictionary()
+class ModelBinding:
+    """The one object that binds kvfold to a model. It changes: hooks come and go, tables and adapters are kept."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Home:
-    """A model, as its caches know it. Copies of a cache share it."""
-
-    model: "weakref.ref[PreTrainedModel]"
-    modules: "weakref.WeakSet[torch.nn.Module]"
-    name: str
-    positions: int | None  # the first position that the model does not have
-    watch: DropWatch | None  # where transformers drops a cache to recompute it under longer rotations
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = weakref.ref(model)
+        self.modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet(model.modules())
+        self.position_limit: int | None = getattr(self.text_config, "max_position_embeddings", None)
+        self.drop_watch = self._drop_watch()
+        self.token_ids = IdRecorder(model)
+        self.delimiters = DelimiterTables()
+        self._learned: dict[Hashable, Any] = {}
+        self._registered: dict[str, Callable[[], Any]] = {}
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "Home":
-        """The home that a model is."""
-        config = model.config.get_text_config(decoder=True)
-        limit = getattr(config, "max_position_embeddings", None)
-        switch = getattr(config, "original_max_position_embeddings", None)
-        name = model.config.name_or_path or type(model).__name__
-        watch = None if switch is None or switch == limit else _watch(model, name, switch)
-        return cls(weakref.ref(model), weakref.WeakSet(model.modules()), name, limit, watch)
+    def of(cls, model: PreTrainedModel) -> "ModelBinding":
+        """Give the binding of a model, always the same one."""
+        with _LOCK:
+            binding = _BINDINGS.get(model)
+            if binding is None:
+                binding = _BINDINGS[model] = cls(model)
+        return binding
+
+    def _drop_watch(self) -> DropWatch | None:
+        """Make the watch of a model that changes its rotations on the way to its last position."""
+        switch: int | None = getattr(self.text_config, "original_max_position_embeddings", None)
+        if switch is None or switch == self.position_limit:
+            return None
+        return DropWatch(self.model, self.name, switch)
+
+    # Sizes and limits -------------------------------------------------------------------------------------------
 
     @property
-    def recomputes_at(self) -> int | None:
-        """The length at which transformers would drop a cache, for models that do."""
-        return None if self.watch is None else self.watch.switch
+    def model(self) -> PreTrainedModel:
+        """The model, which is alive as long as its binding is in use."""
+        model = self._model()
+        assert model is not None, "a binding lives no longer than its model"
+        return model
 
-    def __deepcopy__(self, memo: dict) -> "Home":
-        return self
+    @property
+    def name(self) -> str:
+        """The name under which the model was loaded, or the name of its class."""
+        return self.model.config.name_or_path or type(self.model).__name__
 
-    def refuse_what_would_be_recomputed(self, fed: int, new: int) -> None:
-        """Refuse a forward that reaches the length at which the cache would be dropped."""
-        if self.watch is not None and fed < self.watch.switch <= fed + new:
-            raise ModelError(
-                f"{new} tokens were fed after {fed}; {self.name} changes its rotations at {self.watch.switch} tokens "
-                f"and transformers would silently drop this cache there; stay below {self.watch.switch} tokens"
-            )
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """The configuration of the text decoder, also of a model that reads more than text."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def kv_heads(self) -> int:
+        """The number of key/value heads of a layer."""
+        config: Any = self.text_config
+        return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """The size of a key of one head."""
+        config: Any = self.text_config
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+    @cached_property
+    def folding_layers(self) -> tuple[int, ...]:
+        """The indices of the layers of full attention, which fold. Raises ModelError where kvfold cannot fold."""
+        return tuple(index for index, layer in enumerate(self.stock_layers()) if folds(layer))
+
+    @property
+    def scale(self) -> float | None:
+        """The factor of attention scores of all folding layers; None where their modules do not say it."""
+        return softmax_scale(self.model, self.folding_layers)
+
+    @property
+    def text_limit(self) -> int | None:
+        """The number of tokens that a text may have; None where the model sets no limit."""
+        before_switch = None if self.drop_watch is None else self.drop_watch.switch - 1
+        limits = [limit for limit in (self.position_limit, before_switch) if limit is not None]
+        return min(limits, default=None)
+
+    def stock_layers(self) -> list[Any]:
+        """Make the layers with which transformers would cache the model. Raises ModelError as `folding_layers`."""
+        return stock_layers(self.text_config, self.name)
+
+    def has_module(self, module: torch.nn.Module) -> bool:
+        """Tell whether a module is part of the model, also one that was put in later."""
+        if module not in self.modules:
+            self.modules.update(self.model.modules())
+        return module in self.modules
+
+    # Hooks ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def hidden_states(self) -> HiddenStateRecorder:
+        """The recorder of what enters the attention of folding layers."""
+        return HiddenStateRecorder(self.model, self.folding_layers)
+
+    def lease(
+        self, *, token_ids: bool = False, hidden_states: bool = False, tokenizer: Any = None, ends: Ends | None = None
+    ) -> "ModelLease":
+        """Give a cache its share of the model, with hooks for what it must record of each forward.
+
+        Token ids have delimiter classes by `tokenizer`, or by the one beside the model's weights.
+        """
+        table = self._table(tokenizer, ENDS if ends is None else ends) if token_ids else None
+        return ModelLease(self, token_ids=token_ids, hidden_states=hidden_states, table=table)
+
+    def _table(self, tokenizer: Any, ends: Ends) -> DelimiterTable | None:
+        if tokenizer is None:
+            return self.delimiters.of_model(self.model.config.name_or_path or "", ends)
+        return self.delimiters.of_tokenizer(tokenizer, ends)
+
+    # What was learned -------------------------------------------------------------------------------------------
+
+    def register_adapter(self, kind: str, make: Callable[[], Any]) -> None:
+        """Let `make` build the shipped adapter of a kind for a model that none ships for; it is called once."""
+        self._registered[kind] = make
+        self._learned.pop(("registered", kind), None)
+
+    def registered_adapter(self, kind: str) -> Any:
+        """Give the adapter that was registered for a kind; None where none was."""
+        make = self._registered.get(kind)
+        return None if make is None else self.learned(("registered", kind), make)
+
+    def learned(self, key: Hashable, make: Callable[[], _Learned]) -> _Learned:
+        """Give what was learned for the model under a key; `make` reads it the first time."""
+        if key not in self._learned:
+            self._learned[key] = make()
+        return self._learned[key]
 
 
-def _watch(model: PreTrainedModel, name: str, switch: int) -> DropWatch:
-    """The one watch of a model."""
-    if model not in _WATCHES:
-        _WATCHES[model] = DropWatch(name, switch)
-        model.register_forward_pre_hook(_WATCHES[model], with_kwargs=True)
-    return _WATCHES[model]
+class ModelLease:
+    """One cache's share of a model. While it is alive its hooks are on the model; a copy of it counts by itself.
+
+    It refers to the binding weakly: what belongs to the model is not held by a cache.
+    """
+
+    def __init__(
+        self, binding: ModelBinding, *, token_ids: bool, hidden_states: bool, table: DelimiterTable | None
+    ) -> None:
+        self.name = binding.name
+        self.modules = binding.modules
+        self.position_limit = binding.position_limit
+        self.text_limit = binding.text_limit
+        self.drop_watch = binding.drop_watch
+        self.records_token_ids = token_ids
+        self.records_hidden_states = hidden_states
+        self._binding = weakref.ref(binding)
+        self._table = None if table is None else weakref.ref(table)
+        hooks: list[ForwardHook] = [] if self.drop_watch is None else [self.drop_watch]
+        hooks += [binding.token_ids] if token_ids else []
+        hooks += [binding.hidden_states] if hidden_states else []
+        for hook in hooks:
+            hook.acquire()
+            weakref.finalize(self, hook.release).atexit = False  # a process that ends needs no tidy model
+
+    @property
+    def binding(self) -> ModelBinding | None:
+        """The binding of the model; None once the model is gone."""
+        return self._binding()
+
+    def again(self) -> "ModelLease":
+        """Give another cache of the same model the same share."""
+        binding = self.binding
+        if binding is None:  # no model, no hooks to count
+            return self
+        return ModelLease(
+            binding,
+            token_ids=self.records_token_ids,
+            hidden_states=self.records_hidden_states,
+            table=None if self._table is None else self._table(),
+        )
+
+    def __deepcopy__(self, memo: dict) -> "ModelLease":
+        return self.again()
+
+    def has_module(self, module: torch.nn.Module) -> bool:
+        """Tell whether a module is part of the model."""
+        if module in self.modules:
+            return True
+        binding = self.binding
+        return binding is not None and binding.has_module(module)
+
+    def take_token_ids(self, rows: int, new: int) -> Int[Tensor, "B Q"] | None:
+        """Give the ids of the running forward; None where they are not recorded or not known."""
+        binding = self.binding if self.records_token_ids else None
+        return None if binding is None else binding.token_ids.take(rows, new)
+
+    def delimiter_classes(self, ids: Int[Tensor, "B Q"] | None) -> UInt8[Tensor, "B Q"] | None:
+        """Look up the delimiter classes of ids; None where the ids or the tokenizer are not known."""
+        table = None if self._table is None else self._table()
+        return None if table is None or ids is None else table.classes_of(ids)
+
+    def take_hidden_states(self, layer_index: int) -> Float[Tensor, "B Q width"] | None:
+        """Give the hidden states that entered the running attention of a layer; None where they are not recorded."""
+        binding = self.binding if self.records_hidden_states else None
+        return None if binding is None else binding.hidden_states.take(layer_index)
+
+
+_BINDINGS: "weakref.WeakKeyDictionary[PreTrainedModel, ModelBinding]" = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()

@@ -18,13 +18,11 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError
 from kvfold.hf import passes, stock_layers
-from kvfold.hf.binding import Home
+from kvfold.hf.binding import ModelLease
 from kvfold.hf.stock_layers import StockState
-from kvfold.hf.token_ids import Text
 from kvfold.memory.accounting import account
 from kvfold.memory.context import ReplayText, RowAdapter, Rows
-from kvfold.memory.forward import Forward, Mark
-from kvfold.memory.forward import Text as NewText
+from kvfold.memory.forward import Forward, Mark, Text
 from kvfold.memory.memory import Memory
 from kvfold.memory.state import LayerState
 from kvfold.plan import Plan
@@ -93,16 +91,14 @@ class FoldedCache(Cache):
         memory: Memory,
         plan: Plan,
         stock: Sequence[CacheLayerMixin],
-        home: Home,
-        text: Text | None,
+        lease: ModelLease,
         adapter: RowAdapter | None,
     ) -> None:
         layers = [FoldingLayer(memory) if stock_layers.folds(layer) else layer for layer in stock]
         super().__init__(layers=layers)
         self.memory = memory
         self.plan = plan
-        self.home = home
-        self.text = text
+        self.lease = lease
         self.adapter = adapter
         memory.access = self
         self._empty = memory.mark()
@@ -146,8 +142,8 @@ class FoldedCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns fed so far, whichever layer is asked."""
-        if self.home.watch is not None:
-            self.home.watch.asked(self)
+        if self.lease.drop_watch is not None:
+            self.lease.drop_watch.note_asked(self)
         return self.memory.fed
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
@@ -272,8 +268,7 @@ class FoldedCache(Cache):
             memory=self.memory.fork(),
             plan=self.plan,
             stock=stock,
-            home=self.home,
-            text=self.text,
+            lease=self.lease.again(),
             adapter=self.adapter,
         )
         twin._branched = self._branched
@@ -300,12 +295,12 @@ class FoldedCache(Cache):
 
     def _runner(self) -> PreTrainedModel:
         """The model, for a forward that a fold asks for."""
-        model = self.home.model()
-        if model is None:
+        binding = self.lease.binding
+        if binding is None:
             raise CacheError(
-                f"{self.plan} was to fold; it runs rows through {self.home.name}, which is gone; keep the model alive"
+                f"{self.plan} was to fold; it runs rows through {self.lease.name}, which is gone; keep the model alive"
             )
-        return model
+        return binding.model
 
     # A forward's life -------------------------------------------------------------------------------------------
 
@@ -324,25 +319,24 @@ class FoldedCache(Cache):
                 )
             self.batch_repeat_interleave(rows // held)
             self._branched = True
-        self.home.refuse_what_would_be_recomputed(self.memory.fed, new)
+        if self.lease.drop_watch is not None:
+            self.lease.drop_watch.refuse_recomputing(self.memory.fed, new)
         self._before = self._stock_states()
         text = self._text_of(rows, new)  # before a fold that runs text itself
         self._forward = self.memory.begin(new, text=text, may_roll_back=self._may_roll_back)
 
-    def _text_of(self, rows: int, new: int) -> NewText:
+    def _text_of(self, rows: int, new: int) -> Text:
         """Read the running forward's tokens as text, as far as the plan wants them.
 
         Raises CacheError where a method reads ids and there are none.
         """
-        if self.text is None:
-            return NewText()
-        ids, rules = self.text.take(rows, new), self.memory.rules
+        ids, rules = self.lease.take_token_ids(rows, new), self.memory.rules
         if ids is None and rules.reads_ids:
             raise CacheError(
                 f"{self.plan} was to read embeddings; it goes by the text when it folds, and needs ids; feed input_ids"
             )
-        classes = None if ids is None or rules.delimiters is None else self.text.marks(ids)
-        return NewText(ids=ids if rules.reads_ids else None, classes=classes)
+        classes = None if rules.delimiters is None else self.lease.delimiter_classes(ids)
+        return Text(ids=ids if rules.reads_ids else None, classes=classes)
 
     def _undo(self) -> None:
         """Take back a forward that never reached its last layer."""

@@ -1,8 +1,8 @@
 """Generation through transformers' public `generate`, one token at a time, and what a chat asks of its settings.
 
 `stream` runs `generate` in a worker thread and hands its tokens over as they come; closing the iterator stops the
-worker before its next token. Nothing is left on the model: two streams of one model in two threads are right. It
-knows no messages and no folding.
+worker before its next token. Nothing is left on the model: two threads may stream from one model. It knows no
+messages and no folding.
 """
 
 import copy
@@ -38,17 +38,18 @@ _END = object()  # the worker's last word
 
 
 def stock_cache(model: Model) -> Cache:
-    """The model's own dynamic cache, which never folds: the reference beside every plan."""
+    """Make transformers' dynamic cache, which never folds: the reference beside every plan."""
     return DynamicCache(config=model.config)
 
 
 def settings_for(model: Model, given: Settings | None, *, stop: Iterable[int]) -> Settings:
-    """Settings of a chat's replies: those given (else the model's), with a limit and the tokens that end a reply.
+    """Complete the settings of a chat's replies (the model's where none are given): a limit, and tokens that end one.
 
     Raises ModelError for several replies at once: a chat streams one.
     """
     settings = GenerationConfig.from_dict((given or model.generation_config).to_dict())
-    several = [name for name in ("num_beams", "num_return_sequences") if (getattr(settings, name) or 1) > 1]
+    counts = ("num_beams", "num_return_sequences")
+    several = [name for name in counts if (getattr(settings, name) or 1) > 1]
     if several:
         raise ModelError(
             f"{several[0]}={getattr(settings, several[0])} was asked for in a chat; it streams one reply as it comes; "
@@ -66,7 +67,7 @@ def settings_for(model: Model, given: Settings | None, *, stop: Iterable[int]) -
 
 
 def reply_settings(*, max_new_tokens: int, temperature: float, seed: int) -> Settings:
-    """Settings by the few numbers that a command line knows: the likeliest tokens at temperature 0, else sampled."""
+    """Make settings from what a command line knows: the likeliest tokens at temperature 0, else sampled ones."""
     if temperature == 0:
         return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
     torch.manual_seed(seed)
@@ -74,12 +75,12 @@ def reply_settings(*, max_new_tokens: int, temperature: float, seed: int) -> Set
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
-    """Settings as JSON can say them."""
+    """Write settings in JSON's types."""
     return json.loads(settings.to_json_string())
 
 
 def settings_from(plain: dict[str, Any]) -> Settings:
-    """Settings that `plain_settings` wrote."""
+    """Read settings that `plain_settings` wrote."""
     return GenerationConfig.from_dict(plain)
 
 
@@ -92,16 +93,15 @@ def stream(
     settings: Settings,
     ends: Callable[[list[int]], bool],
 ) -> Iterator[int]:
-    """New tokens after `ids`, of which the cache already holds the first, as `generate` chooses them.
+    """Generate tokens after `ids`, of which the cache already holds the first.
 
-    It stops by the settings, or when `ends` says so of the new tokens. Closing the iterator stops the worker, and
-    waits for it; an error of the worker's is raised here.
+    It stops by the settings, or when `ends` is true of the new tokens. Closing the iterator stops the worker and
+    waits for it. An error of the worker is raised here.
     """
     worker = _Worker(len(ids), ends)
     prompt = torch.tensor([list(ids)], device=model.device)
-    thread = threading.Thread(
-        target=worker.run, args=(model, tokenizer, cache, prompt, settings), name="kvfold-reply", daemon=True
-    )
+    given = (model, tokenizer, cache, prompt, settings)
+    thread = threading.Thread(target=worker.run, args=given, name="kvfold-reply", daemon=True)
     thread.start()
     try:
         yield from worker.tokens()
@@ -111,7 +111,7 @@ def stream(
 
 
 def feed(model: Model, cache: Cache, ids: Sequence[int]) -> None:
-    """Let the cache read tokens from which nothing is generated."""
+    """Feed tokens to the cache without generating any."""
     if ids:
         with torch.no_grad():
             columns = torch.tensor([list(ids)], device=model.device)
@@ -119,7 +119,7 @@ def feed(model: Model, cache: Cache, ids: Sequence[int]) -> None:
 
 
 class _Worker(BaseStreamer):
-    """One `generate` call in a thread of its own, and the queue its tokens come through."""
+    """One `generate` call in a second thread, and the queue through which its tokens come. It changes as they do."""
 
     def __init__(self, prompt_tokens: int, ends: Callable[[list[int]], bool]) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -129,7 +129,7 @@ class _Worker(BaseStreamer):
         self._prompt_came = False
 
     def run(self, model: Model, tokenizer: Tokenizer, cache: Cache, prompt: Tensor, settings: Settings) -> None:
-        """The thread's life."""
+        """Generate until the end, an error or `cancel`; called in the second thread."""
         try:
             settings, strings = _without_strings(settings)
             criteria = StoppingCriteriaList([_Until(self._over)])
@@ -143,46 +143,47 @@ class _Worker(BaseStreamer):
                 streamer=self,
                 stopping_criteria=criteria,
             )
-        except BaseException as error:  # whatever it is, the one who reads the stream shall get it
+        except BaseException as error:  # of any kind: who reads the stream must get it
             self._queue.put(error)
         self._queue.put(_END)
 
     def tokens(self) -> Iterator[int]:
-        """What comes, until the worker is done."""
+        """Yield tokens as they come, until the worker is done; raise its error."""
         while (item := self._queue.get()) is not _END:
             if isinstance(item, BaseException):
                 raise item
             yield from item
 
     def cancel(self) -> None:
-        """Stop before the next token."""
+        """Stop the worker before its next token."""
         self._stop.set()
 
     def put(self, value: Tensor) -> None:
-        """Called by `generate`: first with the prompt, then with each new token."""
+        """Take tokens from `generate`: first the prompt, then each new one."""
         if self._prompt_came:
             self._queue.put(value.flatten().tolist())
         self._prompt_came = True
 
     def end(self) -> None:
-        """Called by `generate` when it is done; `run` says so itself, after errors too."""
+        """Do nothing when `generate` is done: `run` ends the stream itself, after errors too."""
 
     def _over(self, ids: Tensor) -> bool:
         return self._stop.is_set() or self._ends(ids[0, self._prompt_tokens :].tolist())
 
 
 class _Until(StoppingCriteria):
-    """Stops all rows when a function of the ids says so."""
+    """A criterion that stops all rows when a function of the ids is true."""
 
     def __init__(self, over: Callable[[Tensor], bool]) -> None:
         self._over = over
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        return torch.full((input_ids.shape[0],), self._over(input_ids), dtype=torch.bool, device=input_ids.device)
+        rows = input_ids.shape[0]
+        return torch.full((rows,), self._over(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _without_strings(settings: Settings) -> tuple[Settings, list[str]]:
-    """Settings without stop strings, and those: `generate` would hand their tokenizer on to every layer."""
+    """Take the stop strings out of settings: `generate` would hand their tokenizer on to every layer."""
     strings = settings.stop_strings
     if not strings:
         return settings, []
@@ -192,11 +193,14 @@ def _without_strings(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def _listed(token: int | list[int] | None) -> list[int]:
-    return [] if token is None else [token] if isinstance(token, int) else list(token)
+    """List the ids of a setting that may be one id, several or none."""
+    if token is None:
+        return []
+    return [token] if isinstance(token, int) else list(token)
 
 
 def _wait_for(thread: threading.Thread) -> None:
-    """Join, even through Ctrl-C: the cache may not be touched while the worker still writes to it."""
+    """Join a thread, even through Ctrl-C: the cache may not be touched while the worker still writes to it."""
     interrupted = False
     while thread.is_alive():
         try:

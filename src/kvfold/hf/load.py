@@ -72,7 +72,9 @@ def fingerprint(model: "PreTrainedModel") -> str:
     """
     import torch
 
-    config = model.config.get_text_config(decoder=True)
+    from kvfold.hf.binding import ModelBinding
+
+    config = ModelBinding.of(model).text_config
     essentials = {name: getattr(config, name, None) for name in _ESSENTIALS}
     digest = hashlib.sha256(json.dumps(essentials, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.named_parameters()):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from kvfold.attention.rotary import Rotary
 from kvfold.errors import ModelError
+from kvfold.hf.binding import ModelBinding
 
 _CHANGING = ("dynamic", "longrope")
 
@@ -19,7 +20,7 @@ _CHANGING = ("dynamic", "longrope")
 def rotary_of(model: PreTrainedModel) -> Rotary:
     """Cosines and sines of a model's full-attention layers. Raises ModelError where there are none that stay."""
     decoder: Any = model.get_decoder()
-    config = model.config.get_text_config(decoder=True)
+    config = ModelBinding.of(model).text_config
     module = getattr(decoder, "rotary_emb", None)
     settings = str(getattr(config, "rope_parameters", None) or {})
     if module is None or any(f"'{kind}'" in settings for kind in _CHANGING):

@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from kvfold.errors import ModelError
 
+_KNOWN = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
-def layers_for(model: PreTrainedModel) -> list[Any]:
-    """The layers that transformers would cache this model with; refused unless each is full or sliding attention."""
-    config = model.config.get_text_config(decoder=True)
-    name = model.config.name_or_path or type(model).__name__
+
+def stock_layers(config: PretrainedConfig, name: str) -> list[Any]:
+    """Make the layers that transformers would cache a model with, given its text configuration.
+
+    Raises ModelError unless each layer is of full or sliding attention and one at least is of full attention.
+    """
     if getattr(config, "kv_lora_rank", None) is not None:
         raise ModelError(
             f"{name} was to be folded; its layers cache latents, not keys and values; use a model with plain attention"
         )
     layers = DynamicCache(config=config).layers
-    strange = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    strange = {type(layer).__name__ for layer in layers} - _KNOWN
     if strange:
         raise ModelError(
             f"{name} was to be folded; it has layers of kind {', '.join(sorted(strange))}; "
@@ -37,13 +40,8 @@ def layers_for(model: PreTrainedModel) -> list[Any]:
     return layers
 
 
-def folding(model: PreTrainedModel) -> list[int]:
-    """Which layers of a model fold."""
-    return [index for index, layer in enumerate(layers_for(model)) if folds(layer)]
-
-
 def folds(layer: object) -> bool:
-    """Whether kvfold takes this layer over: full attention."""
+    """Tell whether kvfold takes a layer over: one of full attention."""
     return type(layer) is DynamicLayer
 
 
@@ -58,22 +56,27 @@ class StockState:
 
     @classmethod
     def of(cls, layer: DynamicSlidingWindowLayer) -> "StockState":
-        """What a layer holds now."""
+        """Note what a layer holds now."""
         return cls(layer.keys, layer.values, layer.is_initialized, layer.cumulative_length)
 
     def put_back(self, layer: Any) -> None:
         """Let a layer hold this again."""
-        layer.keys, layer.values = self.keys, self.values
-        layer.is_initialized, layer.cumulative_length = self.is_initialized, self.cumulative_length
+        layer.keys = self.keys
+        layer.values = self.values
+        layer.is_initialized = self.is_initialized
+        layer.cumulative_length = self.cumulative_length
 
 
 def release_long_storage(layer: Any) -> None:
     """Copy a sliding window out of the prompt's storage, which the view would keep alive."""
-    if layer.keys.untyped_storage().nbytes() > 2 * layer.keys.numel() * layer.keys.element_size():
-        layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+    window_bytes = layer.keys.numel() * layer.keys.element_size()
+    if layer.keys.untyped_storage().nbytes() > 2 * window_bytes:
+        layer.keys = layer.keys.clone()
+        layer.values = layer.values.clone()
 
 
 def bytes_of(layer: object) -> int:
-    """Bytes of the distinct storages of one layer."""
+    """Count the bytes of the distinct storages of one layer."""
     held = [thing.untyped_storage() for thing in vars(layer).values() if isinstance(thing, Tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
+    distinct = {storage.data_ptr(): storage.nbytes() for storage in held}
+    return sum(distinct.values())

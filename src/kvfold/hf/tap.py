@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kvfold.hf.attention import mask
-from kvfold.hf.stock_layers import folds, layers_for
+from kvfold.hf.binding import ModelBinding
 
 NAME = "kvfold-tap"
 
@@ -29,7 +29,7 @@ def tapped(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
     """Inside, every full-attention layer of the model answers by `attend`."""
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, mask)
-    before = model.config.get_text_config(decoder=True)._attn_implementation
+    before = ModelBinding.of(model).text_config._attn_implementation
     model.set_attn_implementation(NAME)
     token = _TAPS.set((frozenset(folding_layers(model)), attend))
     try:
@@ -41,7 +41,7 @@ def tapped(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
 
 def folding_layers(model: PreTrainedModel) -> list[int]:
     """The layers that fold."""
-    return [index for index, layer in enumerate(layers_for(model)) if folds(layer)]
+    return list(ModelBinding.of(model).folding_layers)
 
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,

@@ -1,103 +1,129 @@
-"""Reading: which token ids a forward has, as marks of where sentences end; a cache itself is given keys only.
+"""Token ids of the running forward, and what each id says about the end of a sentence.
 
-A forward pre-hook on a model's embedding sees the ids; it notes them per thread, and the cache that the same forward
-fills takes them from there. What the ids mean comes from the tokenizer that was given, or that lies beside the model.
-Without ids or tokenizer there are no marks, and text is cut into pieces of one length.
+A cache is handed keys and values only. IdRecorder notes the ids where the model embeds them, and the cache that the
+same forward fills takes them from there. A DelimiterTable holds the delimiter class of every vocabulary entry, from
+the tokenizer that was given or from the one beside the model. Without either, text is cut into pieces of one length.
 """
 
 import threading
 import weakref
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoTokenizer, PreTrainedModel
 
+from kvfold.hf.hooks import ForwardHook
 from kvfold.place.sentences import ENDS, Ends, table
 
 _SPACES = ("▁", "Ġ")  # how tokenizers write a leading space inside their vocabulary
+_Levels: TypeAlias = tuple[tuple[str, int], ...]  # a set of delimiters as a key of dictionaries
 
 
-class Reader:
-    """Notes the ids of the running forward of one model. It changes: a note per thread, gone when it is taken."""
+class IdRecorder(ForwardHook):
+    """A recorder of token ids. It changes: it remembers the ids of one forward per thread, until they are taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self._model = weakref.ref(model)
         self._noted = threading.local()
 
-    def __reduce__(self) -> tuple:
-        return Reader, ()  # a copy of the model has a reader of its own
+    def register(self) -> Sequence[RemovableHandle]:
+        """Listen at the input embedding."""
+        model = self._model()
+        assert model is not None, "a cache is made of a model that is there"
+        return [model.get_input_embeddings().register_forward_pre_hook(self, with_kwargs=True)]
 
     def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Called by torch before each forward of the embedding."""
+        """Note the ids that are about to be embedded."""
         self._noted.ids = args[0] if args else kwargs.get("input")
 
-    def take(self, rows: int, new: int) -> Tensor | None:
-        """The ids of the forward that runs in this thread, if they are so many."""
+    def take(self, rows: int, new: int) -> Int[Tensor, "B Q"] | None:
+        """Give the ids of the forward that runs in this thread; None unless they have this many rows and columns."""
         ids = getattr(self._noted, "ids", None)
         self._noted.ids = None
-        return ids if isinstance(ids, Tensor) and ids.shape == (rows, new) else None
+        if not isinstance(ids, Tensor) or ids.shape != (rows, new):
+            return None
+        return ids
 
 
-class Text:
-    """How a cache marks its tokens. The reader and the tables are the model's, for all of its caches."""
+class DelimiterTable:
+    """The delimiter class of every token id, one byte each. It changes: it moves to the device of the ids."""
 
-    def __init__(self, model: PreTrainedModel, ends: Ends) -> None:
-        self._model, self._ends = weakref.ref(model), ends
+    def __init__(self, classes: UInt8[Tensor, " vocabulary"]) -> None:
+        self._classes = classes
 
-    @classmethod
-    def of(cls, model: PreTrainedModel, tokenizer: Any = None, ends: Ends | None = None) -> "Text":
-        """The text of a model, read by this tokenizer, or by the one beside the model's weights."""
-        if model not in _READERS:
-            _READERS[model], _MARKS[model] = Reader(), {}
-            model.get_input_embeddings().register_forward_pre_hook(_READERS[model], with_kwargs=True)
-        text = cls(model, ENDS if ends is None else ends)
-        if text._table not in _MARKS[model] or tokenizer is not None:
-            found = _beside(model) if tokenizer is None else tokenizer
-            _MARKS[model][text._table] = None if found is None else marks_of(found, text._ends)
-        return text
+    def classes_of(self, ids: Int[Tensor, "B Q"]) -> UInt8[Tensor, "B Q"]:
+        """Look up the delimiter classes of some ids; an id beyond the vocabulary counts as the last entry."""
+        if self._classes.device != ids.device:
+            self._classes = self._classes.to(ids.device)
+        return self._classes[ids.clamp(0, len(self._classes) - 1)]
 
-    @property
-    def _table(self) -> tuple[tuple[str, int], ...]:
-        """The name of its table among the model's."""
-        return tuple(self._ends.items())
-
-    def __deepcopy__(self, memo: dict) -> "Text":
-        return self
-
-    def take(self, rows: int, new: int) -> Tensor | None:
-        """Ids of the new tokens; None where they are not known."""
-        model = self._model()
-        return None if model is None else _READERS[model].take(rows, new)
-
-    def marks(self, ids: Tensor) -> Tensor | None:
-        """Marks of these tokens; None where no tokenizer says what they mean."""
-        model = self._model()
-        marks = None if model is None else _MARKS[model][self._table]
-        return None if marks is None else marks.to(ids.device)[ids.clamp(0, len(marks) - 1)]
+    def same_as(self, classes: UInt8[Tensor, " vocabulary"]) -> bool:
+        """Tell whether this table holds these classes."""
+        return torch.equal(self._classes.to(classes.device), classes)
 
 
-_READERS: "weakref.WeakKeyDictionary[PreTrainedModel, Reader]" = weakref.WeakKeyDictionary()
-_MARKS: "weakref.WeakKeyDictionary[PreTrainedModel, dict[Any, Tensor | None]]" = weakref.WeakKeyDictionary()
+class DelimiterTables:
+    """The delimiter tables of one model, kept for all its caches. It changes: a table is made when it is asked for."""
+
+    def __init__(self) -> None:
+        self._different: dict[_Levels, list[DelimiterTable]] = {}
+        self._beside: dict[tuple[str, _Levels], DelimiterTable | None] = {}  # by the name of the model
+        self._given: weakref.WeakKeyDictionary[Any, dict[_Levels, DelimiterTable]] = weakref.WeakKeyDictionary()
+
+    def of_tokenizer(self, tokenizer: Any, ends: Ends = ENDS) -> DelimiterTable:
+        """Give the table of a tokenizer, which is read once."""
+        levels = tuple(ends.items())
+        known = self._given.setdefault(tokenizer, {})
+        if levels not in known:
+            known[levels] = self._shared(levels, delimiter_classes(tokenizer, ends))
+        return known[levels]
+
+    def of_model(self, name_or_path: str, ends: Ends = ENDS) -> DelimiterTable | None:
+        """Give the table of the tokenizer that lies beside a model's weights; None where there is none."""
+        key = (name_or_path, tuple(ends.items()))
+        if key in self._beside:
+            return self._beside[key]
+        tokenizer = _tokenizer_beside(name_or_path)
+        found = None if tokenizer is None else self.of_tokenizer(tokenizer, ends)
+        self._beside[key] = found
+        return found
+
+    def _shared(self, levels: _Levels, classes: UInt8[Tensor, " vocabulary"]) -> DelimiterTable:
+        """Tokenizers that were loaded twice have one table: it stays as long as the model, so it must not pile up."""
+        different = self._different.setdefault(levels, [])
+        for known in different:
+            if known.same_as(classes):
+                return known
+        different.append(DelimiterTable(classes))
+        return different[-1]
 
 
-def marks_of(tokenizer: Any, ends: Ends = ENDS) -> Tensor:
-    """A mark for every vocabulary entry, by its decoded text."""
+def delimiter_classes(tokenizer: Any, ends: Ends = ENDS) -> UInt8[Tensor, " vocabulary"]:
+    """Work out the delimiter class of every vocabulary entry from its decoded text."""
     ids = range(len(tokenizer))
     names = tokenizer.convert_ids_to_tokens(list(ids))
     texts = tokenizer.batch_decode([[number] for number in ids], clean_up_tokenization_spaces=False)
-    spaced = [
-        f" {text}" if str(name).startswith(_SPACES) and not text[:1].isspace() else text
-        for name, text in zip(names, texts, strict=True)
-    ]
-    return torch.tensor(list(table(spaced, ends)), dtype=torch.uint8)
+    spaced = [_with_space(str(name), text) for name, text in zip(names, texts, strict=True)]
+    classes = table(spaced, ends)
+    return torch.tensor(list(classes), dtype=torch.uint8)
 
 
-def _beside(model: PreTrainedModel) -> Any:
-    """The tokenizer in the place that the model was loaded from, if there is one on this disk."""
-    name = model.config.name_or_path
-    if not name:
+def _with_space(name: str, text: str) -> str:
+    """Put back the leading space that decoding a single token may take away."""
+    lost = name.startswith(_SPACES) and not text[:1].isspace()
+    return f" {text}" if lost else text
+
+
+def _tokenizer_beside(name_or_path: str) -> Any:
+    """Load the tokenizer from the place that a model was loaded from, if there is one on this disk."""
+    if not name_or_path:
         return None
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+        return AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
     except Exception:  # whatever is wrong with it: text is then cut without it
         return None

@@ -8,7 +8,8 @@ import torch
 from fakes import model_of, text
 from folding import adapter_for
 from kvfold.adapters.files import load_adapter
-from kvfold.hf import parallel, stock_layers
+from kvfold.hf import parallel
+from kvfold.hf.binding import ModelBinding
 from kvfold.open import cache
 from kvfold.train.sonic.parallel_masks import Draw, Fixed, Talk, fold_up, line_up
 
@@ -48,7 +49,7 @@ def in_parallel(model, adapter, laid_out):
 def masks_of(model, layout):
     """Of every layer; sliding ones see their window."""
     config = model.config.get_text_config(decoder=True)
-    folding = stock_layers.folding(model)
+    folding = ModelBinding.of(model).folding_layers
     masks = layout.masks(folding)
     for index in set(range(config.num_hidden_layers)) - set(folding):
         masks[index] = layout.window_mask(config.sliding_window)

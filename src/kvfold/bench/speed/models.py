@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from kvfold.adapters.adapter import Adapter
-from kvfold.adapters.files import lend_adapter
-from kvfold.adapters.ranks import lend
+from kvfold.adapters.files import register_adapter
+from kvfold.adapters.ranks import KIND as RANKS
 from kvfold.bench.speed.ranks import ranks_in_shape
 from kvfold.errors import ModelError
-from kvfold.hf.binding import PreTrainedModel
+from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import stock_cache
 from kvfold.hf.load import new_model
@@ -49,14 +49,14 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def shaped(shape: str, *, dtype: torch.dtype, positions: int, seed: int = 0) -> PreTrainedModel:
-    """A model of a named shape, or of a config.json, with random weights and room for `positions` tokens."""
+    """Build a model of a named shape, or of a config.json, with random weights and room for `positions` tokens."""
     settings = dict(SHAPES[shape]) if shape in SHAPES else _read(shape)
     settings["max_position_embeddings"] = max(positions, settings.get("max_position_embeddings", 0))
     torch.manual_seed(seed)
     model = new_model(settings, dtype=dtype)
-    known = weakref.ref(model)
-    lend(model, lambda: ranks_in_shape(known()))
-    lend_adapter(model, lambda: Adapter.for_model(known(), rows=ROWS, rank=_RANK))
+    known = weakref.ref(model)  # what is registered for a model must not keep it alive
+    register_adapter(model, RANKS, lambda: ranks_in_shape(known()))
+    register_adapter(model, "sonic", lambda: Adapter.for_model(known(), rows=ROWS, rank=_RANK))
     return model
 
 
@@ -64,11 +64,12 @@ def fill(cache: FoldedCache, model: PreTrainedModel, tokens: int, *, seed: int =
     """Make a fresh cache hold random keys and values of `tokens` tokens, the newest of them fed for real, then fold."""
     before = tokens - min(_QUERIES_FED, tokens)
     memory = cache.memory
+    scale = ModelBinding.of(model).scale
     memory.begin(before)
     # What lies in a tier is never all on the device.
     piece = memory.rules.offload_above or max(before, 1)
     for layer, (keys, values) in zip(memory.layers.values(), random_rows(model, before, seed=seed), strict=True):
-        layer.scale = keys.shape[-1] ** -0.5  # until a forward says the model's own
+        layer.scale = keys.shape[-1] ** -0.5 if scale is None else scale
         for start in range(0, before, piece):
             layer.load(keys[:, :, start : start + piece], values[:, :, start : start + piece], start=start)
             layer.offload(memory.transcript)
@@ -86,21 +87,21 @@ def fill_stock(model: PreTrainedModel, tokens: int, *, seed: int = 0) -> Any:
 
 
 def random_rows(model: PreTrainedModel, tokens: int, *, seed: int) -> Any:
-    """Random keys and values of one row, a pair a layer."""
-    config = model.config.get_text_config(decoder=True)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    place = model.device if model.device.type == "cuda" else torch.device("cpu")
-    source = torch.Generator(device=place).manual_seed(seed)
-    shape = (1, config.num_key_value_heads, tokens, size)
-    for _ in range(config.num_hidden_layers):
-        pair = (torch.randn(shape, generator=source, device=place) for _ in range(2))
-        yield tuple(rows.to(device=model.device, dtype=model.dtype) for rows in pair)
+    """Draw random keys and values of one row, a pair a layer."""
+    binding = ModelBinding.of(model)
+    shape = (1, binding.kv_heads, tokens, binding.head_size)
+    device = model.device if model.device.type == "cuda" else torch.device("cpu")
+    source = torch.Generator(device=device).manual_seed(seed)
+    for _ in range(binding.text_config.num_hidden_layers):
+        keys, values = (torch.randn(shape, generator=source, device=device) for _ in range(2))
+        yield keys.to(model.device, model.dtype), values.to(model.device, model.dtype)
 
 
 def feed(cache: Any, model: PreTrainedModel, tokens: int, *, seed: int = 0) -> None:
     """Feed random tokens in one forward; only the last one's logits are computed."""
     source = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, model.config.get_text_config(decoder=True).vocab_size, (1, tokens), generator=source)
+    vocabulary = ModelBinding.of(model).text_config.vocab_size
+    ids = torch.randint(0, vocabulary, (1, tokens), generator=source)
     with torch.no_grad():
         model(ids.to(model.device), past_key_values=cache, logits_to_keep=1)
 

@@ -6,7 +6,7 @@ direction, cut so that levels come as often as they did in training.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -15,65 +15,98 @@ import torch
 from kvfold.adapters.files import WORDS
 from kvfold.adapters.ranks import KIND, left_out
 from kvfold.attention.low_rank import Bases, Basis, by_head
+from kvfold.attention.rotary import Rotary
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.part import Form, Levels
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import SHIPPED
 from kvfold.hf.rotary import rotary_of
-from kvfold.hf.tap import folding_layers
 
 _RATE = "0.47"  # whose spread of levels is taken
-_SHARPNESS = 40.0
+_SHARPNESS = 40.0  # of the gate: so steep that hardly any slot lies between two levels
 
 
 def ranks_in_shape(model: Any, *, seed: int = 0) -> Ranks:
-    """Ranks for a model of any shape, spread as the shipped tiny adapter's are at rate 0.47."""
+    """Draw ranks for a model of any shape, spread as the shipped tiny adapter's are at rate 0.47."""
     words = json.loads((SHIPPED / "tiny" / "adapters" / KIND / WORDS).read_text(encoding="utf-8"))
-    config = model.config.get_text_config(decoder=True)
-    heads = config.num_key_value_heads
-    size = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    folding, source = folding_layers(model), torch.Generator().manual_seed(seed)
+    spread = words["training"]["spread"].get(_RATE)
+    source = torch.Generator().manual_seed(seed)
     bases = {}
-    for name, own in words["bases"].items():
+    for name, basis in words["bases"].items():
         rotary = rotary_of(model) if name.startswith("joint") else None
-        layers, known = {}, list(own["layers"].values())
-        for at, index in enumerate(folding):
-            like = known[at * len(known) // len(folding)]
-            parts = (heads if like["parts"] > 1 else 1, 1)  # of keys, and of values
-            pair = [_basis(size, heads, number, source, model.device) for number in parts]
-            form = Form(bases=Bases(keys=pair[0], values=pair[1], rotary=rotary),
-                        levels=_scaled(like["levels"], size, pair[0].parts))  # fmt: skip
-            gate = _gate(form, words["training"]["spread"].get(_RATE), source).to(model.device)
-            layers[index] = LayerRanks(form=form, gate=gate, rates=tuple(like["rates"]))
-        bases[name] = BasisRanks(layers=layers, grid=tuple(own["grid"]), trained=False)
+        layers = _layers(model, list(basis["layers"].values()), rotary, spread, source)
+        bases[name] = BasisRanks(layers=layers, grid=tuple(basis["grid"]), trained=False)
     return Ranks(bases=bases)
 
 
+def _layers(
+    model: Any,
+    trained: Sequence[Mapping[str, Any]],
+    rotary: Rotary | None,
+    spread: Sequence[float] | None,
+    source: torch.Generator,
+) -> dict[int, LayerRanks]:
+    """Draw the ranks of every folding layer, each like the trained layer at the same share of the depth."""
+    binding = ModelBinding.of(model)
+    heads = binding.kv_heads
+    size = heads * binding.head_size
+    folding = binding.folding_layers
+    layers = {}
+    for at, index in enumerate(folding):
+        like = trained[at * len(trained) // len(folding)]
+        parts = heads if like["parts"] > 1 else 1
+        keys = _basis(size, heads, parts, source, model.device)
+        values = _basis(size, heads, 1, source, model.device)
+        bases = Bases(keys=keys, values=values, rotary=rotary)
+        form = Form(bases=bases, levels=_scaled(like["levels"], size, parts))
+        gate = _gate(form, spread, source).to(model.device)
+        layers[index] = LayerRanks(form=form, gate=gate, rates=tuple(like["rates"]))
+    return layers
+
+
 def _basis(size: int, heads: int, parts: int, source: torch.Generator, device: torch.device) -> Basis:
-    square = torch.randn(parts, size // parts, size // parts, generator=source)
-    encode = torch.linalg.qr(square)[0].contiguous().to(device)
+    """Draw an orthogonal map for each part."""
+    width = size // parts
+    square = torch.randn(parts, width, width, generator=source)
+    orthogonal, _ = torch.linalg.qr(square)
+    encode = orthogonal.contiguous().to(device)
     return Basis(encode=encode, decode=by_head(encode.mT, heads), mean=torch.zeros(size, device=device))
 
 
 def _scaled(levels: Sequence[Sequence[int]], size: int, parts: int) -> Levels:
-    """The same shares of keys and values in another size, equally many dimensions of every part of keys."""
-    whole = levels[-1]
-    return tuple(
-        (round(keys / whole[0] * size / parts) * parts, round(values / whole[1] * size)) for keys, values in levels
-    )
+    """Scale levels to another size, with equally many dimensions of every part of keys."""
+    most_keys, most_values = levels[-1]
+    scaled = []
+    for keys, values in levels:
+        of_a_part = round(keys / most_keys * size / parts)
+        scaled.append((of_a_part * parts, round(values / most_values * size)))
+    return tuple(scaled)
 
 
 def _gate(form: Form, spread: Sequence[float] | None, source: torch.Generator) -> Gate:
-    """A gate whose levels come as often as `spread` says, for latents of independent normal numbers."""
-    count, dims = len(form.levels), form.size
+    """Make a gate whose levels come as often as `spread` says, for latents of independent normal numbers.
+
+    A random direction orders the slots. Level k wins between two thresholds on that order, which are those of a
+    normal distribution: its weight and bias are those of a parabola around the middle between them.
+    """
+    count = len(form.levels)
+    dims = form.size
     shares = torch.tensor(spread or [1 / count] * count).clamp(min=1e-4)
-    ends = (shares / shares.sum()).cumsum(0).clamp(max=1 - 1e-4)
-    middles = (ends - shares / shares.sum() / 2).clamp(1e-4, 1 - 1e-4)
-    places = torch.tensor([NormalDist().inv_cdf(float(middle)) for middle in middles])
+    shares = shares / shares.sum()
+    ends = shares.cumsum(0).clamp(max=1 - 1e-4)
+    middles = (ends - shares / 2).clamp(1e-4, 1 - 1e-4)
+    normal = NormalDist()
+    places = torch.tensor([normal.inv_cdf(float(middle)) for middle in middles])
     direction = torch.nn.functional.normalize(torch.randn(dims, generator=source), dim=0)
-    zero, half = torch.zeros(count), len(form.bases.keys.mean)
+    half = len(form.bases.keys.mean)
     return Gate(
-        cost=torch.ones(dims), left_out=left_out(form.levels, half, dims - half), floor=torch.tensor(1.0),
-        scale=torch.ones(dims), weight=2 * _SHARPNESS * direction[:, None] * places, linear=zero, square=zero,
+        cost=torch.ones(dims),
+        left_out=left_out(form.levels, half, dims - half),
+        floor=torch.tensor(1.0),
+        scale=torch.ones(dims),
+        weight=2 * _SHARPNESS * direction[:, None] * places,
+        linear=torch.zeros(count),
+        square=torch.zeros(count),
         bias=-_SHARPNESS * places.square(),
-    )  # fmt: skip
+    )

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kvfold.adapters.adapter import Adapter
 from kvfold.adapters.files import save_adapter
-from kvfold.hf import parallel, stock_layers
+from kvfold.hf import parallel
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import load
 from kvfold.select.sonic import ROWS, VERBATIM
 from kvfold.train.loop import LoopSettings, Trainer, carry_out
@@ -87,7 +88,7 @@ class SonicLoss:
         self.judging = True  # whether the salience is trained, or the rows
         self.judged = 0.0  # share of the salience's training that is done
         self.measured = settings.resume  # whether it is known how large values are
-        self.folding = sorted(stock_layers.folding(model))
+        self.folding = sorted(ModelBinding.of(model).folding_layers)
         self._scores: deque[Tensor] = deque(maxlen=40)  # of batches, to count ranks among
 
     def __call__(self, lined: Lined) -> TokenLoss:
@@ -154,9 +155,9 @@ class SonicLoss:
 
     def _judge(self, lined: Lined, attended: Attended) -> tuple[Tensor, Tensor, Tensor]:
         """How wrong the salience is about what replies look at, its scores, and what it says every slot is worth."""
-        salience, device = self.adapter.salience, self.model.device
+        salience, device = self.adapter.scorer, self.model.device
         keys, values = (torch.stack(side, dim=2) for side in (attended.keys, attended.values))
-        numbers = self.adapter.read(keys, values, lined.positions.to(device))
+        numbers = self.adapter.features(keys, values, lined.positions.to(device))
         if not self.measured:
             self.measured = True
             salience.measure(numbers.flatten(0, 1))

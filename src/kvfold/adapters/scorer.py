@@ -1,0 +1,107 @@
+"""SlotScorer: learned importance scores of a segment's slots, from the keys and values that its layers remember.
+
+Three small convolutions over the tokens predict for each layer and head how much a token will be missed. The score is
+a quantile among all slots of training, so that "the best fifth" is a threshold. In the spirit of KVzap and Fast KVzip
+(https://arxiv.org/abs/2505.23416), which predict KVzip's scores.
+Ours differs: learned from what real replies lose without a slot, read from keys before their rotation and values, one
+ranking for all layers and heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+CHANNELS = 128  # of the hidden convolutions
+TAPS = 5  # tokens that a convolution reads
+DILATIONS = (1, 2, 4)  # how far these are apart, convolution by convolution
+_QUANTILES = 1025
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenFeatures:
+    """The numbers that describe a token: its values in the folding layers, and keys that can be turned back."""
+
+    layers: int  # that fold
+    heads: int  # key/value heads of each
+    size: int  # dimensions of a head
+    keys: bool  # whether keys are among them
+
+    @property
+    def width(self) -> int:
+        """Count the numbers of a token."""
+        sides = 2 if self.keys else 1
+        return self.layers * self.heads * self.size * sides
+
+
+class SlotScorer(nn.Module):
+    """Scores each token in each layer and head. It changes while it is trained."""
+
+    def __init__(self, features: TokenFeatures) -> None:
+        super().__init__()
+        self.features = features
+        self.shape = (features.layers, features.heads)
+        self.mean = nn.Parameter(torch.zeros(features.width), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(features.width), requires_grad=False)  # one over the standard deviation
+        first, middle, last = DILATIONS
+        self.layers = nn.ModuleList(
+            [
+                _convolution(features.width, CHANNELS, first),
+                _convolution(CHANNELS, CHANNELS, middle),
+                _convolution(CHANNELS, features.layers * features.heads, last),
+            ]
+        )
+        levels = torch.linspace(-1.0, 1.0, _QUANTILES)
+        self.levels = nn.Parameter(levels, requires_grad=False)  # the quantiles of raw scores in training
+
+    def forward(self, features: Float[Tensor, "B S features"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:
+        """Give raw scores of all slots; the tokens of a row come first, without gaps."""
+        first, middle, last = self.layers
+        pads = ~real[:, None]  # B 1 S
+        normed = (features.float() - self.mean) * self.scale
+        normed = normed.mT  # B features S: convolutions run along the last
+        # Pads are zeroed before every convolution: its taps would carry them to the tokens next to them.
+        normed = normed.masked_fill(pads, 0.0)
+        hidden = gelu(first(normed))
+        hidden = hidden.masked_fill(pads, 0.0)
+        change = gelu(middle(hidden)).masked_fill(pads, 0.0)
+        return last(hidden + change).unflatten(1, self.shape)
+
+    @torch.no_grad()
+    def score(self, features: Float[Tensor, "B S features"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:
+        """Score real tokens, wherever they stand in a row, from 0 to 1: the share of training's slots that score less.
+
+        Pads get numbers that mean nothing.
+        """
+        order = real.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # B S: real tokens first
+        packed = features.gather(1, order[..., None].expand_as(features))
+        raw = self(packed, real.gather(1, order)).contiguous()
+        upper = torch.searchsorted(self.levels, raw).clamp(1, _QUANTILES - 1)  # the level at or above each raw score
+        low = self.levels[upper - 1]
+        high = self.levels[upper]
+        between = (raw - low) / (high - low).clamp(min=1e-6)
+        between = between.clamp(0.0, 1.0)
+        quantile = (upper - 1 + between) / (_QUANTILES - 1)
+        back = order[:, None, None].expand_as(raw)  # where each packed token stood
+        return torch.zeros_like(raw).scatter(3, back, quantile)
+
+    @torch.no_grad()
+    def measure(self, features: Float[Tensor, "tokens features"]) -> None:
+        """Take mean and standard deviation of the features from these tokens."""
+        spread = features.float().std(dim=0).clamp(min=1e-3)
+        self.mean.copy_(features.float().mean(dim=0))
+        self.scale.copy_(1 / spread)
+
+    @torch.no_grad()
+    def calibrate(self, scores: Float[Tensor, " slots"]) -> None:
+        """Make these raw scores the ones among which quantiles are counted."""
+        ordered = scores.float().sort().values
+        evenly = torch.linspace(0, len(ordered) - 1, _QUANTILES, device=scores.device)
+        self.levels.copy_(ordered[evenly.round().long()])
+
+
+def _convolution(channels: int, out: int, dilation: int) -> nn.Conv1d:
+    """Make a convolution over tokens that keeps their number."""
+    return nn.Conv1d(channels, out, TAPS, dilation=dilation, padding=TAPS // 2 * dilation)
