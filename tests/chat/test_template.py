@@ -6,6 +6,7 @@ from transformers import GenerationConfig
 from kvfold.chat.chat import Chat
 from kvfold.chat.template import Template
 from kvfold.chat.text import Text
+from kvfold.data import Message
 from kvfold.errors import ModelError
 
 CHATML = (
@@ -30,10 +31,10 @@ NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no syst
 def test_a_turn_is_what_the_template_adds(tokenizer):
     tokenizer.chat_template = CHATML
     template = Template(tokenizer, system=None)
-    talk = [{"role": "user", "content": "Anna"}, {"role": "assistant", "content": "Turin"}]
+    talk = [Message(role="user", content="Anna"), Message(role="assistant", content="Turin")]
     assert tokenizer.decode(template.opening(talk, "cat?")) == "<|user|>cat?<|end|>\n<|assistant|>"
-    assert tokenizer.decode(template.closing([]).ids) == "<|end|>\n"
-    assert template.closing([]).stop == (tokenizer.eos_token_id,)
+    assert tokenizer.decode(template.closing().ids) == "<|end|>\n"
+    assert template.closing().stop == (tokenizer.eos_token_id,)
 
 
 def test_the_line_break_behind_a_closing_token_is_fed_with_it(model, tokenizer):
@@ -55,7 +56,7 @@ def test_a_template_that_rewrites_old_turns_is_refused_before_the_first(tokenize
 def test_a_template_that_begins_to_rewrite_later_is_refused_at_that_turn(tokenizer):
     tokenizer.chat_template = "{% if messages | length > 4 %}{{ 'Long ago. ' }}{% endif %}" + CHATML
     template = Template(tokenizer, system=None)
-    talk = [{"role": "user", "content": "Anna"}, {"role": "assistant", "content": "Turin"}]
+    talk = [Message(role="user", content="Anna"), Message(role="assistant", content="Turin")]
     template.opening(talk, "And?")
     with pytest.raises(ModelError, match="rewrites old turns when one is added"):
         template.opening([*talk, *talk], "And?")
@@ -70,9 +71,7 @@ def test_a_template_without_a_system_role_says_what_to_leave_away(tokenizer):
 
 def test_the_pinned_tokens_are_those_before_what_the_user_says(tokenizer):
     template = Template(tokenizer, system="You answer briefly.")
-    system = [{"role": "system", "content": "You answer briefly."}]
-    pinned = template.pinned(system)
-    kept = tokenizer.decode(template.opening(system, "Who?")[:pinned])
+    kept = tokenizer.decode(template.opening(template.beginning, "Who?")[: template.pinned()])
     assert kept.strip() == "<|bos|><|system|> You answer briefly.<|end|><|user|>"
 
 

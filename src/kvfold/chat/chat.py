@@ -13,9 +13,10 @@ from pathlib import Path
 import kvfold
 from kvfold.budget.ledger import Ledger
 from kvfold.chat import file
-from kvfold.chat.template import Closing, Message, Template
+from kvfold.chat.template import Template
 from kvfold.chat.text import Text
 from kvfold.chat.turns import Turn, folded_until, follow
+from kvfold.data import Message
 from kvfold.errors import CacheError, DataError, ModelError, PlanError
 from kvfold.hf import snapshot
 from kvfold.hf.cache import FoldedCache
@@ -63,24 +64,23 @@ class Chat:
         by the model's own settings. Raises PlanError, BudgetError and ModelError for what cannot be.
         """
         _refuse_folding(raw_turns, stride)
-        messages: tuple[Message, ...] = () if system is None else ({"role": "system", "content": system},)
         self.model, self.tokenizer = model, tokenizer
         self.raw_turns = raw_turns
         self._template = Template(tokenizer, system=system)
-        self._closing: Closing = self._template.closing(messages)
+        self._closing = self._template.closing()
         self.generation = settings_for(model, generation, stop=self._closing.stop)
         self._stops = frozenset(self.generation.eos_token_id or ())
-        self._pinned = max(SINKS, self._template.pinned(messages))
+        self._pinned = max(SINKS, self._template.pinned())
         self._stride = stride
         boundaries = Boundaries(prompt=0, stride=stride)
         self._cache = cache_with(model, plan, boundaries=boundaries, pinned=self._pinned, tokenizer=tokenizer)
-        self._past = Past(messages=messages)
+        self._past = Past(messages=self._template.beginning)
         self._open = False
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[dict[str, str]]:
         """What was said, system prompt included, as chat templates want it. A copy."""
-        return [dict(message) for message in self._past.messages]
+        return [{"role": message.role, "content": message.content} for message in self._past.messages]
 
     @property
     def turns(self) -> Sequence[Turn]:
@@ -166,8 +166,8 @@ class Chat:
         where = Path(path).expanduser()
         header = file.read_header(where)
         _refuse_other_model(where, header, model)
-        messages: list[Message] = header["messages"]
-        system = next((message["content"] for message in messages if message["role"] == "system"), None)
+        messages = tuple(Message(role=said["role"], content=said["content"]) for said in header["messages"])
+        system = next((message.content for message in messages if message.role == "system"), None)
         chat = cls(
             model,
             tokenizer,
@@ -178,7 +178,7 @@ class Chat:
             stride=header["stride"],
         )
         turns = tuple(Turn(start=start, reply=reply, stop=stop) for start, reply, stop in header["turns"])
-        past = Past(messages=tuple(messages), ids=tuple(header["ids"]), turns=turns)
+        past = Past(messages=messages, ids=tuple(header["ids"]), turns=turns)
         chat._refuse_other_tokenizer(where, past, pinned=header["pinned"])
         tensors = file.read_tensors(where, device=model.device)
         snapshot.put_back(chat._cache, Snapshot(tensors=tensors, plain=header["cache"]))
@@ -263,7 +263,7 @@ class Chat:
         """Feed what the model chose last and the closing token; from the last line on the turn has been."""
         whole = (*ids, *new, *self._closing.ids)
         feed(self.model, self._cache, whole[self._cache.memory.fed :])
-        said: tuple[Message, ...] = ({"role": "user", "content": text}, {"role": "assistant", "content": reply})
+        said = (Message(role="user", content=text), Message(role="assistant", content=reply))
         turns = follow(self._past.turns, reply=len(ids), stop=len(whole))
         self._past = Past(messages=(*self._past.messages, *said), ids=whole, turns=turns)
 
@@ -278,11 +278,10 @@ class Chat:
 
     def _refuse_other_tokenizer(self, path: Path, past: Past, *, pinned: int) -> None:
         """What the tokenizer makes of the first message must be what was fed."""
-        said = next((message["content"] for message in past.messages if message["role"] == "user"), None)
+        said = next((message.content for message in past.messages if message.role == "user"), None)
         if said is None:
             return
-        system = [message for message in past.messages if message["role"] == "system"]
-        first = tuple(self._template.opening(system, said))
+        first = tuple(self._template.opening(self._template.beginning, said))
         if pinned != self._pinned or first != past.ids[: past.turns[0].reply]:
             raise CacheError(
                 f"{path} was to be loaded with this tokenizer; it writes the first message in other tokens than were "

@@ -1,110 +1,150 @@
-"""Template: messages to text, turn by turn, so that what was read once is never rendered again.
+"""Template: messages as text, and the tokens that each turn adds to a conversation.
 
-A turn's text is what the tokenizer's template adds when the next message joins the old ones. That works only for
-templates that render old turns the same afterwards; others are refused, by trial when the chat begins and by
-comparison at every turn. Tokenizers without a template get a plain one. It knows no cache and no model.
+`render` is the only place where a chat template is applied. Tokenizers without a template use one of the plain forms
+below. A chat feeds only what the template adds when the next message joins the old ones. So templates that write old
+turns differently later are refused: by a trial when the chat begins, and by a comparison at every turn. This file
+knows no cache and no model.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from itertools import pairwise
+from typing import Any
 
+from kvfold.data import Message
 from kvfold.errors import ModelError
 from kvfold.hf.generation import Tokenizer
 
-Message: TypeAlias = dict[str, str]  # role and content, as templates want them
-
-PLAIN = (
+# For chats: a model that was not trained for chat goes on with such a script.
+PLAIN_CHAT = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
     "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n' }}"
     "{% else %}{{ 'Assistant:' + ' ' + message['content'] + '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+# For dialogues that are only read: one line for each message.
+PLAIN_LINES = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
+# For prompts: the contents alone, each on a new line.
+PLAIN_CONTENTS = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] if loop.first else '\\n' + message['content'] }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\\n' }}{% endif %}"
+)
 
 _PROBES = ("Alpha", "Beta", "Gamma", "Delta", "Omega")  # contents that no template writes by itself
 
 
+def render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    template: str | None = None,
+    opens_reply: bool = False,
+    unfinished: bool = False,
+) -> str:
+    """Write messages as one text, by `template` or by the tokenizer's chat template.
+
+    `opens_reply` adds what stands before the next reply. `unfinished` leaves the last message open, so that a model
+    goes on with it. Raises ModelError for a tokenizer without a template, and for messages that the template refuses.
+    """
+    if template is None and not tokenizer.chat_template:
+        raise ModelError(
+            "messages were to be written by a chat template; this tokenizer has no chat template; "
+            "use a model made for chat"
+        )
+    plain = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(
+            plain,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=opens_reply,
+            continue_final_message=unfinished,
+        )
+    except Exception as error:  # a template is a program: it may raise what it likes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        roles = ", ".join(message.role for message in messages)
+        raise ModelError(
+            f"messages of {roles} were given; the tokenizer's chat template refuses them ({reason}); "
+            "leave the system prompt away, or give the tokenizer another chat_template"
+        ) from error
+    return str(text)
+
+
+def only_adds(texts: Sequence[str]) -> bool:
+    """Check that each text begins with the one before it: the template left the old messages as they were."""
+    return all(longer.startswith(shorter) for shorter, longer in pairwise(texts))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """What ends a reply."""
+    """The end of a reply."""
 
     ids: tuple[int, ...]  # fed after the reply: its closing token, and what the template writes behind it
-    stop: tuple[int, ...]  # tokens that end a reply when the model says them
-    line: bool  # whether a reply also ends with its line: the plain template has no token for it
+    stop: tuple[int, ...]  # tokens that end a reply when the model generates them
+    line: bool  # True: the end of a line ends a reply too, because the plain form has no closing token
 
 
 class Template:
-    """How one tokenizer writes a conversation. Raises ModelError for a template that rewrites old turns."""
+    """The chat template of one tokenizer, for one system prompt. Raises ModelError if it rewrites old turns."""
 
     def __init__(self, tokenizer: Tokenizer, *, system: str | None) -> None:
+        self.beginning = () if system is None else (Message(role="system", content=system),)
         self._tokenizer = tokenizer
-        self._template = None if tokenizer.chat_template else PLAIN
-        self._refuse_rewriting(system)
+        self._plain = None if tokenizer.chat_template else PLAIN_CHAT
+        self._refuse_rewriting()
 
     def opening(self, messages: Sequence[Message], text: str) -> list[int]:
-        """Tokens that the user's next message adds to a conversation, up to where the reply begins.
+        """Encode what the user's next message adds to a conversation, up to where the reply begins.
 
-        Raises ModelError where the template, with it, writes the old messages differently.
+        Raises ModelError if the template writes the old messages differently once this one is there.
         """
-        whole = self._render([*messages, {"role": "user", "content": text}], reply=True)
-        said = [message["role"] for message in messages]
-        before = self._render(messages) if "assistant" in said else ""
-        if not whole.startswith(before):
+        asked = self._render([*messages, Message(role="user", content=text)], opens_reply=True)
+        has_turns = any(message.role == "assistant" for message in messages)
+        before = self._render(messages) if has_turns else ""  # the system prompt is part of the first turn
+        if not only_adds([before, asked]):
             self._refuse("rewrites old turns when one is added")
-        return self._encode(whole[len(before) :], first=not before)
+        return self._encode(asked[len(before) :], first=not has_turns)
 
-    def closing(self, messages: Sequence[Message]) -> Closing:
-        """What ends a reply in a conversation with this beginning."""
+    def closing(self) -> Closing:
+        """Find what ends a reply: the tokens that the template writes behind one."""
         probe = _PROBES[-1]
-        shown = self._render([*messages, {"role": "user", "content": "?"}, {"role": "assistant", "content": probe}])
-        ids = self._encode(shown.rpartition(probe)[2], first=False)
-        special = ids[:1] if ids and ids[0] in self._tokenizer.all_special_ids else []
-        ends = [self._tokenizer.eos_token_id, *special]
-        stop = {end for end in ends if isinstance(end, int)}
-        return Closing(ids=tuple(ids), stop=tuple(sorted(stop)), line=self._template is not None)
+        said = [Message(role="user", content="?"), Message(role="assistant", content=probe)]
+        behind = self._render([*self.beginning, *said]).rpartition(probe)[2]
+        ids = self._encode(behind, first=False)
+        special = [token for token in ids[:1] if token in self._tokenizer.all_special_ids]
+        stop = {end for end in (self._tokenizer.eos_token_id, *special) if isinstance(end, int)}
+        return Closing(ids=tuple(ids), stop=tuple(sorted(stop)), line=self._plain is not None)
 
-    def pinned(self, messages: Sequence[Message]) -> int:
-        """Tokens that stand before the first thing the user says, whatever it is: the system prompt."""
-        first, second = (self.opening(messages, probe) for probe in _PROBES[:2])
-        same = [one == other for one, other in zip(first, second, strict=False)]
-        return same.index(False) if False in same else len(same)
+    def pinned(self) -> int:
+        """Count the tokens before the first thing that the user says, whatever it is: the system prompt."""
+        first, second = (self.opening(self.beginning, probe) for probe in _PROBES[:2])
+        differs = (place for place, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
+        return next(differs, min(len(first), len(second)))
 
-    def _render(self, messages: Sequence[Message], *, reply: bool = False) -> str:
-        given: list[Any] = list(messages)
-        try:
-            text = self._tokenizer.apply_chat_template(
-                given, chat_template=self._template, tokenize=False, add_generation_prompt=reply
-            )
-        except Exception as error:  # a template is a program: it may raise what it likes
-            why = " ".join(str(error).split()) or type(error).__name__
-            roles = ", ".join(message["role"] for message in messages)
-            raise ModelError(
-                f"messages of {roles} were given; the tokenizer's chat template refuses them ({why}); "
-                "leave the system prompt away, or give the tokenizer another chat_template"
-            ) from error
-        return str(text)
+    def _render(self, messages: Sequence[Message], *, opens_reply: bool = False) -> str:
+        return render(self._tokenizer, messages, template=self._plain, opens_reply=opens_reply)
 
     def _encode(self, text: str, *, first: bool) -> list[int]:
-        """Tokens of a piece of a rendered text; the plain template leaves the first token of all to the tokenizer."""
-        return list(self._tokenizer.encode(text, add_special_tokens=first and self._template is not None))
+        """Encode a piece of a rendered text. The plain form leaves the tokenizer's opening token to the first piece."""
+        return list(self._tokenizer.encode(text, add_special_tokens=first and self._plain is not None))
 
-    def _refuse_rewriting(self, system: str | None) -> None:
+    def _refuse_rewriting(self) -> None:
         """Try the template on a short conversation: each step must add to what was there."""
-        talk: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        talk = list(self.beginning)
         before = ""
         for question, answer in zip(_PROBES[:2], _PROBES[2:4], strict=True):
-            talk.append({"role": "user", "content": question})
-            asked = self._render(talk, reply=True)
-            if not asked.startswith(before):
+            talk.append(Message(role="user", content=question))
+            asked = self._render(talk, opens_reply=True)
+            if not only_adds([before, asked]):
                 self._refuse("rewrites old turns when one is added")
-            talk.append({"role": "assistant", "content": answer})
+            talk.append(Message(role="assistant", content=answer))
             before = self._render(talk)
-            if not before.startswith(asked) or not before[len(asked) :].lstrip().startswith(answer):
+            if not only_adds([asked, before]) or not before[len(asked) :].lstrip().startswith(answer):
                 self._refuse("writes a reply differently once it is said")
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, fault: str) -> None:
         raise ModelError(
-            f"a chat with {self._tokenizer.name_or_path or 'this tokenizer'} was asked for; its chat template {what}, "
+            f"a chat with {self._tokenizer.name_or_path or 'this tokenizer'} was asked for; its chat template {fault}, "
             "so what was read could not stay in the cache; give the tokenizer another chat_template, or None for a "
             "plain one"
         )

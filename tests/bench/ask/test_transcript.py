@@ -5,7 +5,7 @@ from strangers import stranger
 
 from kvfold.bench.ask.transcript import transcript
 from kvfold.data import Message
-from kvfold.errors import SuiteError
+from kvfold.errors import ModelError, SuiteError
 
 SAID = [
     ("user", " Where is Anna? "),
@@ -65,7 +65,7 @@ def test_a_template_that_changes_old_turns_is_refused():
     class Fickle:
         is_fast, chat_template = True, "yes"
 
-        def apply_chat_template(self, messages, *, tokenize):
+        def apply_chat_template(self, messages, **settings):
             return f"{len(messages)} messages: " + " ".join(one["content"] for one in messages)
 
     with pytest.raises(SuiteError, match="changes old turns"):
@@ -74,7 +74,10 @@ def test_a_template_that_changes_old_turns_is_refused():
 
 def test_a_slow_tokenizer_is_refused():
     class Slow:
-        is_fast = False
+        is_fast, chat_template = False, "yes"
 
-    with pytest.raises(SuiteError, match="fast tokenizer"):
+        def apply_chat_template(self, messages, **settings):
+            return " ".join(one["content"] for one in messages)
+
+    with pytest.raises(ModelError, match="fast tokenizer"):
         transcript(Slow(), MESSAGES)

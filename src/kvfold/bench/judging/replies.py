@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvfold.bench.ask.asking import alike, slides, stops
+from kvfold.bench.ask.script import script
 from kvfold.bench.judging.talk import Talk
 from kvfold.bench.suite import Subject, held
-from kvfold.chat.script import script
 from kvfold.data import Message
 
 
@@ -40,7 +40,7 @@ class Replies:
 
 
 def replies(subject: Subject, plan: str, talks: Sequence[Talk], *, reply_tokens: int) -> list[Replies]:
-    """Every dialogue's replies, in order. Raises SuiteError for a tokenizer that was not made for chat."""
+    """Every dialogue's replies, in order. Raises ModelError for a tokenizer that was not made for chat."""
     found: dict[int, Replies] = {}
     for group in _groups(subject, talks):
         conversation = _Conversation(subject, plan, [talks[i] for i in group], reply_tokens)

@@ -8,9 +8,9 @@ program. Every question is a collision: only the binding of key to value answers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvfold.bench.ask.script import Script, script
 from kvfold.bench.suite import Outcome, Subject, Suite, held
 from kvfold.chat.rows import Rows
-from kvfold.chat.script import Script, script
 from kvfold.data import CHAT_VERSION, FAMILIES, Dialogue, best_shortcut, dialogue
 
 FEWEST_TURNS, MOST_TURNS = 16, 24

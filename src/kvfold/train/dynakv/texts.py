@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kvfold.data import needle, real, training_dialogue
+from kvfold.chat.template import PLAIN_LINES, render
+from kvfold.data import Message, needle, real, training_dialogue
 from kvfold.data.families import FAMILIES
 from kvfold.data.files import prose, read_rows
 from kvfold.errors import DataError
@@ -39,7 +40,8 @@ class Rows:
             return self._natural(rng)
         ids: list[int] = []
         while len(ids) < self.length:
-            ids += self._said(self._document(rng) if rng.random() < 0.3 else self._talk(rng))
+            messages = self._document(rng) if rng.random() < 0.3 else self._talk(rng)
+            ids += encode_dialogue(self.tokenizer, messages)
         return ids[: self.length]
 
     def batch(self, count: int, rng: random.Random) -> Int[Tensor, "B Q"]:
@@ -55,28 +57,28 @@ class Rows:
             ids = list(self.tokenizer(text[start : start + 8 * self.length])["input_ids"])
         return ids[: self.length]
 
-    def _talk(self, rng: random.Random) -> list[dict[str, str]]:
-        messages = training_dialogue(
+    def _talk(self, rng: random.Random) -> Sequence[Message]:
+        return training_dialogue(
             rng.choice(FAMILIES), turns=rng.choice((8, 12, 16)), seed=rng.getrandbits(48),
             filler=rng.choice((0.0, 0.3, 0.6)), questions=rng.choice((0.5, 0.8)),
         )  # fmt: skip
-        return [{"role": message.role, "content": message.content} for message in messages]
 
-    def _document(self, rng: random.Random) -> list[dict[str, str]]:
+    def _document(self, rng: random.Random) -> Sequence[Message]:
         def count(text: str) -> int:
             return len(text) // 3
 
         made = needle(
             rng.choice(_NEEDLES), split="train", tokens=self.length * 3 // 4, count=count, seed=rng.getrandbits(48)
         )
-        return [{"role": "user", "content": made.prompt}, {"role": "assistant", "content": made.reply}]
+        return [Message(role="user", content=made.prompt), Message(role="assistant", content=made.reply)]
 
-    def _said(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        if self.tokenizer.chat_template:
-            written = self.tokenizer.apply_chat_template(list(messages), tokenize=False)
-            return list(self.tokenizer(written, add_special_tokens=False)["input_ids"])
-        plain = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-        return list(self.tokenizer(plain)["input_ids"])
+
+def encode_dialogue(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Encode a dialogue as the tokenizer's chat template writes it, or as plain lines for a base model."""
+    if tokenizer.chat_template:
+        return list(tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"])
+    lines = render(tokenizer, messages, template=PLAIN_LINES).removesuffix("\n")
+    return list(tokenizer(lines)["input_ids"])
 
 
 def _texts(data: Path | None) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kvfold.chat.script import render
+from kvfold.chat.template import render
 from kvfold.data import Message
 from kvfold.train.sonic.document_talks import asked_about
 from kvfold.train.sonic.parallel_masks import Talk
@@ -44,7 +44,7 @@ class Study:
 
     def _reply(self, rng: random.Random, messages: Sequence[Message]) -> str:
         """What the model says, sampled; never empty."""
-        prompt = render(self.tokenizer, list(messages), ask=True)
+        prompt = render(self.tokenizer, list(messages), opens_reply=True)
         ids = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.model.device)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(rng.getrandbits(48))

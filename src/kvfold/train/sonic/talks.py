@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kvfold.chat.script import cut, render
+from kvfold.chat.template import render
+from kvfold.chat.tokens import TextTokens
 from kvfold.data import FAMILIES, Message, needle, training_dialogue
 from kvfold.data.drills import DRILLS, drill
 from kvfold.data.needles import asked_next
@@ -119,10 +120,10 @@ class Talks:
         texts, shares = [], []
         for index, message in enumerate(messages):
             if message.role == "assistant":
-                texts += [render(self.tokenizer, messages[:index], ask=True),
+                texts += [render(self.tokenizer, messages[:index], opens_reply=True),
                           render(self.tokenizer, messages[: index + 1])]  # fmt: skip
                 shares += [0.0, message.weight]
-        pieces = cut(self.tokenizer, texts[-1], [len(text) for text in texts])
+        pieces = TextTokens.of(self.tokenizer, texts[-1]).cut([len(text) for text in texts])
         ids = [token for piece in pieces for token in piece]
         weights = [share for piece, share in zip(pieces, shares, strict=True) for _ in piece]
         ends, at = [], 0

@@ -1,8 +1,8 @@
 import pytest
 
-from kvfold.chat.script import script
+from kvfold.bench.ask.script import script
 from kvfold.data import FAMILIES, Message, dialogue
-from kvfold.errors import SuiteError
+from kvfold.errors import ModelError, SuiteError
 from kvfold.hf.load import SHIPPED
 
 
@@ -49,5 +49,5 @@ def test_a_tokenizer_without_a_template_is_refused(tokenizer):
 
     bare = deepcopy(tokenizer)
     bare.chat_template = None
-    with pytest.raises(SuiteError, match="no chat template"):
+    with pytest.raises(ModelError, match="no chat template"):
         script(bare, [Message(role="user", content="hello")])
