@@ -18,9 +18,9 @@ from kvfold.attention.low_rank import Bases, Basis, by_head
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.part import Form, Levels
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
+from kvfold.hf import stock_layers
 from kvfold.hf.load import SHIPPED
 from kvfold.hf.rotary import rotary_of
-from kvfold.hf.tap import folding_layers
 
 _RATE = "0.47"  # whose spread of levels is taken
 _SHARPNESS = 40.0
@@ -32,7 +32,7 @@ def ranks_in_shape(model: Any, *, seed: int = 0) -> Ranks:
     config = model.config.get_text_config(decoder=True)
     heads = config.num_key_value_heads
     size = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    folding, source = folding_layers(model), torch.Generator().manual_seed(seed)
+    folding, source = stock_layers.folding(model), torch.Generator().manual_seed(seed)
     bases = {}
     for name, own in words["bases"].items():
         rotary = rotary_of(model) if name.startswith("joint") else None

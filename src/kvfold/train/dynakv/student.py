@@ -19,7 +19,7 @@ from kvfold.attention.rotary import rotate
 from kvfold.encode.lowrank.gate import Gate, dealt, keep_chances, levels_at, shift_for, slope_of
 from kvfold.encode.lowrank.part import Form
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks
-from kvfold.hf.tap import tapped
+from kvfold.hf.probe import replace_attention
 from kvfold.train.dynakv.calibrate import SINKS
 
 BLOCK = 64  # tokens that are folded at a time
@@ -95,7 +95,7 @@ class Student:
             return self._attend(index, (queries, keys, values), positions, reading, scale)
 
         kept = ids.shape[1] - reading.context
-        with tapped(self.model, attend):
+        with replace_attention(self.model, attend):
             return self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1).logits[:, :-1]
 
     def _attend(self, index: int, rows: tuple[Tensor, Tensor, Tensor], positions: Tensor, reading: Reading,

@@ -9,6 +9,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from kvfold.adapters.adapter import Adapter
 from kvfold.adapters.files import save_adapter
-from kvfold.hf import parallel, stock_layers
+from kvfold.hf import stock_layers
 from kvfold.hf.load import load
+from kvfold.hf.probe import observe_attention, parallel_forward
 from kvfold.select.sonic import ROWS, VERBATIM
 from kvfold.train.loop import LoopSettings, Trainer, carry_out
 from kvfold.train.losses import TokenLoss, quick_in_bfloat16, whole_replies
@@ -137,9 +139,9 @@ class SonicLoss:
         asks = self._asks(lined, wanted)
         of = lined.segment.gather(1, asks)[:, :, None]
         earlier = (lined.segment[:, None] < of) & (lined.segment[:, None] != NONE)
-        attended = Attended(asks=asks.to(device), earlier=earlier.to(device), layers=self.folding)
-        with parallel.observed(attended.look):
-            teacher = parallel.run(self.model, ids=lined.ids.to(device), positions=lined.positions.to(device))
+        attended = Attended(asks=asks.to(device), earlier=earlier.to(device))
+        with observe_attention(self.model, attended.look):
+            teacher = parallel_forward(self.model, ids=lined.ids.to(device), positions=lined.positions.to(device))
         return teacher[:, :-1], attended
 
     def _asks(self, lined: Lined, wanted: Tensor) -> Tensor:
@@ -183,7 +185,9 @@ class SonicLoss:
         masks = relaxed_masks(lined, logs, folding=self.folding, layers=config.num_hidden_layers,
                               window=getattr(config, "sliding_window", None))  # fmt: skip
         device = self.model.device
-        student = parallel.run(self.model, ids=lined.ids.to(device), positions=lined.positions.to(device), masks=masks)
+        student = parallel_forward(
+            self.model, ids=lined.ids.to(device), positions=lined.positions.to(device), masks=masks
+        )
         return student[:, :-1]
 
     def _learn(self, lined: Lined, layout: Layout, attended: Attended) -> tuple[Tensor, Guide | None]:
@@ -193,8 +197,9 @@ class SonicLoss:
             texts = self.model.get_input_embeddings()(lined.ids.to(device))
         guide = self._guide(layout, attended) if self.terms.guided else None
         embedded = torch.cat([texts, self.adapter.embed(layout.nexus.to(device)).to(texts.dtype)], dim=1)
-        with self.adapter.active(first=tokens), parallel.observed(None if guide is None else guide.look):
-            student = parallel.run(
+        observed = nullcontext() if guide is None else observe_attention(self.model, guide.look)
+        with self.adapter.active(first=tokens), observed:
+            student = parallel_forward(
                 self.model,
                 embeddings=embedded,
                 positions=layout.positions.to(device),
@@ -258,7 +263,6 @@ class SonicRun:
         self.model.to(device())  # pyright: ignore[reportArgumentType]
         asked: Any = load(settings.model)[0] if settings.mix.study else None  # it generates, so it stays as it is
         study = None if asked is None else Study(asked.to(self.model.device), self.tokenizer)
-        parallel.prepare(self.model)
         self.talks = Talks(self.tokenizer, settings.mix, settings.data, study)
         adapter = Adapter.for_model(self.model, rows=ROWS, rank=settings.rank)
         self.adapter = adapter.to(self.model.device)
