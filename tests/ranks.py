@@ -7,8 +7,8 @@ from kvfold.attention.low_rank import Bases, Basis
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.part import Form
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.rotary import rotary_of
-from kvfold.hf.tap import folding_layers
 
 GRID = (0.25, 0.5, 1.0)
 
@@ -72,4 +72,4 @@ def ranks_for(model):
         rotary = None
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        return random_ranks(config.num_key_value_heads, size, folding_layers(model), rotary=rotary)
+        return random_ranks(config.num_key_value_heads, size, ModelBinding.of(model).folding_layers, rotary=rotary)

@@ -9,10 +9,12 @@ import torch
 from kvfold.data import training_dialogue
 from kvfold.errors import FileError
 from kvfold.hf.load import new_llama
-from kvfold.train.base.batches import Samples, make_batch
+from kvfold.train.base.batches import Batch, Samples, make_batch
+from kvfold.train.base.loss import TextLoss
 from kvfold.train.base.warmstart import look_back
 from kvfold.train.loop import LoopSettings, Trainer
-from kvfold.train.losses import TextLoss
+from kvfold.train.losses import TokenLoss
+from kvfold.train.optimisers import ParameterGroup
 
 
 def batches(tokenizer, *, source="drill/people", n=3, gaps=0):
@@ -109,6 +111,35 @@ def test_the_rate_warms_up_stays_and_falls(llama):
         trainer.progress.step, trainer.progress.tokens = step, tokens
         rates.append(trainer.rate())
     assert rates == pytest.approx([0.25, 1.0, 0.55, 0.1])
+
+
+def test_the_rate_may_fall_by_a_cosine_over_a_number_of_steps(llama):
+    settings = LoopSettings(steps=8, warmup_steps=1, flat_until=0.0, fall="cosine", last_rate=0.0)
+    trainer, rates = Trainer(llama, settings, TextLoss(llama)), []
+    for step in (0, 2, 4, 6, 8):
+        trainer.progress.step = step
+        rates.append(trainer.rate())
+    assert rates == pytest.approx([1.0, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0.0], abs=1e-9)
+    assert trainer.share == 1
+
+
+def test_every_group_has_its_rate_and_what_is_frozen_stays(llama):
+    head, embeddings = llama.model.layers[0].self_attn.q_proj.weight, llama.model.embed_tokens.weight
+    norm = llama.model.norm.weight.requires_grad_(False)
+    groups = [ParameterGroup(parameters=[head, norm], rate=0.1), ParameterGroup(parameters=[embeddings], rate=0.0)]
+    settings = LoopSettings(steps=4, warmup_steps=1, average=None, batches_a_step=1)
+    before = [weight.detach().clone() for weight in (head, norm, embeddings)]
+
+    def cost(batch):
+        return TokenLoss(mean=head.square().sum() + embeddings.square().sum(), right=0, scored=0)
+
+    trainer = Trainer(llama, settings, cost, groups)
+    trainer.step(iter([Batch(source="any", rung=0, ids=torch.ones(1, 2).long(), weights=torch.ones(1, 2),
+                             positions=torch.ones(1, 2).long())]), lambda *_: None)  # fmt: skip
+    moved = [not torch.equal(old, new) for old, new in zip(before, (head, norm, embeddings), strict=True)]
+    assert moved == [True, False, False]
+    assert trainer.parameters == [head, embeddings]
+    assert not trainer.averaged
 
 
 def test_the_warm_start_looks_one_and_two_tokens_back():

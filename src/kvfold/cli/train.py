@@ -36,7 +36,8 @@ def base(
 
     Give --minutes or --tokens. Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
     """
-    from kvfold.train.base.run import BaseRun, BaseSettings
+    from kvfold.train.base.run import BaseRun
+    from kvfold.train.base.settings import BaseSettings
     from kvfold.train.loop import LoopSettings
 
     _refuse_no_length(minutes, tokens)
@@ -118,7 +119,8 @@ def dynakv(
 
     Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
     """
-    from kvfold.train.dynakv.run import DynaRun, DynaSettings
+    from kvfold.train.dynakv.run import DynaRun
+    from kvfold.train.dynakv.settings import DynaSettings
 
     run = DynaRun(
         DynaSettings(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kvfold.attention.reference import attend_part, causal_mask
 from kvfold.errors import DataError
-from kvfold.hf.tap import tapped
+from kvfold.hf.probe import replace_attention
 from kvfold.place.sentences import BEST, ENDS, WORST, Ends
 
 NEXT = 8  # queries after an end that are looked at
@@ -83,7 +83,7 @@ def _leaning(model: Any, ids: Tensor) -> Tensor:
         seen.append((weights * (2 * near - 1)).sum(dim=-1).mean(dim=(0, 1)))
         return attend_part(queries, keys, values, scale=scale, mask=mask)[0].to(queries.dtype)
 
-    with tapped(model, attend):
+    with replace_attention(model, attend):
         model.get_decoder()(ids, use_cache=False)
     return torch.stack(seen).mean(dim=0)
 

@@ -1,40 +1,53 @@
-"""The training loop: optimisers, schedule, averaged weights, checkpoints that resume exactly where they stopped.
+"""The training loop: steps of optimisers by a schedule, averaged weights, checkpoints that resume where they stopped.
 
 Given a model and a source of batches it knows nothing of dialogues. Several processes average their gradients where
 torch.distributed is running. A checkpoint is written to a new file and then renamed.
 """
 
-import json
+import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from kvfold.errors import FileError
-from kvfold.train.losses import TokenLoss
-from kvfold.train.muon import Muon
+from kvfold.train.optimisers import FULL_RATE, ParameterGroup, groups_by_shape, optimisers_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """How a run is optimised; its length is given in seconds of training or in tokens."""
+    """How a run is optimised; its length is given in seconds of training, in tokens or in steps."""
 
     seconds: float | None = None
     tokens: int | None = None
+    steps: int | None = None
     matrix_rate: float | None = 0.01  # Muon, for all matrices of the layers; None: AdamW for them too
     other_rate: float = 0.0015  # AdamW, for embeddings and norms
+    betas: tuple[float, float] = (0.9, 0.98)  # AdamW's
+    fused: bool = True  # AdamW's fused kernel; the plain one differs from it in the last bits
     warmup_steps: int = 60
-    flat_until: float = 0.3  # share of the run before the rate falls linearly
+    flat_until: float = 0.3  # share of the run before the rate falls
+    fall: Literal["linear", "cosine"] = "linear"
     last_rate: float = 0.02  # share of the rate at the end
     clip: float = 1.0
-    average: float = 0.997  # memory of the averaged weights
+    average: float | None = 0.997  # memory of the averaged weights; None: there are none
     batches_a_step: int = 4
+
+    def rate_at(self, step: int, share: float) -> float:
+        """The share of the full learning rate at a step, when this share of the run is done."""
+        warm = min(1.0, (step + 1) / self.warmup_steps)
+        if share <= self.flat_until:
+            return warm
+        left = (1 - share) / (1 - self.flat_until)
+        if self.fall == "cosine":
+            left = (1 + math.cos(math.pi * (1 - left))) / 2
+        return warm * (self.last_rate + (1 - self.last_rate) * left)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,7 +66,14 @@ class Progress:
             shares.append(self.seconds / settings.seconds)
         if settings.tokens:
             shares.append(self.tokens / settings.tokens)
+        if settings.steps:
+            shares.append(self.step / settings.steps)
         return min(1.0, max(shares))
+
+    def note(self, key: str, loss: float) -> None:
+        """Take one loss into the running mean of its source."""
+        before = self.losses.get(key)
+        self.losses[key] = loss if before is None else 0.9 * before + 0.1 * loss
 
 
 @runtime_checkable
@@ -76,68 +96,82 @@ class Batched(Protocol):
         ...
 
 
+@runtime_checkable
+class Differentiable(Protocol):
+    """What the loop must know of a loss; the rest is between the loss and the run."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The number whose gradient is taken."""
+        ...
+
+
 class Trainer:
     """A model under training with its optimisers, averaged weights and counters."""
 
-    def __init__(self, model: nn.Module, settings: LoopSettings, loss: Callable[[Any], TokenLoss]) -> None:
-        """`model` holds the parameters to train; `loss` says what a batch costs."""
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: LoopSettings,
+        loss: Callable[[Any], Any],
+        groups: Sequence[ParameterGroup] | None = None,
+    ) -> None:
+        """`model` holds the parameters to train; `loss` says what a batch costs; `groups` default to those by shape."""
         self.model: Any = model
         self.settings, self.progress, self.loss = settings, Progress(), loss
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        by_muon = [settings.matrix_rate is not None and one.ndim == 2 and "embed" not in name for name, one in named]
-        matrices = [parameter for (_, parameter), muon in zip(named, by_muon, strict=True) if muon]
-        others = [parameter for (_, parameter), muon in zip(named, by_muon, strict=True) if not muon]
-        self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
-            (
-                torch.optim.AdamW(others, lr=settings.other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-                settings.other_rate,
-            )
-        ]
-        if settings.matrix_rate is not None:
-            self.optimisers.insert(0, (Muon(matrices, lr=settings.matrix_rate), settings.matrix_rate))
-        self.parameters = [parameter for _, parameter in named]
-        self.averaged = [parameter.detach().clone() for parameter in self.parameters]
+        if groups is None:
+            groups = groups_by_shape(model, matrix_rate=settings.matrix_rate, other_rate=settings.other_rate)
+            parameters = list(model.parameters())
+        else:
+            parameters = [parameter for group in groups for parameter in group.parameters]
+        self.optimisers = optimisers_of(groups, betas=settings.betas, fused=settings.fused)
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        averaged = [] if settings.average is None else self.parameters
+        self.averaged = [parameter.detach().clone() for parameter in averaged]
         self._since: float | None = None  # when time was last counted: waiting for other processes counts too
         self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
+    @property
+    def share(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        return self.progress.share(self.settings)
+
     def rate(self) -> float:
         """The share of the full learning rate at this point."""
-        done, settings = self.progress.share(self.settings), self.settings
-        warm = min(1.0, (self.progress.step + 1) / settings.warmup_steps)
-        if done <= settings.flat_until:
-            return warm
-        left = (1 - done) / (1 - settings.flat_until)
-        return warm * (settings.last_rate + (1 - settings.last_rate) * left)
+        return self.settings.rate_at(self.progress.step, self.share)
 
-    def step(self, batches: Iterator[Any], learned: Callable[[Any, TokenLoss], None]) -> None:
-        """One step over several batches; `learned` is told the outcome of each."""
-        tokens, since = 0, self._since or time.monotonic()
+    def step(self, batches: Iterator[Any], learned: Callable[[Any, Any], None]) -> None:
+        """One step over several batches; `learned` gets each batch and its loss."""
+        tokens = 0
+        since = self._since or time.monotonic()
         for _ in range(self.settings.batches_a_step):
-            batch = next(batches)
-            loss = self.loss(batch)
+            batch: Batched = next(batches)
+            loss: Differentiable = self.loss(batch)
             (loss.mean / self.settings.batches_a_step).backward()
             tokens += batch.tokens
-            self._note(batch, loss)
+            self.progress.note(f"{batch.source}:{batch.rung}", float(loss.mean.detach()))
             learned(batch, loss)
         self._since = time.monotonic()
         self.progress.seconds += self._average_gradients(self._since - since)
-        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        for optimiser, rate in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * self.rate()
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        memory = min(self.settings.average, (self.progress.step + 1) / (self.progress.step + 10))
-        for mean, parameter in zip(self.averaged, self.parameters, strict=True):
-            mean.lerp_(parameter.detach(), 1 - memory)
+        self._update()
         self.progress.step += 1
         self.progress.tokens += tokens * self.processes
 
-    def _note(self, batch: Batched, loss: TokenLoss) -> None:
-        key = f"{batch.source}:{batch.rung}"
-        before = self.progress.losses.get(key)
-        now = float(loss.mean.detach())
-        self.progress.losses[key] = now if before is None else 0.9 * before + 0.1 * now
+    def _update(self) -> None:
+        """Move the weights by their gradients, and the averaged weights towards them."""
+        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        rate = self.rate()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group[FULL_RATE] * rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        if self.settings.average is None:
+            return
+        # The memory is short at first, so that the first weights are soon forgotten.
+        memory = min(self.settings.average, (self.progress.step + 1) / (self.progress.step + 10))
+        for mean, parameter in zip(self.averaged, self.parameters, strict=True):
+            mean.lerp_(parameter.detach(), 1 - memory)
 
     def _gradients(self) -> list[Tensor]:
         """Every parameter's gradient; a parameter that no loss reached is a broken model."""
@@ -168,11 +202,12 @@ class Trainer:
 
     def save(self, path: Path, *, rng: random.Random, more: dict) -> None:
         """Write everything that resuming needs; a torn write leaves the old file."""
+        progress = self.progress
         state = {
             "model": self.model.state_dict(),
             "averaged": self.averaged,
-            "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
-            "progress": (self.progress.step, self.progress.tokens, self.progress.seconds, self.progress.losses),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "progress": (progress.step, progress.tokens, progress.seconds, progress.losses),
             "rng": rng.getstate(),
             "more": more,
         }
@@ -183,13 +218,12 @@ class Trainer:
 
     def resume(self, path: Path, *, rng: random.Random) -> dict:
         """Take up a checkpoint; returns what `save` was given as `more`."""
-        if not path.is_file():
-            raise FileError(f"resuming from {path} was asked; there is no such checkpoint; leave out --resume to start")
+        refuse_missing(path)
         state = torch.load(path, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
         for mean, kept in zip(self.averaged, state["averaged"], strict=True):
             mean.copy_(kept)
-        for (optimiser, _), kept in zip(self.optimisers, state["optimisers"], strict=True):
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
         step, tokens, seconds, losses = state["progress"]
         self.progress = Progress(step=step, tokens=tokens, seconds=seconds, losses=losses)
@@ -198,27 +232,9 @@ class Trainer:
         return state["more"]
 
 
-def carry_out(trainer: Trainer, batches: Iterator[Any], learned: Callable[[Any, TokenLoss], None], *,
-              record: Callable[[], dict], save: Callable[[], None], out: Path, first: bool, save_every_seconds: float,
-              tell: Callable[[dict], None]) -> None:  # fmt: skip
-    """Train to the end; `tell` gets a record every 25 steps, and the first process writes it, and the checkpoints."""
-
-    def note() -> None:
-        line = record()
-        if first:
-            with (out / "record.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(line) + "\n")
-        tell(line)
-
-    out.mkdir(parents=True, exist_ok=True)
-    saved = time.monotonic()
-    while trainer.progress.share(trainer.settings) < 1:
-        trainer.step(batches, learned)
-        if trainer.progress.step % 25 == 0:
-            note()
-        if first and time.monotonic() - saved > save_every_seconds:
-            save()
-            saved = time.monotonic()
-    if first:
-        save()
-    note()
+def refuse_missing(checkpoint: Path) -> None:
+    """Raise FileError where there is no checkpoint to resume from."""
+    if not checkpoint.is_file():
+        raise FileError(
+            f"resuming from {checkpoint} was asked; there is no such checkpoint; leave out --resume to start"
+        )

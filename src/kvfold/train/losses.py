@@ -5,13 +5,10 @@ The head over the vocabulary is computed only where a weight is positive. Knows 
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-
-from kvfold.train.base.batches import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,28 +18,6 @@ class TokenLoss:
     mean: Tensor  # weighted mean of the cross-entropies
     right: int  # stretches of full weight in which every token was the most likely one
     scored: int  # stretches of full weight: the scored replies
-
-
-class TextLoss:
-    """The loss of a causal language model over batches of text. A mask of ones keeps jumps in positions from being
-    read as packed sequences."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.bfloat16 = quick_in_bfloat16(next(model.parameters()).device)
-
-    def __call__(self, batch: Batch) -> TokenLoss:
-        """The loss of one batch."""
-        device = next(self.model.parameters()).device
-        ids = batch.ids.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = self.model.model(
-                input_ids=ids,
-                position_ids=batch.positions.to(device),
-                attention_mask=torch.ones_like(ids),
-                use_cache=False,
-            )
-            return next_token_loss(output.last_hidden_state, self.model.lm_head, ids, batch.weights.to(device))
 
 
 def next_token_loss(

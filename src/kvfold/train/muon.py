@@ -6,6 +6,7 @@ without them (torch.optim.Muon uses bfloat16).
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum; the step of a matrix has the scale of sqrt(max(1, rows / columns))."""
 
-    def __init__(self, parameters: Iterable[Tensor], *, lr: float, momentum: float = 0.95, steps: int = 5) -> None:
+    def __init__(self, parameters: Iterable[Any], *, lr: float = 0.01, momentum: float = 0.95, steps: int = 5) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "steps": steps})
 
     @torch.no_grad()

@@ -13,8 +13,10 @@ from kvfold.adapters.ranks import save_ranks
 from kvfold.encode.lowrank.ranks import Ranks
 from kvfold.errors import DataError, FileError, ModelError
 from kvfold.train.dynakv.calibrate import Moments, cheap_apart, levels_by, measure
-from kvfold.train.dynakv.run import DynaRun, DynaSettings
-from kvfold.train.dynakv.student import Reading, Student, shares_at, shift_of
+from kvfold.train.dynakv.rates import shares_at, threshold_of
+from kvfold.train.dynakv.run import DynaRun
+from kvfold.train.dynakv.settings import DynaSettings
+from kvfold.train.dynakv.student import Reading, Student
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +76,9 @@ def test_the_student_reads_what_the_cache_reads(measured, basis, tmp_path):
         reading = Reading(context=64, logits={})
         full = student.read(ids, positions, reading)
     assert torch.allclose(full, feed(model, ids)[:, 63:-1], rtol=1e-3, atol=1e-3)
-    dims = {index: student.layer(index).dims for index in ranks.layers}
-    shift = shift_of(reading.logits, dims, 0.4)
-    assert abs(sum(shares_at(reading.logits, dims, shift).values()) / len(dims) - 0.4) < 0.01
+    threshold = threshold_of(reading.logits, student.dims, 0.4)
+    shares = shares_at(reading.logits, student.dims, threshold)
+    assert abs(sum(shares.values()) / len(shares) - 0.4) < 0.01
     save_ranks(Ranks(bases={basis: ranks}), tmp_path, model=model, about={})
     plan = f"dynakv(rate=1.0, basis={basis!r}, adapter={str(tmp_path)!r})"
     cached = feed(model, ids, kvfold.cache(model, plan, prompt_tokens=64, stride=64), sizes=(64, 64))
@@ -84,7 +86,7 @@ def test_the_student_reads_what_the_cache_reads(measured, basis, tmp_path):
 
 
 def settings(out, **more):
-    return DynaSettings(model="tiny", out=out, length=256, rows=1, calibration=2, save_every=1, **more)
+    return DynaSettings(model="tiny", out=out, length=256, rows=1, calibration=2, **more)
 
 
 @pytest.mark.slow
@@ -92,10 +94,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
     whole = DynaRun(settings(tmp_path / "whole", steps=3))
     whole.train(lambda record: None)
     half = DynaRun(settings(tmp_path / "half", steps=3))
-    half._step()
-    half._save()
+    half.trainer.step(half.batches(), half.learned)
+    half.save()
     rest = DynaRun(settings(tmp_path / "half", steps=3, resume=True))
-    rest.train(lambda record: None)
+    records = []
+    rest.train(records.append)
+    assert [record["step"] for record in records] == [3]
+    assert set(records[0]["losses"]) == {"kl", "entropy", "held"}
+    assert json.loads((tmp_path / "half" / "record.jsonl").read_text()) == records[0]
     for one, other in zip(whole.student.layers.parameters(), rest.student.layers.parameters(), strict=True):
         assert torch.equal(one, other)
     rest.finish()

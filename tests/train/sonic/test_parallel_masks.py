@@ -8,8 +8,8 @@ import torch
 from fakes import model_of, text
 from folding import adapter_for
 from kvfold.adapters.files import load_adapter
-from kvfold.hf import parallel
 from kvfold.hf.binding import ModelBinding
+from kvfold.hf.probe import observe_attention, parallel_forward
 from kvfold.open import cache
 from kvfold.train.sonic.parallel_masks import Draw, Fixed, Talk, fold_up, line_up
 
@@ -37,12 +37,10 @@ def in_parallel(model, adapter, laid_out):
     def look(layer, queries, keys, values, scale):
         seen[layer] = (keys[:, :, tokens:], values[:, :, tokens:])
 
-    before = model.config._attn_implementation
-    parallel.prepare(model)
-    with torch.no_grad(), adapter.active(first=tokens), parallel.observed(look):
-        hidden = parallel.run(model, embeddings=embedded, positions=layout.positions, masks=masks_of(model, layout))
+    masks = masks_of(model, layout)
+    with torch.no_grad(), adapter.active(first=tokens), observe_attention(model, look):
+        hidden = parallel_forward(model, embeddings=embedded, positions=layout.positions, masks=masks)
         logits = model.get_output_embeddings()(hidden[:, :tokens])
-    model.set_attn_implementation(before)
     return logits, seen
 
 
@@ -107,9 +105,9 @@ def test_tokens_are_untouched_by_the_adapter(tmp_path):
     adapter = load_adapter(folder, model, kind="sonic")
     ids, positions = text(2, 30), torch.arange(30)[None].expand(2, -1)
     with torch.no_grad():
-        plain = parallel.run(model, ids=ids, positions=positions)
+        plain = parallel_forward(model, ids=ids, positions=positions)
         with adapter.active(first=20):
-            updated = parallel.run(model, ids=ids, positions=positions)
+            updated = parallel_forward(model, ids=ids, positions=positions)
     assert torch.equal(plain[:, :20], updated[:, :20])
     assert not torch.equal(plain[:, 20:], updated[:, 20:])
 

@@ -15,7 +15,6 @@ import torch
 from kvfold.adapters.files import load_adapter
 from kvfold.cli.main import run as command
 from kvfold.data import training_dialogue
-from kvfold.hf import parallel
 from kvfold.hf.load import load
 from kvfold.train.loop import LoopSettings
 from kvfold.train.sonic.distil import divergence
@@ -187,13 +186,3 @@ def test_two_processes_train_one_adapter(tmp_path):
     one = SonicSettings(model="tiny", out=tmp_path).batch_tokens
     assert record["tokens"] > one // 2
     assert len((tmp_path / "record.jsonl").read_text().splitlines()) == 1
-
-
-def test_a_parallel_pass_leaves_stock_attention_as_it_was():
-    model, _ = load("tiny", dtype=torch.float32)
-    ids = torch.arange(40)[None]
-    with torch.no_grad():
-        wanted = model(ids).logits
-        parallel.prepare(model)
-        hidden = parallel.run(model, ids=ids, positions=ids)
-    torch.testing.assert_close(model.lm_head(hidden), wanted, rtol=1e-4, atol=1e-4)

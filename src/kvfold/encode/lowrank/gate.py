@@ -7,7 +7,7 @@ Ours differs: the gate also sees what each cut leaves out, weighed by how much t
 keys and values together; a slot's is where the chance falls below one half, as training sees hard masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -79,16 +79,30 @@ def shift_for(logits: Float[Tensor, "*slots L"], dims: Sequence[int], *, rate: f
     allowed = rate * size * logits[..., 0].numel()
     least = min((more - less for less, more in pairwise(sorted({*dims}))), default=1)  # that a level more costs
     spread = float(logits.amax() - logits.amin()) if logits.numel() else 0.0
-    high = min((spread + len(dims)) * len(dims), _WIDEST)  # beyond, everything is kept, or nothing
-    low = -high
+    widest = min((spread + len(dims)) * len(dims), _WIDEST)  # beyond, everything is kept, or nothing
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     by_level, steps = wide.movedim(-1, 0).contiguous(), slope.view(-1, *[1] * (logits.ndim - 1))
+
+    def kept(shift: float) -> int:
+        return int(kept_of[_last_kept(by_level + shift * steps)].sum())
+
+    return largest_shift(kept, allowed, widest=widest, least=least)
+
+
+def largest_shift(
+    kept: Callable[[float], float], allowed: float, *, widest: float = _WIDEST, least: float = 0.0
+) -> float:
+    """The largest shift within `widest` at which `kept` is at most `allowed`, found by halving.
+
+    `kept` grows with the shift, in steps of `least` or more: nearer to `allowed` than that, no step more fits.
+    """
+    low, high = -widest, widest
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        kept = int(kept_of[_last_kept(by_level + middle * steps)].sum())
-        low, high = (middle, high) if kept <= allowed else (low, middle)
-        if 0 <= allowed - kept < least:
-            break  # no slot can have a level more
+        found = kept(middle)
+        low, high = (middle, high) if found <= allowed else (low, middle)
+        if 0 <= allowed - found < least:
+            break
     return low
 
 

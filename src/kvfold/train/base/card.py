@@ -6,16 +6,14 @@ The weights are rounded before they are scored, so that the card tells of what s
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from kvfold.data import FAMILIES
 from kvfold.data.real import SHIPPED
 from kvfold.train.base.score import Answerer, score_chats, score_needles
-
-if TYPE_CHECKING:
-    from kvfold.train.base.run import BaseSettings
+from kvfold.train.base.settings import BaseSettings
 
 
 def export(model: Any, folder: Path) -> None:
@@ -44,7 +42,7 @@ def held_out(answerer: Answerer, *, n: int = 100) -> dict[str, Any]:
     }
 
 
-def write_card(folder: Path, *, preset: str, settings: "BaseSettings", scores: Mapping[str, Any]) -> None:
+def write_card(folder: Path, *, preset: str, settings: BaseSettings, scores: Mapping[str, Any]) -> None:
     """README.md of a model: what it is, how it was trained, what it scores, and the data with their licences."""
     records = [json.loads(line) for line in (folder / "record.jsonl").read_text(encoding="utf-8").splitlines()]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -76,7 +74,7 @@ def _head(preset: str, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _training(settings: "BaseSettings", records: list[dict]) -> list[str]:
+def _training(settings: BaseSettings, records: list[dict]) -> list[str]:
     last = records[-1]
     lines = [
         "## Training record",
@@ -125,7 +123,7 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _data(settings: "BaseSettings") -> list[str]:
+def _data(settings: BaseSettings) -> list[str]:
     lines = [
         "## Data",
         "",

@@ -5,9 +5,10 @@ Knows nothing of the command line.
 """
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,75 +21,24 @@ from kvfold.hf.load import new_llama
 from kvfold.train.base.batches import Batch, Samples, make_batch
 from kvfold.train.base.card import export, held_out, write_card
 from kvfold.train.base.curriculum import base_curriculum
+from kvfold.train.base.loss import TextLoss
 from kvfold.train.base.score import Answerer
+from kvfold.train.base.settings import PRESETS, BaseSettings
 from kvfold.train.base.vocabulary import make_tokenizer
 from kvfold.train.base.warmstart import look_back
-from kvfold.train.loop import LoopSettings, Trainer, carry_out
-from kvfold.train.losses import TextLoss, TokenLoss
+from kvfold.train.loop import Trainer
+from kvfold.train.losses import TokenLoss
 from kvfold.train.processes import device, join_processes
+from kvfold.train.run import Run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """The shape of a base model."""
+class BaseRun(Run):
+    """A run that trains a base model; it changes as it trains."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int = 2048
-    rope_theta: float = 1e6
-    max_position_embeddings: int = 8192
-
-
-PRESETS = {
-    "tiny": Preset(
-        hidden_size=192,
-        num_hidden_layers=5,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        head_dim=32,
-        intermediate_size=512,
-    ),
-    "small": Preset(
-        hidden_size=512,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        intermediate_size=1408,
-        vocab_size=4096,
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseSettings:
-    """One run of base training."""
-
-    preset: str
-    out: Path
-    data: Path | None = None  # folder of real text; without it only generated text is learnt
-    seed: int = 0
-    resume: bool = False
-    start: Path | None = None  # folder of a finished model of this preset to go on from, every ladder at its top
-    soup: Path | None = None  # folder of a finished model whose weights the finished ones are averaged with
-    batch_tokens: int = 1024
-    gaps: int = 2000  # longest jump in positions
-    save_every_seconds: float = 180.0
-    loop: LoopSettings = field(default_factory=LoopSettings)
-
-
-class BaseRun:
-    """A run: everything it needs, made once; `train` does the work."""
+    settings: BaseSettings
 
     def __init__(self, settings: BaseSettings) -> None:
-        if settings.preset not in PRESETS:
-            raise DataError(f"preset {settings.preset!r} was asked; there are {', '.join(PRESETS)}; choose one of them")
-        self.settings = settings
-        self.rank = join_processes()
+        super().__init__(settings, rank=join_processes())
         self.rng = random.Random(f"{settings.seed}:{self.rank}" if self.rank else settings.seed)
         torch.manual_seed(settings.seed)
         natural = [text for _, text in real.documents(settings.data)] if settings.data else []
@@ -104,13 +54,7 @@ class BaseRun:
         self.model.to(device())  # pyright: ignore[reportArgumentType]
         self.trainer = Trainer(self.model, settings.loop, TextLoss(self.model))
         if settings.resume:
-            self.curriculum.restore(self.trainer.resume(self._checkpoint, rng=self.rng))
-            if self.rank:  # the checkpoint holds the first process's random state; the others draw samples of their own
-                self.rng.seed(f"{settings.seed}:{self.rank}:{self.trainer.progress.step}")
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.settings.out / "checkpoint.pt"
+            self.resume()
 
     def _tokenizer(self) -> Tokenizer:
         """The tokenizer in the output folder; it is trained first where there is none."""
@@ -144,13 +88,6 @@ class BaseRun:
                 gaps=gaps,
             )
 
-    def train(self, tell: Callable[[dict], None]) -> None:
-        """Train to the end; `tell` gets a record every 25 steps, and the same line goes to record.jsonl."""
-        carry_out(
-            self.trainer, self.batches(), self._learned, record=self.record, save=self.save, out=self.settings.out,
-            first=self.rank == 0, save_every_seconds=self.settings.save_every_seconds, tell=tell,
-        )  # fmt: skip
-
     def finish(self) -> None:
         """Write the finished model, made of the averaged weights, and its card with held-out scores.
 
@@ -170,26 +107,26 @@ class BaseRun:
         self.trainer.swap_averaged()
         write_card(self.settings.out, preset=self.settings.preset, settings=self.settings, scores=scores)
 
-    def save(self) -> None:
-        """Write the checkpoint."""
-        self.trainer.save(self._checkpoint, rng=self.rng, more=self.curriculum.state())
+    def state(self) -> dict:
+        """How far every ladder has come."""
+        return self.curriculum.state()
 
-    def record(self) -> dict:
-        """Where the run stands, as one JSON line."""
-        progress = self.trainer.progress
+    def restore(self, state: dict) -> None:
+        """Take up what `state` gave."""
+        self.curriculum.restore(state)
+
+    def findings(self) -> dict[str, Any]:
+        """The share of the rate, the losses, and the ladders that are open."""
         return {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "seconds": round(progress.seconds, 1),
-            "share": round(progress.share(self.settings.loop), 4),
             "rate": round(self.trainer.rate(), 4),
-            "loss": {name: round(loss, 4) for name, loss in sorted(progress.losses.items())},
+            "loss": {name: round(loss, 4) for name, loss in sorted(self.trainer.progress.losses.items())},
             "ladders": {
                 one.name: [one.rungs[one.rung], round(one.right, 3), one.batches] for one in self.curriculum.open()
             },
         }
 
-    def _learned(self, batch: Batch, loss: TokenLoss) -> None:
+    def learned(self, batch: Batch, loss: TokenLoss) -> None:
+        """Let the batch's ladder know how many replies were right."""
         if loss.scored:
             self.curriculum.ladders[batch.source].learn(batch.rung, loss.right / loss.scored)
 

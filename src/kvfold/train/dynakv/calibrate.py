@@ -22,8 +22,9 @@ from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.part import Form, Levels
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.errors import ModelError
+from kvfold.hf.binding import ModelBinding
+from kvfold.hf.probe import replace_attention
 from kvfold.hf.rotary import rotary_of
-from kvfold.hf.tap import folding_layers, tapped
 
 SINKS = 4
 BUCKETS = 24  # that keys and values together are cut into; a level keeps some of them
@@ -74,7 +75,7 @@ class _Layer:
 def measure(model: Any, texts: Sequence[Sequence[int]], *, seed: int = 0) -> Ranks:
     """Ranks of a model measured on token rows of equal length, with a gate that goes by energy alone."""
     rotary = _rotary(model)
-    sums = {index: _Layer() for index in folding_layers(model)}
+    sums = {index: _Layer() for index in ModelBinding.of(model).folding_layers}
     for rows in _readings(model, texts, seed):
         for index, own in rows.items():
             _add(sums[index], own, rotary)
@@ -142,7 +143,7 @@ def _read(model: Any, ids: Int[Tensor, "1 Q"], positions: Int[Tensor, "1 Q"]) ->
             queries, keys, values, is_causal=True, scale=scale, enable_gqa=True
         )
 
-    with tapped(model, attend), torch.enable_grad():
+    with replace_attention(model, attend), torch.enable_grad():
         logits = model(ids, position_ids=positions, use_cache=False).logits[0, :-1].float()
         nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
     model.zero_grad(set_to_none=True)

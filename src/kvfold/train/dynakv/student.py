@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from kvfold.attention.low_rank import Bases, Basis, by_head
 from kvfold.attention.reference import causal_mask
 from kvfold.attention.rotary import rotate
-from kvfold.encode.lowrank.gate import Gate, dealt, keep_chances, levels_at, shift_for, slope_of
+from kvfold.encode.lowrank.gate import Gate, keep_chances, levels_at, shift_for, slope_of
 from kvfold.encode.lowrank.part import Form
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks
-from kvfold.hf.tap import tapped
+from kvfold.hf.probe import replace_attention
 from kvfold.train.dynakv.calibrate import SINKS
 
 BLOCK = 64  # tokens that are folded at a time
@@ -81,6 +81,19 @@ class Student:
     def __init__(self, model: Any, ranks: BasisRanks) -> None:
         self.model = model
         self.layers = nn.ModuleDict({str(index): LearnedLayer(own) for index, own in ranks.layers.items()})
+        self.dims = {index: self.layer(index).dims for index in ranks.layers}  # dimensions that each level keeps
+
+    @property
+    def basis_parameters(self) -> list[nn.Parameter]:
+        """The bases of all layers."""
+        layers = [self.layer(index) for index in self.dims]
+        return [one for layer in layers for one in (layer.keys, layer.values, layer.keys_mean, layer.values_mean)]
+
+    @property
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The gates of all layers."""
+        layers = [self.layer(index) for index in self.dims]
+        return [one for layer in layers for one in (layer.weight, layer.bias, layer.linear, layer.square)]
 
     def layer(self, index: int) -> LearnedLayer:
         """One layer's parameters."""
@@ -95,7 +108,7 @@ class Student:
             return self._attend(index, (queries, keys, values), positions, reading, scale)
 
         kept = ids.shape[1] - reading.context
-        with tapped(self.model, attend):
+        with replace_attention(self.model, attend):
             return self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1).logits[:, :-1]
 
     def _attend(self, index: int, rows: tuple[Tensor, Tensor, Tensor], positions: Tensor, reading: Reading,
@@ -169,35 +182,3 @@ def _mask(logits: Tensor, layer: LearnedLayer, rate: float, hard_share: float) -
         return hard + soft - soft.detach()
     chosen = torch.rand(len(logits), 1, device=logits.device) < hard_share
     return torch.where(chosen, hard + soft - soft.detach(), soft)
-
-
-def shift_of(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], rate: float) -> float:
-    """The shift at which all layers together keep this share of their dimensions."""
-    low, high = -262144.0, 262144.0
-    for _ in range(44):
-        middle = (low + high) / 2
-        kept = shares_at(logits, dims, middle)
-        low, high = (middle, high) if sum(kept.values()) / len(kept) <= rate else (low, middle)
-    return low
-
-
-def shares_at(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], shift: float) -> dict[int, float]:
-    """The share of dimensions that each layer keeps at a shift."""
-    found = {}
-    for index, own in logits.items():
-        levels = levels_at(own, shift, slope_of(len(dims[index]), own))
-        kept = torch.tensor(dims[index], device=own.device)[levels].double().mean()
-        found[index] = float(kept) / dims[index][-1]
-    return found
-
-
-def spread_at(
-    logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], rates: Mapping[int, float]
-) -> list[float]:
-    """The share of all layers' slots in each level, when each layer meets its rate."""
-    levels = [
-        dealt(own.flatten(0, -2), dims[index], rate=rates[index], size=dims[index][-1]) for index, own in logits.items()
-    ]
-    most = max(len(own) for own in dims.values())
-    counts = torch.cat(levels).bincount(minlength=most).double()
-    return [round(share, 4) for share in (counts / counts.sum()).tolist()]

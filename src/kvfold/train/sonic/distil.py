@@ -70,9 +70,7 @@ class Guide:
     hinge: list[Tensor] = field(default_factory=list)  # how much of `share` is missing
 
     def look(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> None:
-        """An observer of a parallel pass (hf/parallel.py)."""
-        if layer not in self.layers:
-            return
+        """Add up one layer; an observer of attention (hf/probe.py)."""
         tokens, heads = self.earlier.shape[-1], queries.shape[1]
         gone = self.folded[:, min(self.layers.index(layer), self.folded.shape[1] - 1)]
         gone = gone.repeat_interleave(heads // gone.shape[1], dim=1)
@@ -106,16 +104,13 @@ class Attended:
 
     asks: Int[Tensor, "B P"]  # tokens that predict replies
     earlier: Bool[Tensor, "B P N"]  # tokens of earlier segments
-    layers: Sequence[int]  # that fold: the others are not looked at
     most: list[Tensor] = field(default_factory=list)  # [B, H, N] a layer: the largest attention weight of any ask
     keys: list[Tensor] = field(default_factory=list)  # [B, N, H, D] a layer, and so are the values
     values: list[Tensor] = field(default_factory=list)
 
     @torch.no_grad()
     def look(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> None:
-        """An observer of a parallel pass (hf/parallel.py)."""
-        if layer not in self.layers:
-            return
+        """Add up one layer; an observer of attention (hf/probe.py)."""
         self.keys.append(keys.detach().transpose(1, 2))
         self.values.append(values.detach().transpose(1, 2))
         at = self.asks[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1])

@@ -8,7 +8,8 @@ https://arxiv.org/abs/2601.21927 (losses and data are our design: no code is pub
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from kvfold.adapters.adapter import Adapter
 from kvfold.adapters.files import save_adapter
-from kvfold.hf import parallel
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import load
+from kvfold.hf.probe import observe_attention, parallel_forward
 from kvfold.select.sonic import ROWS, VERBATIM
-from kvfold.train.loop import LoopSettings, Trainer, carry_out
+from kvfold.train.loop import LoopSettings, Trainer
 from kvfold.train.losses import TokenLoss, quick_in_bfloat16, whole_replies
 from kvfold.train.processes import device, join_processes
+from kvfold.train.run import Run
 from kvfold.train.sonic.distil import Attended, Guide, divergence
 from kvfold.train.sonic.parallel_masks import NONE, Draw, Fixed, Layout, Lined, fold_up, line_up
 from kvfold.train.sonic.soft_selection import relax, relaxed_masks
@@ -138,9 +140,9 @@ class SonicLoss:
         asks = self._asks(lined, wanted)
         of = lined.segment.gather(1, asks)[:, :, None]
         earlier = (lined.segment[:, None] < of) & (lined.segment[:, None] != NONE)
-        attended = Attended(asks=asks.to(device), earlier=earlier.to(device), layers=self.folding)
-        with parallel.observed(attended.look):
-            teacher = parallel.run(self.model, ids=lined.ids.to(device), positions=lined.positions.to(device))
+        attended = Attended(asks=asks.to(device), earlier=earlier.to(device))
+        with observe_attention(self.model, attended.look):
+            teacher = parallel_forward(self.model, ids=lined.ids.to(device), positions=lined.positions.to(device))
         return teacher[:, :-1], attended
 
     def _asks(self, lined: Lined, wanted: Tensor) -> Tensor:
@@ -184,7 +186,9 @@ class SonicLoss:
         masks = relaxed_masks(lined, logs, folding=self.folding, layers=config.num_hidden_layers,
                               window=getattr(config, "sliding_window", None))  # fmt: skip
         device = self.model.device
-        student = parallel.run(self.model, ids=lined.ids.to(device), positions=lined.positions.to(device), masks=masks)
+        student = parallel_forward(
+            self.model, ids=lined.ids.to(device), positions=lined.positions.to(device), masks=masks
+        )
         return student[:, :-1]
 
     def _learn(self, lined: Lined, layout: Layout, attended: Attended) -> tuple[Tensor, Guide | None]:
@@ -194,8 +198,9 @@ class SonicLoss:
             texts = self.model.get_input_embeddings()(lined.ids.to(device))
         guide = self._guide(layout, attended) if self.terms.guided else None
         embedded = torch.cat([texts, self.adapter.embed(layout.nexus.to(device)).to(texts.dtype)], dim=1)
-        with self.adapter.active(first=tokens), parallel.observed(None if guide is None else guide.look):
-            student = parallel.run(
+        observed = nullcontext() if guide is None else observe_attention(self.model, guide.look)
+        with self.adapter.active(first=tokens), observed:
+            student = parallel_forward(
                 self.model,
                 embeddings=embedded,
                 positions=layout.positions.to(device),
@@ -245,13 +250,14 @@ def pieces(lined: Lined) -> tuple[Tensor, Tensor]:
     return where.clamp(min=0), where != NONE
 
 
-class SonicRun:
-    """A run: everything it needs, made once; `train` does the work."""
+class SonicRun(Run):
+    """A run that trains SONIC's adapter for a model; it changes as it trains."""
+
+    settings: SonicSettings
 
     def __init__(self, settings: SonicSettings) -> None:
-        self.settings = settings
+        super().__init__(settings, rank=join_processes())
         self._right: dict[str, float] = {}  # running share of whole replies right, by source
-        self.rank = join_processes()
         self.rng = random.Random(f"{settings.seed}:{self.rank}")
         torch.manual_seed(settings.seed)
         self.model, self.tokenizer = load(settings.model, dtype=torch.float32)
@@ -259,25 +265,18 @@ class SonicRun:
         self.model.to(device())  # pyright: ignore[reportArgumentType]
         asked: Any = load(settings.model)[0] if settings.mix.study else None  # it generates, so it stays as it is
         study = None if asked is None else Study(asked.to(self.model.device), self.tokenizer)
-        parallel.prepare(self.model)
         self.talks = Talks(self.tokenizer, settings.mix, settings.data, study)
         adapter = Adapter.for_model(self.model, rows=ROWS, rank=settings.rank)
         self.adapter = adapter.to(self.model.device)
         self.loss = SonicLoss(self.model, self.adapter, settings, self.rng)
         self.trainer = Trainer(self.adapter, settings.loop, self.loss)
         if settings.resume:
-            self.trainer.resume(self._checkpoint, rng=self.rng)
-            if self.rank:
-                self.rng.seed(f"{settings.seed}:{self.rank}:{self.trainer.progress.step}")
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.settings.out / "checkpoint.pt"
+            self.resume()
 
     def batches(self) -> Iterator[Lined]:
         """Talks without end, longer ones as the run goes on."""
         while True:
-            share = self.trainer.progress.share(self.settings.loop)
+            share = self.trainer.share
             self.loss.judging = share < self.settings.judge_until
             self.loss.judged = min(share / max(self.settings.judge_until, 1e-6), 1.0)
             turns = self.rng.choice(next(some for until, some in _TURNS if share <= until))
@@ -290,13 +289,6 @@ class SonicRun:
         source, talks = self.talks.draw(rng, turns=turns, count=count, most=settings.most_tokens)
         pad: Any = self.tokenizer.pad_token_id or 0
         return line_up(talks, draw=settings.draw, rng=rng, pad=pad, source=source, jump=jump)
-
-    def train(self, tell: Callable[[dict], None]) -> None:
-        """Train to the end; `tell` gets a record every 25 steps, and the same line goes to record.jsonl."""
-        carry_out(
-            self.trainer, self.batches(), self._learned, record=self.record, save=self.save, out=self.settings.out,
-            first=self.rank == 0, save_every_seconds=self.settings.save_every_seconds, tell=tell,
-        )  # fmt: skip
 
     def finish(self) -> None:
         """Write the adapter, made of the averaged weights, with its training record and scores."""
@@ -335,23 +327,23 @@ class SonicRun:
             "rate": settings.loop.other_rate,
         }
 
-    def save(self) -> None:
-        """Write the checkpoint."""
-        self.trainer.save(self._checkpoint, rng=self.rng, more={})
+    def state(self) -> dict:
+        """Nothing: the adapter's weights are all that is learned."""
+        return {}
 
-    def record(self) -> dict:
-        """Where the run stands, as one JSON line."""
-        progress = self.trainer.progress
+    def restore(self, state: dict) -> None:
+        """Nothing is to be taken up."""
+
+    def findings(self) -> dict[str, Any]:
+        """The losses, and the shares of whole replies right, by source."""
+        losses = self.trainer.progress.losses
         return {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "seconds": round(progress.seconds, 1),
-            "share": round(progress.share(self.settings.loop), 4),
-            "loss": {name: round(loss, 4) for name, loss in sorted(progress.losses.items())},
+            "loss": {name: round(loss, 4) for name, loss in sorted(losses.items())},
             "right": {name: round(share, 3) for name, share in sorted(self._right.items())},
         }
 
-    def _learned(self, lined: Lined, loss: TokenLoss) -> None:
+    def learned(self, lined: Lined, loss: TokenLoss) -> None:
+        """Take the share of whole replies right into the running mean of the source."""
         if loss.scored:
             share, before = loss.right / loss.scored, self._right.get(lined.source)
             now = share if before is None else 0.95 * before + 0.05 * share

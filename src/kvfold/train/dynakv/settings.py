@@ -1,0 +1,84 @@
+"""Settings of DynaKV training: one run, what it may go without, and how it is optimised.
+
+A run that cannot be is refused when its settings are made. Knows nothing of how a run goes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from kvfold.encode.lowrank.ranks import BasisName
+from kvfold.errors import DataError
+from kvfold.train.dynakv.student import BLOCK
+from kvfold.train.loop import LoopSettings
+
+ABLATIONS = ("bases", "gates", "hard", "entropy")  # what a run may go without
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynaSettings:
+    """One run."""
+
+    model: str
+    out: Path
+    data: Path | None = None  # a folder of sets, or one file; without it only generated text is read
+    steps: int = 0  # 0: calibration only
+    basis: str = "mixed"
+    seed: int = 0
+    resume: bool = False
+    length: int = 768
+    rows: int = 3
+    calibration: int = 24  # rows that bases are measured on
+    basis_rate: float = 1e-4
+    gate_rate: float = 2e-3
+    # Weight of the cross-entropy beside the distance to the full model; more of it makes training a fine-tuning.
+    entropy: float = 0.05
+    hard_from: float = 0.2  # share of the run at which every mask is hard; the share of hard masks grows up to there
+    save_every_seconds: float = 180.0
+    update: int = 0  # rank of updates to the model's attention projections, trained along; 0: the model stays
+    update_rate: float = 5e-4
+    without: tuple[str, ...] = ()  # ablations, of ABLATIONS
+
+    def __post_init__(self) -> None:
+        strange = [name for name in self.without if name not in ABLATIONS]
+        if strange:
+            raise DataError(
+                f"a run without {', '.join(strange)} was asked; {', '.join(ABLATIONS)} can be left out; name these"
+            )
+        if self.basis not in get_args(BasisName):
+            raise DataError(
+                f"basis {self.basis!r} was asked; there are {', '.join(get_args(BasisName))}; give one of them"
+            )
+        if self.update < 0 or (self.update and not self.steps):
+            raise DataError(
+                f"updates of rank {self.update} were asked with {self.steps} steps; they are trained, or there are "
+                "none; give steps, or 0 as the rank"
+            )
+        if self.steps < 0 or self.length < 4 * BLOCK:
+            raise DataError(
+                f"{self.steps} steps over rows of {self.length} tokens were asked; a run has 0 steps or more and rows "
+                f"of at least {4 * BLOCK} tokens; give such numbers"
+            )
+
+    @property
+    def loop(self) -> LoopSettings:
+        """The learning rates fall by a cosine from the start; the weights are not averaged."""
+        return LoopSettings(
+            steps=self.steps,
+            betas=(0.9, 0.99),
+            fused=False,
+            warmup_steps=20,
+            flat_until=0.0,
+            fall="cosine",
+            average=None,
+            batches_a_step=1,
+        )
+
+    @property
+    def entropy_weight(self) -> float:
+        """The weight of the cross-entropy; 0 in a run that goes without it."""
+        return 0.0 if "entropy" in self.without else self.entropy
+
+    def hard_share(self, done: float) -> float:
+        """The share of slots whose mask is hard when this share of the run is done."""
+        return 0.0 if "hard" in self.without else min(1.0, done / max(self.hard_from, 1e-6))
