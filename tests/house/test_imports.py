@@ -62,6 +62,17 @@ def test_a_file_imports_only_lower_ranks_and_its_own_folder():
     assert not wrong
 
 
+def test_no_modules_import_each_other_in_a_circle():
+    """Inside a folder too, and where the import stands in a function: who knows whom must be a ladder."""
+    graph = {module: source.known_modules(path) - {module} for module, path in source.modules().items()}
+    assert not source.circles(graph)
+
+
+def test_a_circle_of_modules_is_found_as_one():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"e"}, "f": {"a"}}
+    assert source.circles(graph) == [["a", "b", "c"], ["e"]]
+
+
 def test_only_the_bridge_imports_transformers():
     others = [path for path in source.files() if source.folder(path) != "hf" and not is_foreign(path)]
     wrong = [
