@@ -46,9 +46,9 @@ def carry_out(
     from kvfold.bench.choices import choose
     from kvfold.bench.peers.rivals import Rivals
     from kvfold.bench.run import jobs, runner
-    from kvfold.bench.run.executor import open_executor
-    from kvfold.bench.run.subject import open_subject
-    from kvfold.bench.suite import find
+    from kvfold.bench.run.executors import open_executor
+    from kvfold.bench.subject import open_subject
+    from kvfold.bench.suites import find
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -6,9 +6,10 @@ import pytest
 from faults import FaultySuite
 from random_model import save_random_model
 
-from kvfold.bench.run.executor import InProcess, open_executor
+from kvfold.bench.run.executor import InProcess
+from kvfold.bench.run.executors import open_executor
 from kvfold.bench.run.setting import Setting, set_up
-from kvfold.bench.run.subject import open_subject
+from kvfold.bench.subject import open_subject
 from kvfold.errors import ModelError, SuiteError
 
 PLAN = "streaming_llm(keep=0.5)"

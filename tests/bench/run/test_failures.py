@@ -11,6 +11,7 @@ import pytest
 from coins import SUBJECT, Coins
 from rich.console import Console
 
+from kvfold.bench.ask.reader import open_rows
 from kvfold.bench.peers.process import PeerError
 from kvfold.bench.report import page as report
 from kvfold.bench.report import tables
@@ -138,7 +139,7 @@ def test_a_real_rivals_crash_goes_through_a_run(tmp_path, monkeypatch):
     class Fed(Coins):
         def ask(self, subject, plan, samples):
             if plan.startswith("far:"):
-                rows = subject.rows(plan, count=len(samples))
+                rows = open_rows(subject, plan, count=len(samples))
                 rows.feed([[1, 2]] * len(samples))
                 rows.ledger()
             return Coins.ask(self, subject, plan if plan in ("full", "none") else "half", samples)

@@ -11,7 +11,7 @@ from strangers import stranger
 from kvfold.bench.ask.divergence import Compared
 from kvfold.bench.ask.transcript import transcript
 from kvfold.bench.choices import choose
-from kvfold.bench.suite import find
+from kvfold.bench.suites import find
 from kvfold.bench.suites.dialogue import SUITE, DialogueSuite, _measured
 from kvfold.chat.rows import Rows
 from kvfold.errors import DataError, SuiteError

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from kvfold.bench.run.subject import open_subject
 from kvfold.bench.speed.stages import staged
+from kvfold.bench.subject import open_subject
 from kvfold.bench.suites.speed import SUITE, Speed
 from kvfold.errors import SuiteError
 from kvfold.memory.layer import Layer

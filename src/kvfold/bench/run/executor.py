@@ -57,18 +57,3 @@ def given_up(plan: str, span: Span, error: Exception) -> SuiteError:
         f"samples {span.start} to {span.stop} were to be asked under {plan}; {ATTEMPTS} attempts failed, the last with "
         f"{type(error).__name__}: {said}; run with --executor here to see where"
     )
-
-
-def open_executor(name: str, *, workers: int) -> Executor:
-    """The executor of that name: `here`, `processes` or `ray`."""
-    if name == "here":
-        return InProcess()
-    if name == "processes":
-        from kvfold.bench.run.pool import Pool
-
-        return Pool(workers)
-    if name == "ray":
-        from kvfold.bench.run.rays import Rays
-
-        return Rays(workers)
-    raise SuiteError(f"executor {name!r} was asked for; there are here, processes and ray; give one of them")

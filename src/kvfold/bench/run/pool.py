@@ -65,8 +65,7 @@ def _leave_ctrl_c_to_the_parent() -> None:
 
 def _get_ready() -> None:
     """Read the heavy modules while the parent still opens the model."""
-    import kvfold.bench.run.subject
-    import kvfold.chat.rows  # noqa: F401
+    import kvfold.bench.ask.reader  # noqa: F401
 
 
 def _is_known(future: Known, failures: list[Exception]) -> bool:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvfold.bench.run.record import samples_name, work_name
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject, open_subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import ModelError
 
 
@@ -94,8 +95,6 @@ class Setting:
 def set_up(order: Order) -> Setting:
     """The setting of an order, with the model opened here. Raises ModelError where its weights are others."""
     import torch
-
-    from kvfold.bench.run.subject import open_subject
 
     torch.set_num_threads(order.threads)
     subject = open_subject(order.model, dtype=order.dtype, device=order.device)

@@ -14,9 +14,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from kvfold.bench.ask.cost import size_fields
 from kvfold.bench.speed.bandwidth import peak_memory_bytes, reset_peak_memory, synchronise
-from kvfold.bench.suite import Outcome, Subject, Suite, held
+from kvfold.bench.speed.models import feed, fill
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.budget.ledger import Ledger
+from kvfold.open import cache
 
 _WARM_UP = 2  # turns that are not counted
 
@@ -51,9 +55,6 @@ class FarSuite(Suite):
             )
 
     def _decode(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
-        from kvfold.bench.speed.models import fill
-        from kvfold.open import cache
-
         plans = [plan, "full"] if self.beside else [plan]
         caches = [cache(subject.model, text, prompt_tokens=0) for text in plans]
         for own in caches:
@@ -84,9 +85,6 @@ class FarSuite(Suite):
         )
 
     def _prefill(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
-        from kvfold.bench.speed.models import feed
-        from kvfold.open import cache
-
         outcomes = []
         for number in samples:
             own = cache(subject.model, plan, prompt_tokens=self.tokens)
@@ -107,15 +105,15 @@ class FarSuite(Suite):
                  step: float = 0.0) -> Outcome:  # fmt: skip
         memory = {"anonymous_bytes": anonymous_bytes(), "peak_memory_bytes": peak_memory_bytes()}
         return Outcome(family=f"{self.stage} at {self.tokens}", score=score, metrics=metrics | memory,
-                       ttft_seconds=first, tpot_seconds=step, **held(ledger, rows=1))  # fmt: skip
+                       ttft_seconds=first, tpot_seconds=step, **size_fields(ledger, rows=1))  # fmt: skip
 
 
 class _Stopwatch:
     """Adds up what one cache spends in a model's steps, and of that in its own attention."""
 
-    def __init__(self, cache: Any, model: Any) -> None:
-        self.cache, self.attention, self.whole = cache, 0.0, 0.0
-        attend = cache.memory.attend
+    def __init__(self, past: Any, model: Any) -> None:
+        self.past, self.attention, self.whole = past, 0.0, 0.0
+        attend = past.memory.attend
 
         def timed(*args: Any, **settings: Any) -> Any:
             synchronise(model.device)
@@ -125,7 +123,7 @@ class _Stopwatch:
             self.attention += perf_counter() - began
             return output
 
-        cache.memory.attend = timed
+        past.memory.attend = timed
 
     def reset(self) -> None:
         """From zero."""
@@ -134,7 +132,7 @@ class _Stopwatch:
     def step(self, model: Any, number: int) -> None:
         """One token."""
         began = perf_counter()
-        model(torch.tensor([[number % model.config.vocab_size]], device=model.device), past_key_values=self.cache)
+        model(torch.tensor([[number % model.config.vocab_size]], device=model.device), past_key_values=self.past)
         synchronise(model.device)
         self.whole += perf_counter() - began
 

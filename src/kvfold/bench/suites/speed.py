@@ -14,9 +14,13 @@ from typing import Any, ClassVar
 import torch
 
 from kvfold.bench.speed.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory, synchronise
+from kvfold.bench.speed.models import feed, fill, fill_stock
 from kvfold.bench.speed.stages import Stages, staged
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import SuiteError
+from kvfold.hf.generation import stock_cache
+from kvfold.open import cache
 
 STAGES = ("decode", "prefill", "talk")
 _SAID, _WRITTEN = 128, 64  # tokens of a turn of talk: read in one forward, and written one by one
@@ -128,9 +132,6 @@ class _Decode:
     """Three caches of the same length, one token at a time."""
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
-        from kvfold.bench.speed.models import fill, fill_stock
-        from kvfold.open import cache
-
         self.model = subject.model
         self.plan, self.full = (cache(self.model, text, prompt_tokens=0) for text in (plan, "full"))
         for own in (self.plan, self.full):
@@ -163,24 +164,24 @@ class _Talk(_Decode):
     def turn(self, number: int) -> Turn:
         """One turn through each."""
         caches = {"plan": self.plan, "full": self.full, "stock": self.stock}
-        work = {name: partial(self._talk, cache, number) for name, cache in caches.items()}
+        work = {name: partial(self._talk, past, number) for name, past in caches.items()}
         return Turn(**_in_turn(self.model, work, number))
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one turn."""
         return _staged(self.model, partial(self._talk, self.plan, number))
 
-    def _talk(self, cache: Any, number: int) -> None:
+    def _talk(self, past: Any, number: int) -> None:
         start = perf_counter()
-        _feed(self.model, cache, _SAID, number)
+        _feed(self.model, past, _SAID, number)
         read = perf_counter() - start
         for token in range(_WRITTEN):
-            _step(self.model, cache, number + token)
-        if cache is not self.stock:
+            _step(self.model, past, number + token)
+        if past is not self.stock:
             start = perf_counter()
-            cache.fold()
+            past.fold()
             synchronise(self.model.device)
-        if cache is self.plan:
+        if past is self.plan:
             self.fold_shares.append((perf_counter() - start) / (read * (_SAID + _WRITTEN) / _SAID))
 
 
@@ -188,8 +189,6 @@ class _Prefill:
     """A prompt through a fresh cache of each kind, with the plan's fold at its end."""
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
-        from kvfold.open import cache
-
         self.model, self.text, self.tokens = subject.model, plan, tokens
         self.new = partial(cache, self.model)
         first = self.new(plan)
@@ -231,16 +230,13 @@ def _staged(model: Any, work: Callable[[], None]) -> Stages:
     return staged(work, synchronise=partial(synchronise, model.device))
 
 
-def _step(model: Any, cache: Any, number: int) -> None:
+def _step(model: Any, past: Any, number: int) -> None:
     token = torch.tensor([[number % model.config.vocab_size]], device=model.device)
-    model(token, past_key_values=cache)
+    model(token, past_key_values=past)
 
 
-def _feed(model: Any, cache: Any, tokens: int, seed: int) -> None:
-    from kvfold.bench.speed.models import feed
-    from kvfold.hf.generation import stock_cache
-
-    feed(stock_cache(model) if cache is None else cache, model, tokens, seed=seed)
+def _feed(model: Any, past: Any, tokens: int, seed: int) -> None:
+    feed(stock_cache(model) if past is None else past, model, tokens, seed=seed)
 
 
 def _weight_bytes(model: Any) -> int:
