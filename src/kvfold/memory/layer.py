@@ -5,7 +5,8 @@ them, merged exactly, and join the tail; at a boundary the tail's tokens are fol
 so a forward is undone by putting the old one back. It knows no model, and methods only by what they need.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +25,7 @@ from kvfold.memory.transcript import ends
 from kvfold.memory.window import remember
 
 _NEAR = 256  # columns of a tail that are copied beside the sinks for one new token: quicker than a part more to merge
+Timer = Callable[[str], AbstractContextManager]  # the name of a stage -> what is entered while it runs
 _PADDED_PIECE = 512  # new columns at a time when rows are padded: masks are written out, so they must stay small
 
 
@@ -58,6 +60,7 @@ class Layer:
         self.rules = rules
         self.state = State(start=start)
         self.scale: float | None = None
+        self.timer: Timer | None = None  # set by the memory, to measure stages
 
     def attend(self, new: New, *, scale: float, boundaries: Sequence[int] = ()) -> Float[Tensor, "B G Q D"]:
         """Output for new tokens, which join the tail. `boundaries` are counts of new columns after which to fold."""
@@ -77,7 +80,8 @@ class Layer:
         """Fold the oldest columns of the tail (all of it by default), and evict what the budget no longer allows."""
         if self.state.tail is None or self.scale is None:
             return
-        with torch.inference_mode(False), torch.no_grad():
+        timed = nullcontext() if self.timer is None else self.timer("fold")
+        with timed, torch.inference_mode(False), torch.no_grad():
             self.state = fold(self.state, self.rules, columns=columns, scale=self.scale)
 
     def invalidate(self, valid: Bool[Tensor, "B length"]) -> None:
@@ -141,7 +145,8 @@ class Layer:
         before, count = tail.length, new.queries.shape[2]
         positions = new.positions.expand(new.queries.shape[0], -1)
         folded = self._asked(new, tail, scale)
-        tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid, marks=new.marks)
+        with nullcontext() if self.timer is None else self.timer("append"):
+            tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid, marks=new.marks)
         sinks = self.state.sinks
         near = sinks.whole() if sinks is not None and count == 1 and before < _NEAR else None
         parts = [part for part in (None if near else sinks, folded) if part is not None and part.slots]

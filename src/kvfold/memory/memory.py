@@ -6,6 +6,7 @@ done and undoes one that was interrupted. It knows no model and no transformers:
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,7 @@ from kvfold.errors import CacheError
 from kvfold.memory.absorb import Made, absorb, looked_at, pin, pooled, refuse_excess, remembered, segment_of
 from kvfold.memory.accounting import account
 from kvfold.memory.fold import Rules, State
-from kvfold.memory.layer import Layer, New
+from kvfold.memory.layer import Layer, New, Timer
 from kvfold.memory.request import Pass, Repetition, Segment
 
 Runner = Callable[[Pass], Mapping[int, Made]]  # keys and values of a pass's rows, by folding layer
@@ -74,6 +75,7 @@ class Memory:
         self.repeater: Repeater | None = None  # repeats text through the model; set likewise
         self.text: Tensor | None = None  # ids of the tail's columns [B, columns], where a method needs them
         self.judge: Judge | None = None  # says what each token of a segment is worth; set likewise, where one can tell
+        self.timer: Timer | None = None  # entered around the stages `attend`, `fold` and `append`; set to measure them
         self._guarded = 0  # columns that a mark refers to: buffers are copied before others are written there
 
     @property
@@ -101,7 +103,14 @@ class Memory:
     ]:  # fmt: skip
         """Output of one layer for new tokens. `valid` may take back earlier columns that turned out to be pads."""
         assert self._open is not None, "no forward has begun"
+        with nullcontext() if self.timer is None else self.timer("attend"):
+            return self._attend(index, new, scale, valid)
+
+    def _attend(
+        self, index: int, new: New, scale: float, valid: Bool[Tensor, "B fed"] | None
+    ) -> Float[Tensor, "B G Q D"]:
         layer = self.layers[index]
+        layer.timer = self.timer
         tail = layer.state.tail
         if valid is not None and tail is not None and tail.length:
             layer.invalidate(valid[:, tail.start : tail.start + tail.length])
@@ -178,6 +187,10 @@ class Memory:
 
         An interrupted fold goes on at the next forward or fold.
         """
+        with nullcontext() if self.timer is None else self.timer("fold"):
+            self._fold(valid, until)
+
+    def _fold(self, valid: Bool[Tensor, "B fed"] | None, until: int | None) -> None:
         self.undo()
         valid = self._valid if valid is None else valid
         self._folding, self._valid = self.fed if until is None else until, valid
