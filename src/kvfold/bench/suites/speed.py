@@ -151,7 +151,7 @@ class _Decode:
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one token."""
-        return _staged(self.model, partial(_step, self.model, self.plan, number))
+        return _staged(self.model, self.plan, partial(_step, self.model, self.plan, number))
 
 
 class _Talk(_Decode):
@@ -169,7 +169,7 @@ class _Talk(_Decode):
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one turn."""
-        return _staged(self.model, partial(self._talk, self.plan, number))
+        return _staged(self.model, self.plan, partial(self._talk, self.plan, number))
 
     def _talk(self, past: Any, number: int) -> None:
         start = perf_counter()
@@ -207,7 +207,8 @@ class _Prefill:
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one prompt."""
-        return _staged(self.model, partial(_feed, self.model, self.new(self.text), self.tokens, number))
+        fresh = self.new(self.text)
+        return _staged(self.model, fresh, partial(_feed, self.model, fresh, self.tokens, number))
 
 
 def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> dict[str, float]:
@@ -225,9 +226,9 @@ def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> di
     return times
 
 
-def _staged(model: Any, work: Callable[[], None]) -> Stages:
+def _staged(model: Any, past: Any, work: Callable[[], None]) -> Stages:
     model.set_attn_implementation("kvfold")
-    return staged(work, synchronise=partial(synchronise, model.device))
+    return staged(past, work, synchronise=partial(synchronise, model.device))
 
 
 def _step(model: Any, past: Any, number: int) -> None:
