@@ -64,7 +64,7 @@ class Suite(ABC):
     def shortcut(self, samples: Sequence[Any]) -> Mapping[str, float] | None:
         """What the best trick without memory of bindings scores in each family; None where there is none."""
 
-    def foretold(self, subject: Subject, plan: str) -> str:
+    def prediction(self, subject: Subject, plan: str) -> str:
         """What can be said before a plan is measured, such as a time that it cannot beat; "" where nothing can."""
         return ""
 

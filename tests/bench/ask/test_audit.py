@@ -15,7 +15,9 @@ from kvfold.bench.ask.reader import Reader
 from kvfold.bench.report.live import PlainLines
 from kvfold.bench.run import journal
 from kvfold.bench.run.executor import InProcess
-from kvfold.bench.run.runner import Job, Setting, run
+from kvfold.bench.run.job import Job
+from kvfold.bench.run.runner import run
+from kvfold.bench.run.setting import Setting
 from kvfold.bench.subject import Subject
 from kvfold.errors import SuiteError
 from kvfold.plan import Plan

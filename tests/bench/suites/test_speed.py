@@ -106,7 +106,7 @@ def test_fewer_bytes_are_moved_where_fewer_are_held(subject):
 
 
 def test_the_floor_is_foretold_in_bytes_over_bandwidth(subject, suite):
-    said = suite.foretold(subject, "streaming_llm(keep=0.25)")
+    said = suite.prediction(subject, "streaming_llm(keep=0.25)")
     assert said.startswith("a turn takes at least ")
     assert "GB/s" in said
 

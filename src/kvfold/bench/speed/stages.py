@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-STAGES = ("attend", "fold", "append")
+STAGES: tuple[str, ...] = ("attend", "fold", "append")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class StageTimer:
     """Adds up the seconds of stages that may lie inside one another. It changes with every stage that ends."""
 
     def __init__(self, synchronise: Callable[[], None]) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)  # of a stage without the stages inside it
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)  # of a stage without the stages inside it
         self._synchronise = synchronise
         self._inner = [0.0]  # seconds of finished stages inside each open one, outermost first
 

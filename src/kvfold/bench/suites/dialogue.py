@@ -98,7 +98,7 @@ def _question(script: Transcript) -> tuple[int, ...]:
 
 
 def _measured(sample: History, script: Transcript, one: Compared) -> dict[str, float]:
-    """How well the values of a history were foretold, and how far its replies are from the full cache's."""
+    """How well the values of a history were prediction, and how far its replies are from the full cache's."""
     before = script.turns[0].stop + 1  # what was expected of token i stands at i - before
     spans = [script.stretch(value.message, value.start, value.end) for value in sample.values]
     hits = [bool(one.right[span.start - before : span.stop - before].all()) for span in spans]

@@ -26,7 +26,7 @@ STAGES = ("decode", "prefill", "talk")
 _SAID, _WRITTEN = 128, 64  # tokens of a turn of talk: read in one forward, and written one by one
 _WARM_UP = 2  # turns that are not counted
 _STAGED = 3  # forwards after the turns, in which stages are timed
-_GUESSED = 1024  # tokens from which the floor of a longer cache is foretold
+_GUESSED = 1024  # tokens from which the floor of a longer cache is prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Speed(Suite):
     def shortcut(self, samples: Sequence[int]) -> None:
         """There is none."""
 
-    def foretold(self, subject: Subject, plan: str) -> str:
+    def prediction(self, subject: Subject, plan: str) -> str:
         """The floor of one turn: bytes that must be read over the bandwidth measured here."""
         made = _Decode(subject, plan, min(self.tokens, _GUESSED), seed=0)
         held = made.ledger.stored if self.stage != "prefill" else 1.0
