@@ -8,7 +8,7 @@ import torch
 
 from kvfold.bench.peers.catalog import Method, Peer
 from kvfold.bench.peers.rivals import Rivals
-from kvfold.bench.suite import Subject
+from kvfold.bench.subject import Subject
 
 FAR = Path(__file__).with_name("far.py")
 METHODS = ("Honest", "Crash", "Hang", "Rubbish", "Odd", "Refuse", "LateCrash")

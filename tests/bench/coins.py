@@ -4,7 +4,8 @@ It counts how often it is asked, so that a test can hold that finished work is n
 fail at a plan, as a killed run would.
 """
 
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 
 SUBJECT = Subject(name="coin", model=None, tokenizer=None, fingerprint="f00d", dtype="float32", device="cpu")
 SHARES = {"full": 1.0, "none": 0.0, "half": 0.5, "most": 0.75}

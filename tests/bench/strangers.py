@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 import fakes
-from kvfold.bench.suite import Subject
+from kvfold.bench.subject import Subject
 from kvfold.hf.load import SHIPPED, new_llama
 
 

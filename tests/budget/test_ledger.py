@@ -1,6 +1,6 @@
 """The ledger's fractions and its printed form; its bytes are held against tensors in tests/contract."""
 
-from kvfold.budget.ledger import Ledger, PartLine
+from kvfold.budget.ledger import FetchStats, Ledger, PartLine
 
 
 def ledger(**changes):
@@ -36,3 +36,13 @@ def test_it_prints_a_line_a_part():
     lines = str(ledger()).splitlines()
     assert "300 of 400 bytes" in lines[1]
     assert lines[2].split() == ["tail", "cpu", "20", "slots", "300", "bytes"]
+
+
+def test_counters_of_fetching_start_at_nothing_and_give_the_share_that_stays():
+    fresh = FetchStats()
+    assert (fresh.reuse, fresh.reuse_evenly) == (None, None)
+    assert set(fresh.counts().values()) == {0}
+    counted = FetchStats(selections=2, wanted=8, reused=6, reused_evenly=4, fetched=2, fetched_bytes=64)
+    assert (counted.reuse, counted.reuse_evenly) == (0.75, 0.5)
+    assert FetchStats(**counted.counts()) == counted
+    assert "2 selections kept 0.75, fetched 64 bytes" in str(ledger(traffic=counted))

@@ -3,8 +3,8 @@ import json
 import coins
 import pytest
 
-import kvfold.bench.run.subject
-import kvfold.bench.suite
+import kvfold.bench.subject
+import kvfold.bench.suites
 from kvfold.cli.main import run
 
 PLANS = ["--plans", "streaming_llm", "--keep", "0.5"]
@@ -15,10 +15,10 @@ PLAN = "streaming_llm(keep=0.5)"
 def bench(monkeypatch, tmp_path):
     """`kvfold bench coins` on a suite without a model; what it is called with and what it returns are real."""
     monkeypatch.setitem(coins.SHARES, PLAN, 0.5)
-    monkeypatch.setattr(kvfold.bench.run.subject, "open_subject", lambda *_, **__: coins.SUBJECT)
+    monkeypatch.setattr(kvfold.bench.subject, "open_subject", lambda *_, **__: coins.SUBJECT)
 
     def call(*arguments, **faults):
-        monkeypatch.setattr(kvfold.bench.suite, "find", lambda _: coins.Coins(**faults))
+        monkeypatch.setattr(kvfold.bench.suites, "find", lambda _: coins.Coins(**faults))
         return run(["bench", "coins", *PLANS, "--n", "8", "--out", str(tmp_path), *arguments])
 
     return call

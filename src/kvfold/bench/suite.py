@@ -1,49 +1,18 @@
 """What a suite promises: samples that follow from a seed, and an outcome for each under a plan.
 
-A suite is one file in `suites/` that ends in `SUITE = ...`; the file's name is the suite's name on the command line,
-so adding one touches no other file. Samples and scoring are frozen under the suite's version. The runner chooses
-the plans and keeps the records; a suite knows nothing of files, tables or of other suites.
+A suite is one file in `suites/`, which finds it by its name. Samples and scoring are frozen under the suite's version.
+The runner chooses the plans and keeps the records; a suite knows nothing of files, tables or of other suites.
 """
 
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kvfold.bench import suites
 from kvfold.bench.choices import as_json
-from kvfold.bench.reader import Reader
-from kvfold.budget.ledger import Ledger
-from kvfold.errors import SuiteError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """The model that is asked, and how records call it."""
-
-    name: str
-    model: Any  # a transformers model; only hf/ knows more
-    tokenizer: Any
-    fingerprint: str
-    dtype: str
-    device: str
-    rivals: Any = None  # peers.rivals.Rivals, where rivals run beside our plans
-
-    def rows(self, plan: str | None, *, count: int) -> Reader:
-        """Conversations side by side under a plan, ours (checked while they run) or a rival's; None never folds."""
-        from kvfold.bench.ask.audit import AuditedRows
-        from kvfold.bench.peers.plans import is_rival
-
-        if plan is None or not is_rival(plan):
-            return AuditedRows(self.model, plan, rows=count, pad=self.tokenizer.pad_token_id or 0)
-        if self.rivals is None:
-            raise SuiteError(f"the rival {plan} was asked for; none was called into this run; give it by --peers")
-        return self.rivals.rows(plan, count=count)
+from kvfold.bench.subject import Subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +31,6 @@ class Outcome:
     tpot_seconds: float  # per token after the first
     claimed: float | None = None  # the kept fraction that a rival reports itself; ours report what is measured
     metrics: Mapping[str, float] = field(default_factory=dict)  # what else was measured, by its key in records
-
-
-def held(spent: Ledger, *, rows: int) -> dict[str, Any]:
-    """The fields of an Outcome that say what the cache held, from the ledger of this many rows together."""
-    return {
-        "stored": spent.stored,
-        "resident": spent.resident,
-        "attended": spent.attended,
-        "stored_bytes": spent.stored_bytes / rows,
-        "resident_bytes": spent.resident_bytes / rows,
-        "full_bytes": spent.full_bytes / rows,
-        "claimed": spent.claimed,
-    }
 
 
 class Suite(ABC):
@@ -108,7 +64,7 @@ class Suite(ABC):
     def shortcut(self, samples: Sequence[Any]) -> Mapping[str, float] | None:
         """What the best trick without memory of bindings scores in each family; None where there is none."""
 
-    def foretold(self, subject: Subject, plan: str) -> str:
+    def prediction(self, subject: Subject, plan: str) -> str:
         """What can be said before a plan is measured, such as a time that it cannot beat; "" where nothing can."""
         return ""
 
@@ -120,18 +76,3 @@ class Suite(ABC):
     @abstractmethod
     def ask(self, subject: Subject, plan: str, samples: Sequence[Any]) -> list[Outcome]:
         """Put some samples, at most `rows`, to the model under a plan; one outcome each, in order."""
-
-
-def names() -> list[str]:
-    """Every suite there is a file for."""
-    return sorted(module.name for module in pkgutil.iter_modules(suites.__path__))
-
-
-def find(name: str) -> Suite:
-    """The suite of that name, written with - or _."""
-    known, name = names(), name.replace("-", "_")
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}"
-        raise SuiteError(f"suite {name!r} was asked for; there is none of that name; {hint}")
-    return import_module(f"{suites.__name__}.{name}").SUITE

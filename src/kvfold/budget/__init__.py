@@ -1,1 +1,1 @@
-"""What may be spent (budget.py) and what was spent (ledger.py). Plain integers, no tensors."""
+"""The budget of a cache (budget.py), and the sizes that it really has (ledger.py). Plain integers, no tensors."""

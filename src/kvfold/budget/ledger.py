@@ -4,7 +4,7 @@ Bytes are those of distinct storages, slack included. Fractions come from the in
 resident (bytes on the model's device) and attended (slots read per step) are three different things. No tensors here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import ceil
 
 
@@ -19,21 +19,24 @@ class PartLine:
     slack_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """What parts in far tiers have selected and fetched since they were made, over all layers."""
+@dataclass(slots=True, kw_only=True)
+class FetchStats:
+    """Counters of what parts in far tiers select and fetch. They change with every selection of the part that counts.
 
-    selections: int  # after the first of each part, which finds nothing
-    wanted: int  # slots of these selections, over rows and heads
-    reused: int  # of those, there already
-    reused_evenly: int  # of those, what would be left if all heads of a row kept as few as the worst of them
-    fetched: int  # slots, those of the first selections too
-    fetched_bytes: int
-    index_seconds: float  # cutting text and summarising sentences, while folding
-    write_seconds: float  # moving slots away
-    select_seconds: float
-    fetch_seconds: float
-    attend_seconds: float  # over what is fetched
+    A ledger holds their sum over all layers, since the parts were made.
+    """
+
+    selections: int = 0  # after the first of each part, which finds nothing
+    wanted: int = 0  # slots of these selections, over rows and heads
+    reused: int = 0  # of those, there already
+    reused_evenly: int = 0  # of those, what would be left if all heads of a row kept as few as the worst of them
+    fetched: int = 0  # slots, those of the first selections too
+    fetched_bytes: int = 0
+    index_seconds: float = 0.0  # cutting text and summarising sentences, while folding
+    write_seconds: float = 0.0  # moving slots away
+    select_seconds: float = 0.0
+    fetch_seconds: float = 0.0
+    attend_seconds: float = 0.0  # over what is fetched
 
     @property
     def reuse(self) -> float | None:
@@ -42,13 +45,20 @@ class Traffic:
 
     @property
     def reuse_evenly(self) -> float | None:
-        """The same, if all heads of a row kept as few as the worst of them."""
+        """The same share, if all heads of a row kept as few as the worst of them."""
         return self.reused_evenly / self.wanted if self.wanted else None
+
+    def counts(self) -> dict[str, float]:
+        """Give the counters by their names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+Traffic = FetchStats  # the name under which memory/accounting.py sums the counters of all parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """What was spent. Printing it shows a table; every field is an integer but the plan and the three fractions."""
+    """The sizes of a cache at one moment. Printing it shows a table. Bytes and counts are integers."""
 
     plan: str
     fed: int  # columns given to the model, pads included
@@ -64,8 +74,8 @@ class Ledger:
     attended_slots: int  # slots that one new token of each row reads, over layers and heads
     parts: tuple[PartLine, ...]
     weight_bytes: int = 0  # of what was learned to store slots: once a model, not in stored_bytes
-    traffic: Traffic | None = None  # of parts in far tiers
-    claimed: float | None = None  # the kept fraction that somebody else's cache reports of itself; ours reports this
+    traffic: FetchStats | None = None  # of parts in far tiers
+    claimed: float | None = None  # the kept fraction that a rival's cache reports; None for our caches
 
     @property
     def stored(self) -> float:
@@ -111,10 +121,10 @@ class Ledger:
                 f"  learned maps take {self.weight_bytes} bytes once a model: stored {self.stored_with_weights:.3f} "
                 f"with them; they pay {pays}"
             )
-        return "\n".join([head, *lines, *_said(self.traffic)])
+        return "\n".join([head, *lines, *_traffic_line(self.traffic)])
 
 
-def _said(traffic: Traffic | None) -> list[str]:
+def _traffic_line(traffic: FetchStats | None) -> list[str]:
     if traffic is None or traffic.reuse is None:
         return []
     return [f"  {traffic.selections} selections kept {traffic.reuse:.2f}, fetched {traffic.fetched_bytes} bytes"]

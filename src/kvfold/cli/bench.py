@@ -46,9 +46,10 @@ def carry_out(
     from kvfold.bench.choices import choose
     from kvfold.bench.peers.rivals import Rivals
     from kvfold.bench.run import jobs, runner
-    from kvfold.bench.run.executor import open_executor
-    from kvfold.bench.run.subject import open_subject
-    from kvfold.bench.suite import find
+    from kvfold.bench.run.executors import open_executor
+    from kvfold.bench.run.setting import Setting
+    from kvfold.bench.subject import open_subject
+    from kvfold.bench.suites import find
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -61,7 +62,7 @@ def carry_out(
         subject = open_subject(model, dtype=dtype, device=device)
         with Rivals(subject=subject, threads=count) if rivals else nullcontext() as called, progress() as watcher:
             asked = replace(subject, rivals=called)
-            setting = runner.Setting(suite=chosen, subject=asked, n=n, seed=seed, threads=count)
+            setting = Setting(suite=chosen, subject=asked, n=n, seed=seed, threads=count)
             return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher)
 
 

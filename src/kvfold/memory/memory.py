@@ -15,7 +15,7 @@ from torch import Tensor
 from kvfold.memory.context import ModelAccess
 from kvfold.memory.fold import fold, refuse_excess
 from kvfold.memory.forward import Boundaries, Forward, Mark, Text
-from kvfold.memory.layer import Layer
+from kvfold.memory.layer import UNTIMED, Layer
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
 from kvfold.memory.transcript import Transcript
@@ -208,7 +208,8 @@ class Memory:
         columns = 0 if tail is None else until - tail.start
         if columns <= 0:
             return
-        with torch.inference_mode(False), torch.no_grad():
+        timer = next(iter(layers.values())).timer
+        with UNTIMED if timer is None else timer("fold"), torch.inference_mode(False), torch.no_grad():
             states = fold(
                 {index: layer.state for index, layer in layers.items()},
                 {index: layer.rules for index, layer in layers.items()},

@@ -5,9 +5,9 @@ import pytest
 import torch
 from strangers import stranger
 
-from kvfold.bench.ask.asking import alike, ask, folded, slides, stops
+from kvfold.bench.ask.asking import ask, group_by_length, has_sliding_layers, read_and_fold, stop_tokens
 from kvfold.bench.ask.prompts import Prompt
-from kvfold.bench.suite import find
+from kvfold.bench.suites import find
 
 
 def prompts(lengths, *, reply_tokens=6):
@@ -57,7 +57,7 @@ def test_asking_leaves_the_fold_as_it_was():
     from kvfold.bench.ask.asking import ask_rows
 
     one = prompts([300])[0]
-    rows = folded(stranger(), "snapkv(keep=0.2)", [one.context])
+    rows = read_and_fold(stranger(), "snapkv(keep=0.2)", [one.context])
     first, again = (ask_rows(stranger(), rows, [one])[0] for _ in range(2))
     assert first.tokens == again.tokens
     assert rows.fed_tokens == [300]
@@ -68,23 +68,23 @@ def test_asking_leaves_the_fold_as_it_was():
     [([], []), ([5], [[0]]), ([100, 50, 101, 51, 105], [[1, 3], [0, 2], [4]]), ([640, 660, 661], [[0, 1], [2]])],
 )
 def test_rows_of_like_length_go_together(lengths, groups):
-    assert alike(lengths, alone=False) == groups
-    assert alike(lengths, alone=True) == [[row] for group in groups for row in group]
+    assert group_by_length(lengths, alone=False) == groups
+    assert group_by_length(lengths, alone=True) == [[row] for group in groups for row in group]
 
 
 def test_models_with_sliding_layers_are_asked_one_by_one():
     subject = stranger(slides=True)
-    assert slides(subject)
-    assert not slides(stranger())
+    assert has_sliding_layers(subject)
+    assert not has_sliding_layers(stranger())
     asked = prompts([40, 41])
     assert [one.tokens for one in ask(subject, "full", asked)] == [ask(subject, "full", [p])[0].tokens for p in asked]
 
 
 def test_every_token_that_ends_a_reply_stops_it(monkeypatch):
     subject = stranger()
-    assert subject.tokenizer.eos_token_id in stops(subject)
+    assert subject.tokenizer.eos_token_id in stop_tokens(subject)
     monkeypatch.setattr(subject.model.generation_config, "eos_token_id", [7, 9])
-    assert stops(subject) == {subject.tokenizer.eos_token_id, 7, 9}
+    assert stop_tokens(subject) == {subject.tokenizer.eos_token_id, 7, 9}
 
 
 @pytest.mark.parametrize("name", ["needle", "ruler"])

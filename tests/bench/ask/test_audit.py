@@ -10,12 +10,15 @@ from rich.console import Console
 
 from fakes import model_of
 from kvfold.bench.ask.audit import AuditedRows, check_fed
-from kvfold.bench.reader import Reader
+from kvfold.bench.ask.cost import size_fields
+from kvfold.bench.ask.reader import Reader
 from kvfold.bench.report.live import PlainLines
 from kvfold.bench.run import journal
 from kvfold.bench.run.executor import InProcess
-from kvfold.bench.run.runner import Job, Setting, run
-from kvfold.bench.suite import Subject, held
+from kvfold.bench.run.job import Job
+from kvfold.bench.run.runner import run
+from kvfold.bench.run.setting import Setting
+from kvfold.bench.subject import Subject
 from kvfold.errors import SuiteError
 from kvfold.plan import Plan
 from kvfold.select.streaming_llm import StreamingLLM
@@ -123,7 +126,7 @@ class Folding(Coins):
     plans = {"full": "full", "none": "none", "hoarder": Plan(select=Hoarder(keep=0.2))}  # noqa: RUF012
 
     def ask(self, subject, plan, samples):
-        sizes = held(two_turns(AuditedRows(subject.model, self.plans[plan], rows=1)).ledger(), rows=1)
+        sizes = size_fields(two_turns(AuditedRows(subject.model, self.plans[plan], rows=1)).ledger(), rows=1)
         score = float(plan == "full")
         return [
             dataclasses.replace(one, score=score, **sizes)

@@ -57,7 +57,7 @@ def subject():
     import torch
     from transformers import AutoTokenizer
 
-    from kvfold.bench.suite import Subject
+    from kvfold.bench.subject import Subject
     from kvfold.hf.load import SHIPPED, new_llama
 
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from lm_eval.tasks import TaskManager
 
 from kvfold.bench.choices import choose
 from kvfold.bench.harness.tasks import load
-from kvfold.bench.suite import find
+from kvfold.bench.suites import find
 from kvfold.errors import DataError, SuiteError
 
 

@@ -9,7 +9,7 @@ from kvfold.bench.ask.audit import AuditedRows
 from kvfold.bench.peers.catalog import PEERS, second_python
 from kvfold.bench.peers.process import PeerError
 from kvfold.bench.peers.rivals import Rivals
-from kvfold.bench.suite import Subject
+from kvfold.bench.subject import Subject
 from kvfold.hf.load import SHIPPED, load, new_llama
 
 pytestmark = pytest.mark.slow

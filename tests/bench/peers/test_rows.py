@@ -5,9 +5,9 @@ import time
 import called
 import pytest
 
+from kvfold.bench.ask.cost import size_fields
+from kvfold.bench.ask.reader import Reader
 from kvfold.bench.peers.process import PeerError, Process
-from kvfold.bench.reader import Reader
-from kvfold.bench.suite import held
 from kvfold.errors import DataError
 
 
@@ -40,7 +40,7 @@ def test_sizes_are_what_was_found_by_walking_and_the_claim_stands_beside(far):
     rows.feed([[1] * 10, [1] * 30])
     spent = rows.ledger()
     assert (spent.seen, spent.stored_bytes, spent.full_bytes) == (40, 320, 640)
-    assert held(spent, rows=2) == {
+    assert size_fields(spent, rows=2) == {
         "stored": 0.5, "resident": 0.5, "attended": 0.5, "stored_bytes": 160, "resident_bytes": 160,
         "full_bytes": 320, "claimed": 0.25,
     }  # fmt: skip

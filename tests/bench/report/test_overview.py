@@ -5,7 +5,7 @@ import pytest
 
 from kvfold.bench.report.overview import overview
 from kvfold.bench.report.tables import tables
-from kvfold.bench.run.record import MEASURED
+from kvfold.bench.run.record import UNMEASURED
 from kvfold.errors import FileError
 
 TWENTY = (1.0, 0.0) * 10
@@ -58,7 +58,7 @@ def test_a_plan_that_was_not_run_on_a_suite_leaves_its_cell_empty():
 
 def test_a_rival_that_fails_is_a_row_and_a_note_that_says_how():
     failed = dataclasses.replace(
-        made.record("kvpress:KVzip(keep=0.5)", 0.5, TWENTY), failure="ValueError: no keys", **MEASURED
+        made.record("kvpress:KVzip(keep=0.5)", 0.5, TWENTY), failure="ValueError: no keys", **UNMEASURED
     )
     text = overview(tables([*made.run(), failed]))
     assert "| `kvpress:KVzip(keep=0.5)` |  |  |  | failed |" in text

@@ -1,14 +1,16 @@
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from faults import FaultySuite
 from random_model import save_random_model
 
-from kvfold.bench.run.executor import InProcess, open_executor
-from kvfold.bench.run.setting import Setting, set_up
-from kvfold.bench.run.subject import open_subject
+from kvfold.bench.run.executor import InProcess
+from kvfold.bench.run.executors import open_executor
+from kvfold.bench.run.setting import Setting
+from kvfold.bench.subject import open_subject
 from kvfold.errors import ModelError, SuiteError
 
 PLAN = "streaming_llm(keep=0.5)"
@@ -24,29 +26,32 @@ def setting(model: Path, folder: Path, **faults) -> Setting:
     return Setting(suite=suite, subject=open_subject(str(model)), n=5, seed=3, threads=1)
 
 
-def answers(where, asked: Setting):
-    return [outcome for some in where.map(asked, PLAN, asked.spans) for outcome in some]
+def answers(where, given: Setting):
+    return [outcome for batch in where.map(given, PLAN, given.batches) for outcome in batch]
 
 
-def test_spans_cover_every_sample_once(model, tmp_path):
-    spans = setting(model, tmp_path).spans
-    assert [i for span in spans for i in range(span.start, span.stop)] == list(range(5))
-    assert {span.stop - span.start for span in spans} == {2, 1}
+def test_batches_cover_every_sample_once(model, tmp_path):
+    batches = setting(model, tmp_path).batches
+    assert [i for batch in batches for i in batch] == list(range(5))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
 
 
-def test_an_order_sets_up_the_same_setting_elsewhere(model, tmp_path):
+def test_a_setting_is_sent_without_its_model_and_is_the_same_elsewhere(model, tmp_path):
     first = setting(model, tmp_path)
-    again = set_up(pickle.loads(pickle.dumps(first.order)))
-    assert again.asked == first.asked
+    pickled = pickle.dumps(first)
+    assert len(pickled) < 2000
+    again = pickle.loads(pickled)
+    assert again.subject.model is not first.subject.model
+    assert again.sample_fields == first.sample_fields
     assert again.samples == first.samples
 
 
 def test_a_worker_with_other_weights_is_refused(model, tmp_path):
-    asked = setting(model, tmp_path)
+    first = setting(model, tmp_path)
     other = save_random_model(tmp_path / "other", seed=1)
-    order = type(asked.order)(**{n: getattr(asked.order, n) for n in asked.order.__slots__} | {"model": str(other)})
+    pickled = pickle.dumps(replace(first, subject=replace(first.subject, name=str(other))))
     with pytest.raises(ModelError, match="it found other weights"):
-        set_up(order)
+        pickle.loads(pickled)
 
 
 def test_an_unknown_executor_names_the_real_ones():
@@ -64,7 +69,7 @@ class TestWorkers:
         """Workers must find the suite of this test, which is in no package."""
         pytest.importorskip("ray")
         monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine starts slowly
-        here = str(Path(__file__).parent)
+        here = str(Path(__file__).parents[1])
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
 
     @pytest.fixture

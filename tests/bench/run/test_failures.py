@@ -11,14 +11,17 @@ import pytest
 from coins import SUBJECT, Coins
 from rich.console import Console
 
+from kvfold.bench.ask.reader import open_rows
 from kvfold.bench.peers.process import PeerError
 from kvfold.bench.report import page as report
 from kvfold.bench.report import tables
 from kvfold.bench.report.live import LiveTable, PlainLines, drawn
 from kvfold.bench.run import journal
 from kvfold.bench.run.executor import InProcess
-from kvfold.bench.run.record import MEASURED
-from kvfold.bench.run.runner import Job, Setting, run
+from kvfold.bench.run.job import Job
+from kvfold.bench.run.record import UNMEASURED
+from kvfold.bench.run.runner import run
+from kvfold.bench.run.setting import Setting
 
 RIVAL = Job(plan="half:Way(keep=0.5)", keep=0.5)
 LATER = Job(plan="half", keep=0.5)
@@ -57,7 +60,7 @@ def test_a_failure_is_a_record_and_the_run_goes_on(tmp_path):
 def test_in_the_file_what_was_not_measured_is_null_and_comes_back(tmp_path):
     records = go(tmp_path, Rivalled())
     line = json.loads((tmp_path / "records.jsonl").read_text().splitlines()[2])
-    assert {name: line[name] for name in MEASURED} == dict.fromkeys(MEASURED)
+    assert {name: line[name] for name in UNMEASURED} == dict.fromkeys(UNMEASURED)
     assert [record.line() for record in journal.Journal(tmp_path).records] == [record.line() for record in records]
 
 
@@ -84,7 +87,7 @@ def test_who_watches_sees_the_failure(tmp_path, watch):
 
 def failed_run():
     rival = made.record("kvpress:KVzip(keep=0.5)", 0.5, (0.0,) * 20)
-    return [*made.run(), dataclasses.replace(rival, failure="ValueError: no keys", **MEASURED)]
+    return [*made.run(), dataclasses.replace(rival, failure="ValueError: no keys", **UNMEASURED)]
 
 
 def test_a_table_has_a_row_for_the_failure_and_a_note_that_says_how():
@@ -138,7 +141,7 @@ def test_a_real_rivals_crash_goes_through_a_run(tmp_path, monkeypatch):
     class Fed(Coins):
         def ask(self, subject, plan, samples):
             if plan.startswith("far:"):
-                rows = subject.rows(plan, count=len(samples))
+                rows = open_rows(subject, plan, count=len(samples))
                 rows.feed([[1, 2]] * len(samples))
                 rows.ledger()
             return Coins.ask(self, subject, plan if plan in ("full", "none") else "half", samples)

@@ -9,7 +9,9 @@ from kvfold.bench.report.live import LiveTable, PlainLines, drawn
 from kvfold.bench.report.tables import tables
 from kvfold.bench.run import journal
 from kvfold.bench.run.executor import InProcess
-from kvfold.bench.run.runner import Job, Setting, run
+from kvfold.bench.run.job import Job
+from kvfold.bench.run.runner import run
+from kvfold.bench.run.setting import Setting
 
 HALF, MOST = Job(plan="half", keep=0.5), Job(plan="most", keep=0.75)
 TIMES = ("ttft_seconds", "tpot_seconds", "wall_seconds")
@@ -132,7 +134,7 @@ def test_a_method_saw_the_question_where_it_looks_and_the_suite_shows_it(tmp_pat
 
 def test_what_a_suite_foretells_is_said_before_it_is_measured(tmp_path):
     class Seer(Coins):
-        def foretold(self, subject, plan):
+        def prediction(self, subject, plan):
             return f"{plan} will take a while"
 
     said = io.StringIO()

@@ -2,9 +2,9 @@ from statistics import median
 
 import pytest
 
-from kvfold.bench.ask import audit
-from kvfold.bench.suite import Subject, find, names
-from kvfold.bench.suites import chat
+from kvfold.bench.ask import reader
+from kvfold.bench.subject import Subject
+from kvfold.bench.suites import chat, find, names
 from kvfold.data import FAMILIES
 from kvfold.errors import SuiteError
 from kvfold.hf.load import SHIPPED, new_llama
@@ -25,7 +25,7 @@ def subject():
     return Subject(name="random", model=model, tokenizer=tokenizer, fingerprint="0", dtype="float32", device="cpu")
 
 
-class Parrot(audit.AuditedRows):
+class Parrot(reader.AuditedRows):
     """Rows that write down what is done to them and answer with prepared replies. It changes."""
 
     replies: list[str]
@@ -50,7 +50,7 @@ class Parrot(audit.AuditedRows):
 @pytest.fixture
 def parrot(subject, monkeypatch):
     Parrot.log, Parrot.tokenizer = [], subject.tokenizer
-    monkeypatch.setattr(audit, "AuditedRows", Parrot)
+    monkeypatch.setattr(reader, "AuditedRows", Parrot)
     return Parrot
 
 

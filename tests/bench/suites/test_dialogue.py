@@ -11,7 +11,7 @@ from strangers import stranger
 from kvfold.bench.ask.divergence import Compared
 from kvfold.bench.ask.transcript import transcript
 from kvfold.bench.choices import choose
-from kvfold.bench.suite import find
+from kvfold.bench.suites import find
 from kvfold.bench.suites.dialogue import SUITE, DialogueSuite, _measured
 from kvfold.chat.rows import Rows
 from kvfold.errors import DataError, SuiteError
@@ -114,11 +114,11 @@ def test_every_token_of_a_value_must_be_right_and_no_other(suite):
     said = sample.messages[value.message].content[value.start : value.end]
     places = [i for i in range(first, len(read.tokens)) if i in read.stretch(value.message, value.start, value.end)]
     assert stranger().tokenizer.decode([read.tokens[i] for i in places]).strip() == said == "San Jose"
-    foretold = [i - first - 1 for i in places]  # token i is foretold by the one before it
-    assert _measured(sample, read, compared(count, at=set(range(count)) - set(foretold)))["exact"] == 1.0
-    for place in foretold:
+    prediction = [i - first - 1 for i in places]  # token i is prediction by the one before it
+    assert _measured(sample, read, compared(count, at=set(range(count)) - set(prediction)))["exact"] == 1.0
+    for place in prediction:
         assert _measured(sample, read, compared(count, at=[place]))["exact"] == 0.0
-    assert _measured(sample, read, compared(count))["value_log_likelihood"] == -sum(foretold) / len(foretold)
+    assert _measured(sample, read, compared(count))["value_log_likelihood"] == -sum(prediction) / len(prediction)
 
 
 def test_replies_after_the_first_turn_are_compared_and_no_words_of_the_user(suite):

@@ -5,7 +5,9 @@ import torch
 
 from fakes import model_of
 from kvfold.bench.ask import fault_checks
-from kvfold.bench.suite import Subject, find
+from kvfold.bench.ask.reader import open_rows
+from kvfold.bench.subject import Subject
+from kvfold.bench.suites import find
 from kvfold.bench.suites.faults import SUITE
 from kvfold.errors import SuiteError
 
@@ -91,4 +93,4 @@ def test_a_rival_that_nobody_called_is_one_clear_line(subject):
     with pytest.raises(SuiteError, match="give it by --peers"):
         SMALL.ask(subject, "kvpress:SnapKV(keep=0.5)", SMALL.samples(n=1, seed=0))
     with pytest.raises(SuiteError, match="give it by --peers"):
-        subject.rows("kvpress:SnapKV(keep=0.5)", count=1)
+        open_rows(subject, "kvpress:SnapKV(keep=0.5)", count=1)

@@ -8,7 +8,7 @@ import pytest
 from strangers import stranger
 
 from kvfold.bench.choices import choose
-from kvfold.bench.suite import find
+from kvfold.bench.suites import find
 from kvfold.bench.suites.fidelity import SUITE, FidelitySuite
 from kvfold.data import dialogue
 from kvfold.data.passages import Passage

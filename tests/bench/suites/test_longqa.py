@@ -8,8 +8,7 @@ from strangers import stranger
 
 from kvfold.bench.ask.prompts import expected, prompt
 from kvfold.bench.choices import choose
-from kvfold.bench.suite import find
-from kvfold.bench.suites import longqa
+from kvfold.bench.suites import find, longqa
 from kvfold.bench.suites.longqa import token_f1
 from kvfold.errors import DataError, SuiteError
 
@@ -63,13 +62,13 @@ def test_too_many_samples_say_how_many_there_are(tales):
 
 def counted(monkeypatch):
     fed = []
-    fold = longqa.folded
+    fold = longqa.read_and_fold
 
     def watching(subject, plan, contexts):
         fed.append([len(context) for context in contexts])
         return fold(subject, plan, contexts)
 
-    monkeypatch.setattr(longqa, "folded", watching)
+    monkeypatch.setattr(longqa, "read_and_fold", watching)
     return fed
 
 

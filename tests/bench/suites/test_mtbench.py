@@ -11,8 +11,11 @@ from kvfold.bench.judging.suite import agreement
 from kvfold.bench.judging.talk import TASKS
 from kvfold.bench.report.live import PlainLines
 from kvfold.bench.run.executor import InProcess
-from kvfold.bench.run.runner import Job, Setting, run
-from kvfold.bench.suite import Subject, find
+from kvfold.bench.run.job import Job
+from kvfold.bench.run.runner import run
+from kvfold.bench.run.setting import Setting
+from kvfold.bench.subject import Subject
+from kvfold.bench.suites import find
 from kvfold.errors import DataError, KvfoldError, SuiteError
 from kvfold.hf.load import SHIPPED, new_llama
 

@@ -4,8 +4,7 @@ from strangers import stranger
 from kvfold.bench.ask.asking import Answer
 from kvfold.bench.ask.prompts import length
 from kvfold.bench.choices import choose
-from kvfold.bench.suite import find, names
-from kvfold.bench.suites import needle
+from kvfold.bench.suites import find, names, needle
 from kvfold.data import NEEDLES
 from kvfold.errors import DataError, SuiteError
 

@@ -7,8 +7,7 @@ from strangers import stranger
 
 from kvfold.bench.ask.asking import Answer
 from kvfold.bench.choices import choose
-from kvfold.bench.suite import find
-from kvfold.bench.suites import ruler
+from kvfold.bench.suites import find, ruler
 from kvfold.data.ruler import QUESTIONS, TASKS
 from kvfold.errors import DataError, SuiteError
 

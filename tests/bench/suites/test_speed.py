@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from kvfold.bench.run.subject import open_subject
-from kvfold.bench.speed.stages import staged
+from kvfold.bench.speed import stages
+from kvfold.bench.speed.models import feed
+from kvfold.bench.speed.stages import StageTimer, observed, staged
+from kvfold.bench.subject import open_subject
 from kvfold.bench.suites.speed import SUITE, Speed
 from kvfold.errors import SuiteError
-from kvfold.memory.layer import Layer
-from kvfold.memory.memory import Memory
-from kvfold.memory.tail import Tail
+from kvfold.open import cache
 
 SHAPE = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -61,15 +61,40 @@ def test_stages_are_named_and_a_plan_that_folds_spends_on_selection(subject):
     assert spent["snapkv(keep=0.25)"]["selection_seconds"] > 0.0
 
 
-def test_timing_stages_leaves_no_trace_even_after_an_error():
-    methods = [vars(kind)[name] for kind, name in ((Memory, "attend"), (Layer, "fold"), (Tail, "append"))]
+def test_timing_stages_leaves_no_trace_even_after_an_error(subject):
+    past = cache(subject.model, "snapkv(keep=0.25)")
 
     def fails():
+        assert past.memory.timer is not None
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        staged(fails, synchronise=lambda: None)
-    assert methods == [vars(kind)[name] for kind, name in ((Memory, "attend"), (Layer, "fold"), (Tail, "append"))]
+        staged(past, fails, synchronise=lambda: None)
+    assert past.memory.timer is None
+
+
+@pytest.mark.parametrize("plan", ["snapkv(keep=0.25)", "sonic(keep=0.25, verbatim=0.5)"])
+def test_stages_of_one_cache_are_measured_and_no_other(subject, plan):
+    """A fold that is asked for between forwards is selection; another cache's work is not in the sums."""
+    measured, other = (cache(subject.model, plan, prompt_tokens=0) for _ in range(2))
+    feed(measured, subject.model, 64)
+    timer = StageTimer(lambda: None)
+    with observed(measured, timer):
+        feed(other, subject.model, 64)
+        other.fold()
+        assert set(timer.seconds.values()) == {0.0}
+        measured.fold()
+    assert timer.seconds["fold"] > 0.0
+    assert timer.seconds["attend"] == timer.seconds["append"] == 0.0
+
+
+def test_the_seconds_of_an_inner_stage_are_not_counted_twice(monkeypatch):
+    moments = iter([0.0, 1.0, 3.0, 8.0])  # attend begins, fold begins and ends, attend ends
+    monkeypatch.setattr(stages, "perf_counter", lambda: next(moments))
+    timer = StageTimer(lambda: None)
+    with timer("attend"), timer("fold"):
+        pass
+    assert timer.seconds == {"attend": 6.0, "fold": 2.0, "append": 0.0}
 
 
 def test_fewer_bytes_are_moved_where_fewer_are_held(subject):
@@ -81,7 +106,7 @@ def test_fewer_bytes_are_moved_where_fewer_are_held(subject):
 
 
 def test_the_floor_is_foretold_in_bytes_over_bandwidth(subject, suite):
-    said = suite.foretold(subject, "streaming_llm(keep=0.25)")
+    said = suite.prediction(subject, "streaming_llm(keep=0.25)")
     assert said.startswith("a turn takes at least ")
     assert "GB/s" in said
 

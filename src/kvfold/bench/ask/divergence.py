@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.bench.suite import Subject
+from kvfold.bench.ask.reader import open_rows
+from kvfold.bench.subject import Subject
 from kvfold.budget.ledger import Ledger
 from kvfold.chat.rows import Pace
 
@@ -38,8 +39,8 @@ class Beside:
     """Rows under a plan and the same rows under `full`. It changes with every feed and fold."""
 
     def __init__(self, subject: Subject, plan: str, *, rows: int) -> None:
-        self.own = subject.rows(plan, count=rows)
-        self.full = subject.rows("full", count=rows)
+        self.own = open_rows(subject, plan, count=rows)
+        self.full = open_rows(subject, "full", count=rows)
         vocabulary = subject.model.get_output_embeddings().weight.shape[0]
         self._width = max(1, LOGITS // (vocabulary * rows))
 
@@ -64,7 +65,7 @@ class Beside:
                     found[row].append(compare(own, full, torch.tensor(tokens)))
         return [joined(pieces) for pieces in found]
 
-    def greedy(self, prompts: Chunks, *, most: int) -> tuple[list[int], Pace]:
+    def greedy(self, prompts: Chunks, *, most: int) -> tuple[list[int], Pace | None]:
         """How many tokens both caches say alike after these prompts, at most so many, and the pace of the plan's.
 
         Neither prompts nor answers are remembered.

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvfold.bench.ask.cost import size_fields
 from kvfold.bench.peers.plans import is_rival
-from kvfold.bench.suite import Subject, held
+from kvfold.bench.subject import Subject
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import SuiteError
 from kvfold.hf.cache import FoldedCache
@@ -46,7 +47,7 @@ def second_turn(subject: Subject, plan: str, first: Sequence[int], second: Seque
             model.generate(torch.cat([text, _batch(model, second)], dim=1), **options)
     finally:
         hook.remove()
-    return Scene(seen={"fed": given[before]}, sizes=held(past.ledger(), rows=1))
+    return Scene(seen={"fed": given[before]}, sizes=size_fields(past.ledger(), rows=1))
 
 
 def padded(subject: Subject, plan: str, ids: Sequence[int], *, pads: int) -> Scene:
@@ -58,7 +59,7 @@ def padded(subject: Subject, plan: str, ids: Sequence[int], *, pads: int) -> Sce
     alone, _ = _after_fold(subject, plan, ids, 0)
     beside, past = _after_fold(subject, plan, ids, pads)
     difference = float((alone - beside).abs().max() / alone.abs().max())
-    return Scene(seen={"difference": difference}, sizes=held(past.ledger(), rows=1))
+    return Scene(seen={"difference": difference}, sizes=size_fields(past.ledger(), rows=1))
 
 
 def _after_fold(subject: Subject, plan: str, ids: Sequence[int], pads: int) -> tuple[Tensor, FoldedCache]:
@@ -90,4 +91,4 @@ def _sizes(plan: str, said: dict[str, Any]) -> dict[str, Any]:
     spent = Ledger(
         plan=plan, fed=said["seen"], slack_bytes=0, attended_slots=said["slots"], parts=(), **known
     )  # fmt: skip
-    return held(spent, rows=1)
+    return size_fields(spent, rows=1)

@@ -14,8 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from kvfold.bench.harness.scoring import Passage, Scorer
-from kvfold.bench.run.subject import open_subject
-from kvfold.bench.suite import Subject
+from kvfold.bench.subject import Subject, open_subject
 from kvfold.errors import SuiteError
 from kvfold.plan import Plan
 

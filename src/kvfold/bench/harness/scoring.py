@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.bench.ask.asking import PIECE, alike, slides, stops
-from kvfold.bench.suite import Subject, held
+from kvfold.bench.ask.asking import PIECE, group_by_length, has_sliding_layers, stop_tokens
+from kvfold.bench.ask.cost import pace_fields, size_fields
+from kvfold.bench.ask.reader import Reader, open_rows
+from kvfold.bench.subject import Subject
 
 FIRST_TOKENS = 32  # of a greedy continuation before its end is looked for; then four times as many, and so on
 
@@ -63,7 +65,7 @@ class Scorer:
         """`rows` contexts side by side at most; a continuation is scored in pieces of `stride` tokens."""
         self.subject, self.plan = subject, plan
         self.rows, self.stride = rows, stride
-        self.alone = slides(subject)
+        self.alone = has_sliding_layers(subject)
         self.costs = Costs()
 
     def likelihoods(self, passages: Sequence[Passage]) -> list[Likelihood]:
@@ -94,13 +96,13 @@ class Scorer:
 
     def _batches(self, things: list[Any], length: Callable[[Any], int]) -> Iterator[list[Any]]:
         """What goes together: rows of like length, not more than fit."""
-        for group in alike([length(thing) for thing in things], alone=self.alone):
+        for group in group_by_length([length(thing) for thing in things], alone=self.alone):
             for start in range(0, len(group), self.rows):
                 yield [things[i] for i in group[start : start + self.rows]]
 
-    def _folded(self, contexts: Sequence[Sequence[int]]) -> Any:
+    def _folded(self, contexts: Sequence[Sequence[int]]) -> Reader:
         """Rows that have read all of these contexts but their last tokens, folded once."""
-        rows = self.subject.rows(self.plan, count=len(contexts))
+        rows = open_rows(self.subject, self.plan, count=len(contexts))
         for start in range(0, max(map(len, contexts)) - 1, PIECE):
             rows.feed([context[:-1][start : start + PIECE] for context in contexts])
         if any(rows.fed_tokens):
@@ -110,7 +112,7 @@ class Scorer:
     def _short(self, passages: Sequence[Passage], groups: Sequence[Sequence[int]]) -> dict[int, Likelihood]:
         """Continuations of one stride at most: each row has one context and, one after the other, its continuations."""
         rows = self._folded([passages[group[0]].context for group in groups])
-        cost, found = held(rows.ledger(), rows=len(groups)), {}
+        cost, found = size_fields(rows.ledger(), rows=len(groups)), {}
         for turn in range(max(map(len, groups))):
             asked = [(row, group[turn]) for row, group in enumerate(groups) if turn < len(group)]
             chunks: list[tuple[int, ...]] = [() for _ in groups]
@@ -134,7 +136,7 @@ class Scorer:
             for row, i in enumerate(some):
                 scored[row].append(_compared(logits[row], passages[i].continuation[piece]))
             rows.fold()
-        cost = held(rows.ledger(), rows=len(some))
+        cost = size_fields(rows.ledger(), rows=len(some))
         self.costs.add(len(some), cost | {"ttft_seconds": perf_counter() - begun, "tpot_seconds": 0.0})
         return {i: _likelihood(each) for i, each in zip(some, scored, strict=True)}
 
@@ -142,15 +144,14 @@ class Scorer:
         self, contexts: Sequence[tuple[int, ...]], tokens: int, ended: Callable[[list[int]], bool]
     ) -> list[list[int]]:
         rows = self._folded(contexts)
-        cost = held(rows.ledger(), rows=len(contexts))
+        cost = size_fields(rows.ledger(), rows=len(contexts))
         size = min(FIRST_TOKENS, tokens)
         while True:
-            answers = rows.answer([c[-1:] for c in contexts], max_new_tokens=size, stop=stops(self.subject))
+            answers = rows.answer([c[-1:] for c in contexts], max_new_tokens=size, stop=stop_tokens(self.subject))
             if size == tokens or all(len(answer) < size or ended(answer) for answer in answers):
                 break
             size = min(4 * size, tokens)
-        pace = {"ttft_seconds": rows.pace.first_seconds, "tpot_seconds": rows.pace.token_seconds or 0.0}
-        self.costs.add(len(contexts), cost | pace)
+        self.costs.add(len(contexts), cost | pace_fields(rows.pace))
         return answers
 
 

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvfold.bench.ask.asking import alike, slides, stops
+from kvfold.bench.ask.asking import group_by_length, has_sliding_layers, stop_tokens
+from kvfold.bench.ask.cost import pace_fields, size_fields
+from kvfold.bench.ask.reader import open_rows
 from kvfold.bench.ask.script import script
 from kvfold.bench.judging.talk import Talk
-from kvfold.bench.suite import Subject, held
+from kvfold.bench.subject import Subject
 from kvfold.data import Message
 
 
@@ -53,11 +55,11 @@ def _groups(subject: Subject, talks: Sequence[Talk]) -> list[list[int]]:
     shapes: dict[tuple[bool, ...], list[int]] = {}
     for i, talk in enumerate(talks):
         shapes.setdefault(tuple(turn.counts for turn in talk.turns), []).append(i)
-    alone = slides(subject)
+    alone = has_sliding_layers(subject)
     together = []
     for indices in shapes.values():
         lengths = [sum(len(turn.question) + len(turn.reply or "") for turn in talks[i].turns) for i in indices]
-        together += [[indices[row] for row in group] for group in alike(lengths, alone=alone)]
+        together += [[indices[row] for row in group] for group in group_by_length(lengths, alone=alone)]
     return together
 
 
@@ -66,7 +68,7 @@ class _Conversation:
 
     def __init__(self, subject: Subject, plan: str, talks: Sequence[Talk], reply_tokens: int) -> None:
         self.subject, self.talks, self.limit = subject, talks, reply_tokens
-        self.rows = subject.rows(plan, count=len(talks))
+        self.rows = open_rows(subject, plan, count=len(talks))
         self.said: list[list[Message]] = [[] for _ in talks]
         self.tokens: list[list[tuple[int, ...]]] = [[] for _ in talks]
         self.texts: list[list[str]] = [[] for _ in talks]
@@ -102,18 +104,14 @@ class _Conversation:
         answers = self.rows.answer(
             [script(tokenizer, said).question for said in self.said],
             max_new_tokens=self.limit,
-            stop=stops(self.subject),
+            stop=stop_tokens(self.subject),
         )
         texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in answers]
         for row, talk in enumerate(self.talks):
             if talk.turns[turn].counts:
                 self.tokens[row].append(tuple(answers[row]))
                 self.texts[row].append(texts[row])
-        pace = self.rows.pace
-        assert pace is not None, "an answer has a pace"
-        times = {"ttft_seconds": pace.first_seconds, "tpot_seconds": pace.token_seconds or 0.0}
-        assert spent is not None, "a plan has a ledger"
-        self.cost = {**held(spent, rows=len(self.talks)), **times}
+        self.cost = size_fields(spent, rows=len(self.talks)) | pace_fields(self.rows.pace)
         return texts
 
     def _remember(self, next_questions: Sequence[str]) -> None:

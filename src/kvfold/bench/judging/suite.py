@@ -18,7 +18,8 @@ from kvfold.bench.judging.notebook import Notebook, key_of, open_notebook
 from kvfold.bench.judging.replies import Replies, replies
 from kvfold.bench.judging.rubric import VERSION
 from kvfold.bench.judging.talk import Talk
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import DataError, SuiteError
 
 REPLIES, JUDGEMENTS = "replies.jsonl", "judgements.jsonl"

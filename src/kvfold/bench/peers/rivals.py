@@ -11,7 +11,7 @@ from kvfold.bench.peers.catalog import PEERS, Peer
 from kvfold.bench.peers.plans import RivalPlan, parse
 from kvfold.bench.peers.process import LIMIT_SECONDS, PeerError, Process
 from kvfold.bench.peers.rows import PeerRows
-from kvfold.bench.suite import Subject
+from kvfold.bench.subject import Subject
 
 WEIGHT_TOLERANCE = 1e-6  # of the sum over all weights, which two builds of torch may add in another order
 

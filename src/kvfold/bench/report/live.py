@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table as Grid
 
 from kvfold.bench.report.tables import AGAINST_RIVAL, Table, cells, heads, notes
+from kvfold.bench.run.job import Job
 from kvfold.bench.run.record import Record
-from kvfold.bench.run.runner import Job
 from kvfold.bench.suite import Outcome
 
 COLUMNS = ("plan", "samples", "score so far", "kept", "time")
@@ -25,9 +25,9 @@ class PlainLines:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def begin(self, job: Job, n: int, foretold: str) -> None:
+    def begin(self, job: Job, n: int, prediction: str) -> None:
         """Say what starts, and what is expected of it."""
-        said = f"; {foretold}" if foretold else ""
+        said = f"; {prediction}" if prediction else ""
         self._console.print(f"{job.plan}: {n} samples{said}", highlight=False, soft_wrap=True)
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
@@ -57,11 +57,11 @@ class LiveTable:
     def __exit__(self, *problem: object) -> None:
         self._live.__exit__(None, None, None)
 
-    def begin(self, job: Job, n: int, foretold: str) -> None:
+    def begin(self, job: Job, n: int, prediction: str) -> None:
         """Open a row; what is expected of it stands above the table."""
         self._wanted = n
-        if foretold:
-            self._live.console.print(f"{job.plan}: {foretold}", highlight=False)
+        if prediction:
+            self._live.console.print(f"{job.plan}: {prediction}", highlight=False)
         self._show(job, (job.plan, f"0/{n}", "", "", ""))
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:

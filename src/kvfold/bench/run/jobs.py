@@ -1,8 +1,8 @@
 """From what a user writes to what the runner runs: plan texts and sizes in, one job per plan and size out.
 
-`--keep` sets the size of every plan that has one, in place of its own, and lends one to a plan that names none; without
-it a plan keeps its own, and the usual sizes are lent. A plan that evicts is run in each scope of the suite unless its
-text names a scope; tables show the better.
+`--keep` sets the size of every plan that can have one, also where the plan's text names another. Without it a plan
+keeps the size in its text, and a plan that names none is run at the default sizes. A plan that evicts is run in each
+scope of the suite unless its text names a scope; tables show the better.
 """
 
 import ast
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from kvfold.bench.peers import plans as rivals
 from kvfold.bench.peers.catalog import PEERS
-from kvfold.bench.run.runner import Job
+from kvfold.bench.run.job import Job
 from kvfold.errors import BudgetError, KvfoldError, PlanError
 from kvfold.plan import Plan, members
 
@@ -18,7 +18,7 @@ _SIZES = {"keep", "tokens", "max_bytes"}
 
 
 def parse_keeps(text: str | None) -> tuple[float, ...]:
-    """`"0.5,0.2"` as numbers, the largest first as written; no text, no sizes."""
+    """Read `"0.5,0.2"` as numbers, in the order of writing; no text, no sizes."""
     try:
         keeps = tuple(float(word) for word in (text or "").split(",") if word.strip())
     except ValueError:
@@ -31,16 +31,16 @@ def parse_keeps(text: str | None) -> tuple[float, ...]:
 
 
 def sizes(text: str | None, *, usual: str) -> dict[str, tuple[float, ...]]:
-    """What `parse_jobs` and `parse_rivals` are to be told of a `--keep`; None: it was left away."""
+    """Give the sizes of a `--keep` as arguments of `parse_jobs` and `parse_rivals`; None: it was left away."""
     return {"keeps": parse_keeps(text), "usual": parse_keeps(usual) if text is None else ()}
 
 
 def parse_jobs(
     plans: str, *, keeps: Sequence[float] = (), usual: Sequence[float] = (), scopes: Sequence[str] = ()
 ) -> list[Job]:
-    """Every job that `"A; B"` means at these sizes and in these scopes. Raises PlanError for a text that is no plan.
+    """List every job that `"A; B"` means at these sizes and in these scopes. Raises PlanError for what is no plan.
 
-    `keeps` stand in place of a plan's own size; without them, `usual` are for plans that name none.
+    `keeps` replace the sizes in the texts; without them, `usual` are the sizes of plans that name none.
     """
     texts = [text.strip() for text in plans.split(";") if text.strip()]
     if not texts:
@@ -51,7 +51,7 @@ def parse_jobs(
 
 
 def parse_rivals(texts: str, *, keeps: Sequence[float] = (), usual: Sequence[float] = ()) -> list[Job]:
-    """Every job that `"kvpress:SnapKV; ..."` means at these sizes. Raises SuiteError for what is not there."""
+    """List every job that `"kvpress:SnapKV; ..."` means at these sizes. Raises SuiteError for what is not there."""
     found = rivals.parse_all(texts, keeps=keeps, usual=usual)
     for peer in dict.fromkeys(plan.peer for plan in found):
         PEERS[peer].command()  # its interpreter must be there before anything runs
@@ -76,7 +76,7 @@ def _scoped(plan: Plan, text: str, scopes: Sequence[str]) -> list[Job]:
 
 
 def _variants(plan: Plan, scopes: Sequence[str]) -> list[Plan]:
-    """The plan in each scope that it can be in: what folds a segment once has no other than its own."""
+    """The plan in each scope that it can be in; a one-shot method has one scope only."""
     found = []
     for scope in scopes:
         try:
@@ -104,19 +104,20 @@ def _keywords(text: str) -> set[str]:
 
 
 def _with_size(text: str, keep: float) -> str:
-    """The text with a size for a member that must have one and names none."""
+    """The text with `keep` for the member that must have a size and names none."""
     if _keywords(text) & _SIZES:
         return text
     for call in _calls(text):
-        own = call.func if isinstance(call, ast.Call) else call
-        if isinstance(own, ast.Name) and _must_have_size(own.id):
+        member = call.func if isinstance(call, ast.Call) else call
+        if isinstance(member, ast.Name) and _must_have_size(member.id):
             settings = call.keywords if isinstance(call, ast.Call) else []
             words = ", ".join([f"keep={keep}", *(ast.unparse(word) for word in settings)])
-            return text.replace(ast.get_source_segment(text, call) or "", f"{own.id}({words})", 1)
+            return text.replace(ast.get_source_segment(text, call) or "", f"{member.id}({words})", 1)
     return text
 
 
 def _must_have_size(name: str) -> bool:
+    """Whether a select method of this name cannot be built without a size."""
     kind = members("select").get(name)
     if kind is None:
         return False

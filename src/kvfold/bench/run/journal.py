@@ -14,7 +14,7 @@ FILE_NAME = "records.jsonl"
 
 
 def read(path: Path) -> list[Record]:
-    """All finished records of a file, in the order in which they were written; a cut last line is no record."""
+    """Read all finished records of a file, in the order of writing; a cut last line is no record."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -27,7 +27,7 @@ def read(path: Path) -> list[Record]:
 
 
 def gather(places: list[Path]) -> list[Record]:
-    """The records of several folders or files, the newest of the same work last written."""
+    """Read the records of several folders or files; of the same work the last one counts."""
     found: dict[str, Record] = {}
     for place in places:
         path = place / FILE_NAME if place.is_dir() else place
@@ -55,7 +55,7 @@ class Journal:
         self._drop_cut_line()
 
     def find(self, work: str) -> Record | None:
-        """The newest finished record of this work, or None where it must still be run."""
+        """Find the newest record of this work; None where it must still be run."""
         return next((record for record in reversed(self.records) if record.work == work), None)
 
     def write(self, record: Record) -> None:

@@ -1,6 +1,6 @@
-"""Work spread over processes of this machine: each opens the model once and takes the next span when it is free.
+"""Work spread over processes of this machine: each opens the model once and takes the next batch when it is free.
 
-Processes are started afresh (not forked: torch's threads do not survive a fork). A span whose process died is given to
+Processes are started afresh (not forked: torch's threads do not survive a fork). A batch whose process died is given to
 another one; a mistake of the user's is not tried again.
 """
 
@@ -12,15 +12,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from kvfold.bench.run.executor import ATTEMPTS, Executor, given_up, work
-from kvfold.bench.run.setting import Setting, Span
+from kvfold.bench.run.setting import Setting
 from kvfold.bench.suite import Outcome
 from kvfold.errors import KvfoldError
 
-Known = Future[list[Outcome]]
+Running = Future[list[Outcome]]
 
 
 class Pool(Executor):
-    """Some processes. It changes: a pool that lost a process is replaced by a new one."""
+    """A number of processes. It changes: a pool that lost a process is replaced by a new one."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -33,21 +33,22 @@ class Pool(Executor):
         for process in multiprocessing.active_children() if broken else ():
             process.terminate()
 
-    def map(self, setting: Setting, plan: str, spans: Sequence[Span]) -> Iterator[list[Outcome]]:
-        """Give out all spans, yield them in order; a span that fails is given out again."""
-        order = pickle.dumps(setting.order)
-        running = [self._pool.submit(work, order, plan, span) for span in spans]
-        for number, span in enumerate(spans):
+    def map(self, setting: Setting, plan: str, batches: Sequence[range]) -> Iterator[list[Outcome]]:
+        """Give out all batches, yield their outcomes in order; a batch that fails is given out again."""
+        pickled = pickle.dumps(setting)
+        running = [self._pool.submit(work, pickled, plan, batch) for batch in batches]
+        for number, batch in enumerate(batches):
             failures: list[Exception] = []
-            while not _is_known(running[number], failures):
+            while not _has_result(running[number], failures):
                 if len(failures) == ATTEMPTS:
-                    raise given_up(plan, span, failures[-1]) from failures[-1]
+                    raise given_up(plan, batch, failures[-1]) from failures[-1]
                 if isinstance(failures[-1], BrokenProcessPool):
                     self._pool.shutdown(wait=False, cancel_futures=True)
                     self._pool = self._fresh()
-                for again in range(number, len(spans)):
+                # A broken pool loses the later batches too, so everything that is lost goes out again.
+                for again in range(number, len(batches)):
                     if _is_lost(running[again]):
-                        running[again] = self._pool.submit(work, order, plan, spans[again])
+                        running[again] = self._pool.submit(work, pickled, plan, batches[again])
             yield running[number].result()
 
     def _fresh(self) -> ProcessPoolExecutor:
@@ -65,12 +66,11 @@ def _leave_ctrl_c_to_the_parent() -> None:
 
 def _get_ready() -> None:
     """Read the heavy modules while the parent still opens the model."""
-    import kvfold.bench.run.subject
-    import kvfold.chat.rows  # noqa: F401
+    import kvfold.bench.ask.reader  # noqa: F401
 
 
-def _is_known(future: Known, failures: list[Exception]) -> bool:
-    """Wait for it; an error that may pass is noted, a mistake of the user's is raised."""
+def _has_result(future: Running, failures: list[Exception]) -> bool:
+    """Wait for a batch; an error that may pass is noted, a mistake of the user's is raised."""
     try:
         future.result()
     except KvfoldError:
@@ -81,6 +81,6 @@ def _is_known(future: Known, failures: list[Exception]) -> bool:
     return True
 
 
-def _is_lost(future: Known) -> bool:
+def _is_lost(future: Running) -> bool:
     """Whether nobody works on it any more, and nothing came out."""
     return future.cancelled() or (future.done() and future.exception() is not None)

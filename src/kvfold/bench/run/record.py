@@ -17,7 +17,7 @@ from kvfold.errors import FileError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What was run, what it scored, what it held, how long it took. Fractions are of the full cache."""
+    """The result of one plan: what ran, its score, its sizes and its times. Fractions are of the full cache."""
 
     suite: str
     suite_version: int
@@ -52,49 +52,54 @@ class Record:
     wall_seconds: float
     git: str | None
     versions: Mapping[str, str]
-    claimed: float | None = None  # the kept fraction that a rival reports itself, beside what it really stores
+    claimed: float | None = None  # the kept fraction that a rival reports; `stored` is what it really stores
     failure: str | None = None  # how it failed: kind and one line; what would have been measured is then null
     remarks: tuple[str, ...] = ()  # what a reader must know before believing the score
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # keys of their own in the line
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # each is a key of the line
     metric_intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # like `interval`
 
     @property
     def samples(self) -> str:
-        """Names the samples: records with the same name were asked the same questions of the same model."""
-        return samples_name(**{name: getattr(self, name) for name in ASKED})
+        """Name the samples: records with the same name were asked the same questions of the same model."""
+        return samples_name(**{name: getattr(self, name) for name in SAMPLE_KEYS})
 
     @property
     def work(self) -> str:
-        """Names the work: a record with this name need not be made again."""
+        """Name the work: a record with this name need not be made again."""
         return work_name(self.samples, self.plan)
 
     def line(self) -> str:
-        """The record as one line of JSON, without a line break."""
-        assert not set(self.metrics) & set(KEYS), "a metric has a key of its own"
+        """Write the record as one line of JSON, without a line break."""
+        assert not set(self.metrics) & set(KEYS), "a metric has a key that no field has"
         values = {name: getattr(self, name) for name in KEYS} | dict(self.metrics)
         values |= {"metric_intervals": dict(self.metric_intervals)} if self.metric_intervals else {}
-        values |= {name: None for name in MEASURED if self.failure is not None}
+        values |= {name: None for name in UNMEASURED if self.failure is not None}
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
-ASKED = ("suite", "suite_version", "settings", "fingerprint", "dtype", "seed", "n")
+SAMPLE_KEYS = ("suite", "suite_version", "settings", "fingerprint", "dtype", "seed", "n")
 KEYS = tuple(field.name for field in dataclasses.fields(Record) if field.name not in ("metrics", "metric_intervals"))
 
-_NOTHING: dict[str, Any] = {"interval": (math.nan, math.nan), "by_family": {}, "outcomes": ()}
 _FRACTIONS = ("score", "stored", "resident", "attended", "ttft_seconds", "tpot_seconds")
 _SIZES = ("stored_bytes", "resident_bytes", "full_bytes")
 # What a failed run has not measured, as it stands in memory; in the file it is null.
-MEASURED = _NOTHING | dict.fromkeys(_FRACTIONS, math.nan) | dict.fromkeys(_SIZES, 0)
+UNMEASURED: dict[str, Any] = {
+    "interval": (math.nan, math.nan),
+    "by_family": {},
+    "outcomes": (),
+    **dict.fromkeys(_FRACTIONS, math.nan),
+    **dict.fromkeys(_SIZES, 0),
+}
 
 
-def samples_name(**asked: Any) -> str:
-    """The `samples` of records that do not exist yet; the keywords are those of ASKED."""
-    assert set(asked) == set(ASKED)
-    return json.dumps([asked[name] for name in ASKED], sort_keys=True)
+def samples_name(**fields: Any) -> str:
+    """Name samples before any record of them exists; the keywords are those of SAMPLE_KEYS."""
+    assert set(fields) == set(SAMPLE_KEYS)
+    return json.dumps([fields[name] for name in SAMPLE_KEYS], sort_keys=True)
 
 
 def work_name(samples: str, plan: str) -> str:
-    """The `work` of a record that does not exist yet."""
+    """Name the work of a record before it exists."""
     return json.dumps([samples, plan])
 
 
@@ -116,7 +121,7 @@ def from_line(line: str, *, where: str) -> Record:
             "run the benchmark again into a new folder"
         )
     if values["failure"] is not None:
-        values |= MEASURED
+        values |= UNMEASURED
     for name in ("interval", "outcomes", "remarks"):
         values[name] = tuple(values[name])
     return Record(

@@ -1,7 +1,8 @@
-"""The setting of a run: everything but the plan that a record's number depends on, and the work cut into spans.
+"""The setting of a run: everything but the plan that a record's number depends on, and the samples cut into batches.
 
-It can be set up a second time, in another process or on another machine, from an `Order`; samples are drawn again
-there from the same seed, so that only numbers travel. It knows no plan, no file and no executor.
+A setting can be sent to another process or machine. It travels without its model and its samples: the other side opens
+the model of the same name, checks that the weights are the same, and draws the samples again from the seed. It knows
+no plan, no file and no executor.
 """
 
 from collections.abc import Sequence
@@ -9,30 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvfold.bench.run.record import samples_name, work_name
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject, open_subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import ModelError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Samples that are asked together: from `start` up to `stop`."""
-
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a worker elsewhere must know to have the same setting."""
-
-    suite: Suite
-    model: str
-    fingerprint: str
-    dtype: str
-    device: str
-    n: int
-    seed: int
-    threads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +29,14 @@ class Setting:
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", self.suite.samples(n=self.n, seed=self.seed))
 
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Pickle what names the model, and not the model."""
+        model = (self.subject.name, self.subject.fingerprint, self.subject.dtype, self.subject.device)
+        return _opened_again, (self.suite, *model, self.n, self.seed, self.threads)
+
     @property
-    def asked(self) -> dict[str, Any]:
-        """The part of a record that names its samples."""
+    def sample_fields(self) -> dict[str, Any]:
+        """The fields of a record that name its samples."""
         return {
             "suite": self.suite.name,
             "suite_version": self.suite.version,
@@ -63,45 +48,31 @@ class Setting:
         }
 
     def work(self, plan: str) -> str:
-        """How the record of a plan will be called."""
-        return work_name(samples_name(**self.asked), plan)
+        """Name the record that a plan will have."""
+        return work_name(samples_name(**self.sample_fields), plan)
 
     @property
-    def spans(self) -> list[Span]:
-        """The samples in pieces of the suite's rows."""
-        rows = self.suite.rows
-        return [Span(start=i, stop=min(i + rows, len(self.samples))) for i in range(0, len(self.samples), rows)]
+    def batches(self) -> list[range]:
+        """The numbers of the samples that are asked together, in pieces of the suite's rows."""
+        every, rows = len(self.samples), self.suite.rows
+        return [range(start, min(start + rows, every)) for start in range(0, every, rows)]
 
-    def ask(self, plan: str, span: Span) -> list[Outcome]:
-        """Put one span to the model under a plan."""
-        return self.suite.ask(self.subject, plan, self.samples[span.start : span.stop])
-
-    @property
-    def order(self) -> Order:
-        """What lets another process have this setting."""
-        return Order(
-            suite=self.suite,
-            model=self.subject.name,
-            fingerprint=self.subject.fingerprint,
-            dtype=self.subject.dtype,
-            device=self.subject.device,
-            n=self.n,
-            seed=self.seed,
-            threads=self.threads,
-        )
+    def ask(self, plan: str, batch: range) -> list[Outcome]:
+        """Put one batch to the model under a plan."""
+        return self.suite.ask(self.subject, plan, self.samples[batch.start : batch.stop])
 
 
-def set_up(order: Order) -> Setting:
-    """The setting of an order, with the model opened here. Raises ModelError where its weights are others."""
+def _opened_again(
+    suite: Suite, model: str, fingerprint: str, dtype: str, device: str, n: int, seed: int, threads: int
+) -> Setting:
+    """Make the setting that was pickled, with the model opened here. Raises ModelError where its weights are others."""
     import torch
 
-    from kvfold.bench.run.subject import open_subject
-
-    torch.set_num_threads(order.threads)
-    subject = open_subject(order.model, dtype=order.dtype, device=order.device)
-    if subject.fingerprint != order.fingerprint:
+    torch.set_num_threads(threads)
+    subject = open_subject(model, dtype=dtype, device=device)
+    if subject.fingerprint != fingerprint:
         raise ModelError(
-            f"a worker was to open {order.model}; it found other weights ({subject.fingerprint[:12]}, not "
-            f"{order.fingerprint[:12]}); give every machine the same model"
+            f"a worker was to open {model}; it found other weights ({subject.fingerprint[:12]}, not "
+            f"{fingerprint[:12]}); give every machine the same model"
         )
-    return Setting(suite=order.suite, subject=subject, n=order.n, seed=order.seed, threads=order.threads)
+    return Setting(suite=suite, subject=subject, n=n, seed=seed, threads=threads)

@@ -17,7 +17,7 @@ SEED = 20_240_229
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """How much more the first scored than the second, sample by sample, and where that lies."""
+    """The mean difference of two plans over the same samples, and its 95 % interval."""
 
     mean: float
     low: float
@@ -25,7 +25,7 @@ class Difference:
 
     @property
     def tie(self) -> bool:
-        """No difference that these samples could tell from none."""
+        """Whether the interval holds zero."""
         return self.low <= 0.0 <= self.high
 
 
@@ -35,6 +35,7 @@ def _means(values: np.ndarray) -> np.ndarray:
 
 
 def _picks(count: int) -> np.ndarray:
+    """Numbers of samples, a resample a row [DRAWS, count]."""
     return np.random.default_rng(SEED).integers(count, size=(DRAWS, count))
 
 
@@ -45,23 +46,25 @@ def _bounds(means: np.ndarray) -> tuple[float, float]:
 
 
 def interval(outcomes: Sequence[float]) -> tuple[float, float]:
-    """Where the score lies: the 95 % interval of the mean over samples."""
+    """Give the 95 % interval of the mean over samples."""
     return _bounds(_means(np.asarray(outcomes, dtype=float)))
 
 
 def intervals(
     outcomes: Sequence[Any], measure: Callable[[Sequence[Any]], Mapping[str, float]]
 ) -> dict[str, tuple[float, float]]:
-    """Where each number lies that is measured of all outcomes together, be it a mean or not."""
+    """Give the 95 % interval of every number that `measure` computes of all outcomes, be it a mean or not."""
     if not measure(outcomes):
         return {}
-    drawn = [measure([outcomes[pick] for pick in picks]) for picks in _picks(len(outcomes)).tolist()]
-    names = dict.fromkeys(name for one in drawn for name in one)
-    return {name: _bounds(np.asarray([one[name] for one in drawn if name in one])) for name in names}
+    found: dict[str, list[float]] = {}
+    for picks in _picks(len(outcomes)).tolist():
+        for name, value in measure([outcomes[pick] for pick in picks]).items():
+            found.setdefault(name, []).append(value)
+    return {name: _bounds(np.asarray(values)) for name, values in found.items()}
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two plans on the same samples in the same order."""
+    """Compare two plans on the same samples in the same order by their paired differences."""
     assert len(first) == len(second), "only outcomes of the same samples can be paired"
     gaps = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     low, high = _bounds(_means(gaps))

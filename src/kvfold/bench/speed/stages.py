@@ -1,25 +1,22 @@
 """Where the time of a forward goes: attention, weights, selection, copies.
 
-The four pieces of code that do the work are timed while one forward runs: a memory's attention, its layers' folds and
-the tail's appends; what is left is weights (projections, feed-forward, norms, head). Timing costs a little itself, so
-stages are measured in forwards of their own, never in those that are compared.
+A memory enters its timer around the stages of its work, so one cache is measured and no other; what no stage takes is
+weights (projections, feed-forward, norms, head). Timing costs a little itself, so stages are measured in forwards of
+their own, never in those that are compared.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
 from time import perf_counter
 from typing import Any
 
-from kvfold.memory.layer import Layer
-from kvfold.memory.memory import Memory
-from kvfold.memory.tail import Tail
+STAGES: tuple[str, ...] = ("attend", "fold", "append")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """Seconds of one forward, apart from one another; together they are the whole."""
+    """Seconds of one forward by what they were spent on; together they are the whole."""
 
     attention: float
     weights: float
@@ -28,44 +25,59 @@ class Stages:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """By their keys in records."""
+        """The seconds by their keys in records."""
         return {f"{name}_seconds": getattr(self, name) for name in self.__slots__}
 
 
-def staged(work: Callable[[], None], *, synchronise: Callable[[], None]) -> Stages:
+class StageTimer:
+    """Adds up the seconds of stages that may lie inside one another. It changes with every stage that ends."""
+
+    def __init__(self, synchronise: Callable[[], None]) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)  # of a stage without the stages inside it
+        self._synchronise = synchronise
+        self._inner = [0.0]  # seconds of finished stages inside each open one, outermost first
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time in here to this stage."""
+        self._synchronise()
+        self._inner.append(0.0)
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._synchronise()
+            whole = perf_counter() - start
+            self.seconds[stage] += whole - self._inner.pop()
+            self._inner[-1] += whole
+
+
+@contextmanager
+def observed(cache: Any, timer: Callable[[str], Any]) -> Iterator[None]:
+    """Let the layers of a folded cache enter this timer around their stages, in here and not after it."""
+    layers = list(cache.memory.layers.values())
+    before = [layer.timer for layer in layers]
+    for layer in layers:
+        layer.timer = timer
+    try:
+        yield
+    finally:
+        for layer, earlier in zip(layers, before, strict=True):
+            layer.timer = earlier
+
+
+def staged(cache: Any, work: Callable[[], None], *, synchronise: Callable[[], None]) -> Stages:
     """Do some work that runs a forward over a folded cache, and say where its time went."""
-    timed = partial(_timed, synchronise=synchronise)
-    with timed(Memory, "attend") as attend, timed(Layer, "fold") as fold, timed(Tail, "append") as append:
+    timer = StageTimer(synchronise)
+    with observed(cache, timer):
         synchronise()
         start = perf_counter()
         work()
         synchronise()
         whole = perf_counter() - start
     return Stages(
-        attention=max(0.0, sum(attend) - sum(fold) - sum(append)),
-        weights=max(0.0, whole - sum(attend)),
-        selection=sum(fold),
-        copies=sum(append),
+        attention=timer.seconds["attend"],
+        weights=max(0.0, whole - sum(timer.seconds.values())),
+        selection=timer.seconds["fold"],
+        copies=timer.seconds["append"],
     )
-
-
-@contextmanager
-def _timed(kind: type, name: str, *, synchronise: Callable[[], None]) -> Iterator[list[float]]:
-    """The seconds of every call of one method, while this is entered."""
-    spent: list[float] = []
-    method = vars(kind)[name]
-
-    @wraps(method)
-    def timed(*given: Any, **settings: Any) -> Any:
-        synchronise()
-        start = perf_counter()
-        output = method(*given, **settings)
-        synchronise()
-        spent.append(perf_counter() - start)
-        return output
-
-    setattr(kind, name, timed)
-    try:
-        yield spent
-    finally:
-        setattr(kind, name, method)

@@ -8,9 +8,12 @@ program. Every question is a collision: only the binding of key to value answers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvfold.bench.ask.asking import ask_rows, has_sliding_layers
+from kvfold.bench.ask.prompts import Prompt
+from kvfold.bench.ask.reader import open_rows
 from kvfold.bench.ask.script import Script, script
-from kvfold.bench.suite import Outcome, Subject, Suite, held
-from kvfold.chat.rows import Rows
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.data import CHAT_VERSION, FAMILIES, Dialogue, best_shortcut, dialogue
 
 FEWEST_TURNS, MOST_TURNS = 16, 24
@@ -50,7 +53,7 @@ class ChatSuite(Suite):
         """Feed, fold, ask."""
         scripts = [script(subject.tokenizer, sample.messages) for sample in samples]
         groups = [list(range(len(samples)))]
-        if _slides(subject):
+        if has_sliding_layers(subject):
             groups = [[row] for row in groups[0]]  # pads would shorten the windows of sliding layers
         return [
             outcome
@@ -59,29 +62,18 @@ class ChatSuite(Suite):
         ]
 
 
-def _slides(subject: Subject) -> bool:
-    layers: list[Any] = Rows(subject.model, None, rows=1).cache.layers
-    return any(layer.is_sliding for layer in layers)
-
-
 def _ask_together(subject: Subject, plan: str, samples: Sequence[Dialogue], scripts: Sequence[Script]) -> list[Outcome]:
-    rows = subject.rows(plan, count=len(samples))
+    """Read the dialogues turn by turn, fold after each turn, and ask the last question of every one."""
+    rows = open_rows(subject, plan, count=len(samples))
     for turn in range(max(len(one.turns) for one in scripts)):
         rows.feed([one.turns[turn] if turn < len(one.turns) else () for one in scripts])
         rows.fold()
-    spent = rows.ledger()
-    assert spent is not None, "a plan has a ledger"
-    sizes = held(spent, rows=len(samples))
-    answers = rows.answer(
-        [one.question for one in scripts], max_new_tokens=ANSWER_TOKENS, stop={subject.tokenizer.eos_token_id}
-    )
-    pace = rows.pace
-    assert pace is not None, "an answer has a pace"
-    costs = sizes | {"ttft_seconds": pace.first_seconds, "tpot_seconds": pace.token_seconds or 0.0}
-    replies = [subject.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in answers]
+    questions = [Prompt(context=(), question=one.question, reply_tokens=ANSWER_TOKENS) for one in scripts]
+    answers = ask_rows(subject, rows, questions, stop={subject.tokenizer.eos_token_id})
+    replies = [subject.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers]
     return [
-        Outcome(family=sample.family, score=float(sample.correct(reply)), **costs)
-        for sample, reply in zip(samples, replies, strict=True)
+        Outcome(family=sample.family, score=float(sample.correct(reply)), **answer.cost)
+        for sample, reply, answer in zip(samples, replies, answers, strict=True)
     ]
 
 

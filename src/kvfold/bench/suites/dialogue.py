@@ -11,10 +11,12 @@ from math import exp
 from pathlib import Path
 from typing import Literal
 
-from kvfold.bench.ask.asking import slides
+from kvfold.bench.ask.asking import has_sliding_layers
+from kvfold.bench.ask.cost import pace_fields, size_fields
 from kvfold.bench.ask.divergence import Beside, Compared, joined
 from kvfold.bench.ask.transcript import Form, Transcript, transcript
-from kvfold.bench.suite import Outcome, Subject, Suite, held
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.data.values import History, histories
 from kvfold.errors import DataError, SuiteError
 
@@ -58,7 +60,7 @@ class DialogueSuite(Suite):
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[History]) -> list[Outcome]:
         """Read every history through both caches, all together where the model allows it."""
-        groups = [[sample] for sample in samples] if slides(subject) else [samples]
+        groups = [[sample] for sample in samples] if has_sliding_layers(subject) else [samples]
         return [outcome for group in groups for outcome in self._together(subject, plan, group)]
 
     def _together(self, subject: Subject, plan: str, samples: Sequence[History]) -> Iterator[Outcome]:
@@ -68,9 +70,9 @@ class DialogueSuite(Suite):
         pair.feed([script.tokens[: script.turns[0].stop] for script in scripts])
         pair.fold()
         compared = [joined(pieces) for pieces in zip(*_later_turns(pair, scripts), strict=True)]
-        cost = held(pair.spent(), rows=len(samples))
+        cost = size_fields(pair.spent(), rows=len(samples))
         _, pace = pair.greedy([_question(script) for script in scripts], most=PACE_TOKENS)
-        cost |= {"ttft_seconds": pace.first_seconds, "tpot_seconds": pace.token_seconds or 0.0}
+        cost |= pace_fields(pace)
         for sample, script, one in zip(samples, scripts, compared, strict=True):
             measured = _measured(sample, script, one)
             score = measured["exact"] if self.score == "exact" else exp(measured["value_log_likelihood"])
@@ -96,7 +98,7 @@ def _question(script: Transcript) -> tuple[int, ...]:
 
 
 def _measured(sample: History, script: Transcript, one: Compared) -> dict[str, float]:
-    """How well the values of a history were foretold, and how far its replies are from the full cache's."""
+    """How well the values of a history were prediction, and how far its replies are from the full cache's."""
     before = script.turns[0].stop + 1  # what was expected of token i stands at i - before
     spans = [script.stretch(value.message, value.start, value.end) for value in sample.values]
     hits = [bool(one.right[span.start - before : span.stop - before].all()) for span in spans]

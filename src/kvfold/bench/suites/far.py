@@ -6,7 +6,8 @@ selections come every few of them. `prefill`: a prompt in pieces; the score is t
 spent on cutting, summarising and moving. Random weights do: time and bytes do not depend on what a model knows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,9 +15,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from kvfold.bench.ask.cost import size_fields
 from kvfold.bench.speed.bandwidth import peak_memory_bytes, reset_peak_memory, synchronise
-from kvfold.bench.suite import Outcome, Subject, Suite, held
+from kvfold.bench.speed.models import feed, fill
+from kvfold.bench.speed.stages import observed
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.budget.ledger import Ledger
+from kvfold.open import cache
 
 _WARM_UP = 2  # turns that are not counted
 
@@ -51,9 +57,6 @@ class FarSuite(Suite):
             )
 
     def _decode(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
-        from kvfold.bench.speed.models import fill
-        from kvfold.open import cache
-
         plans = [plan, "full"] if self.beside else [plan]
         caches = [cache(subject.model, text, prompt_tokens=0) for text in plans]
         for own in caches:
@@ -67,7 +70,7 @@ class FarSuite(Suite):
                     watch.reset()
             for number in (0, 1) if turn % 2 else (1, 0):  # who goes first changes from turn to turn
                 if number < len(caches):
-                    watches[number].step(subject.model, turn)
+                    watches[number].step(turn)
         ledger = caches[0].ledger()
         own, full = watches[0], watches[-1]
         metrics = {
@@ -84,9 +87,6 @@ class FarSuite(Suite):
         )
 
     def _prefill(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
-        from kvfold.bench.speed.models import feed
-        from kvfold.open import cache
-
         outcomes = []
         for number in samples:
             own = cache(subject.model, plan, prompt_tokens=self.tokens)
@@ -107,36 +107,41 @@ class FarSuite(Suite):
                  step: float = 0.0) -> Outcome:  # fmt: skip
         memory = {"anonymous_bytes": anonymous_bytes(), "peak_memory_bytes": peak_memory_bytes()}
         return Outcome(family=f"{self.stage} at {self.tokens}", score=score, metrics=metrics | memory,
-                       ttft_seconds=first, tpot_seconds=step, **held(ledger, rows=1))  # fmt: skip
+                       ttft_seconds=first, tpot_seconds=step, **size_fields(ledger, rows=1))  # fmt: skip
 
 
 class _Stopwatch:
-    """Adds up what one cache spends in a model's steps, and of that in its own attention."""
+    """Adds up what one cache spends in a model's steps, and of that in its attention. It changes with every step."""
 
-    def __init__(self, cache: Any, model: Any) -> None:
-        self.cache, self.attention, self.whole = cache, 0.0, 0.0
-        attend = cache.memory.attend
-
-        def timed(*args: Any, **settings: Any) -> Any:
-            synchronise(model.device)
-            began = perf_counter()
-            output = attend(*args, **settings)
-            synchronise(model.device)
-            self.attention += perf_counter() - began
-            return output
-
-        cache.memory.attend = timed
+    def __init__(self, past: Any, model: Any) -> None:
+        self.past, self.model = past, model
+        self.reset()
 
     def reset(self) -> None:
-        """From zero."""
+        """Start from zero."""
         self.attention = self.whole = 0.0
 
-    def step(self, model: Any, number: int) -> None:
-        """One token."""
+    def step(self, number: int) -> None:
+        """Feed one token."""
+        device = self.model.device
+        token = torch.tensor([[number % self.model.config.vocab_size]], device=device)
+        with observed(self.past, self._timer):
+            began = perf_counter()
+            self.model(token, past_key_values=self.past)
+            synchronise(device)
+            self.whole += perf_counter() - began
+
+    @contextmanager
+    def _timer(self, stage: str) -> Iterator[None]:
+        """Time attention with all that happens inside it; the stages inside are not timed by themselves."""
+        if stage != "attend":
+            yield
+            return
+        synchronise(self.model.device)
         began = perf_counter()
-        model(torch.tensor([[number % model.config.vocab_size]], device=model.device), past_key_values=self.cache)
-        synchronise(model.device)
-        self.whole += perf_counter() - began
+        yield
+        synchronise(self.model.device)
+        self.attention += perf_counter() - began
 
 
 def anonymous_bytes() -> int:

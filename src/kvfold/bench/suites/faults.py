@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from kvfold.bench.ask.fault_checks import padded, second_turn
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.data import FAMILIES, dialogue
 from kvfold.errors import SuiteError
 

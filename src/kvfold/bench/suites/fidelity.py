@@ -13,10 +13,12 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from kvfold.bench.ask.asking import slides
+from kvfold.bench.ask.asking import has_sliding_layers
+from kvfold.bench.ask.cost import pace_fields, size_fields
 from kvfold.bench.ask.divergence import Beside, joined
 from kvfold.bench.ask.transcript import Form, transcript
-from kvfold.bench.suite import Outcome, Subject, Suite, held
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.data.passages import Passage, passages
 from kvfold.errors import SuiteError
 
@@ -84,7 +86,7 @@ class FidelitySuite(Suite):
     def ask(self, subject: Subject, plan: str, samples: Sequence[Passage]) -> list[Outcome]:
         """Read every sample through both caches, all together where the model allows it."""
         courses = [self.course(subject.tokenizer, sample) for sample in samples]
-        groups = [[course] for course in courses] if slides(subject) else [courses]
+        groups = [[course] for course in courses] if has_sliding_layers(subject) else [courses]
         return [outcome for group in groups for outcome in self._together(subject, plan, group)]
 
     def course(self, tokenizer: Any, sample: Passage) -> Course:
@@ -116,9 +118,9 @@ class FidelitySuite(Suite):
         for step in range(-longest, 0):
             pair.feed([course.context[step] if -step <= len(course.context) else () for course in courses])
             pair.fold()
-        cost = held(pair.spent(), rows=len(courses))
+        cost = size_fields(pair.spent(), rows=len(courses))
         alike, pace = pair.greedy([course.scored[0][:1] for course in courses], most=self.greedy)
-        cost |= {"ttft_seconds": pace.first_seconds, "tpot_seconds": pace.token_seconds or 0.0}
+        cost |= pace_fields(pace)
         compared = [joined(pieces) for pieces in zip(*self._scored(pair, courses), strict=True)]
         for course, one, same in zip(courses, compared, alike, strict=True):
             top1 = float(one.agrees.double().mean())

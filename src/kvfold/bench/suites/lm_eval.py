@@ -13,7 +13,8 @@ from typing import Any
 
 from kvfold.bench.choices import as_json
 from kvfold.bench.run.record import KEYS
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import SuiteError
 
 

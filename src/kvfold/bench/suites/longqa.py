@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 import torch
 
-from kvfold.bench.ask.asking import ask_rows, folded
+from kvfold.bench.ask.asking import ask_rows, read_and_fold
 from kvfold.bench.ask.prompts import Prompt, expected, prompt, reply, shortened
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.ask.reader import Reader
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.data.dialogue import plain
 from kvfold.data.files import prose, read_rows
 from kvfold.errors import DataError, SuiteError
@@ -98,14 +100,14 @@ class LongQaSuite(Suite):
             questions = list(group)
             text = shortened(subject.tokenizer, questions[0].text, self.tokens)
             prompts = [self._prompt(subject.tokenizer, text, question) for question in questions]
-            rows = None if self.query_aware else folded(subject, plan, [prompts[0].context])
+            rows = None if self.query_aware else read_and_fold(subject, plan, [prompts[0].context])
             for question, one in zip(questions, prompts, strict=True):
                 assert rows is None or one.context == prompts[0].context, "one fold serves one text"
-                asked = folded(subject, plan, [one.context]) if rows is None else rows
+                asked = read_and_fold(subject, plan, [one.context]) if rows is None else rows
                 outcomes.append(self._outcome(subject, asked, one, question, cut=text != question.text))
         return outcomes
 
-    def _outcome(self, subject: Subject, rows: Any, asked: Prompt, question: Question, *, cut: bool) -> Outcome:
+    def _outcome(self, subject: Subject, rows: Reader, asked: Prompt, question: Question, *, cut: bool) -> Outcome:
         (answer,) = ask_rows(subject, rows, [asked])
         said = reply(subject.tokenizer, answer.tokens)
         likely = _likelihood(subject, rows, asked, question, singly=self.answer == "singly")
@@ -117,8 +119,7 @@ class LongQaSuite(Suite):
             "cut": float(cut),  # whether the document was longer than what was read
         }
         score = f1 if self.score == "f1" else exp(likely)
-        cost = answer.cost | {"metrics": metrics | answer.cost["metrics"]}
-        return Outcome(family=question.family, score=score, **cost)
+        return Outcome(family=question.family, score=score, metrics=metrics | answer.metrics, **answer.cost)
 
     def _prompt(self, tokenizer: Any, text: str, question: Question) -> Prompt:
         last = f"Question: {question.question}"
@@ -132,7 +133,7 @@ class LongQaSuite(Suite):
         )
 
 
-def _likelihood(subject: Subject, rows: Any, asked: Prompt, question: Question, *, singly: bool) -> float:
+def _likelihood(subject: Subject, rows: Reader, asked: Prompt, question: Question, *, singly: bool) -> float:
     """How likely the reference answer is in the reply's place, nats a token. The rows are afterwards as they were."""
     reference = expected(subject.tokenizer, question.answer, begun=_begun(subject.tokenizer))
     logits = rows.trial([[*asked.question, *reference]], singly=len(reference) if singly else 0)[0]

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from kvfold.bench.ask.asking import ask
 from kvfold.bench.ask.prompts import length, prompt, reply
 from kvfold.bench.choices import as_json
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.data import NEEDLES, Document, needle
 from kvfold.data.excerpts import source
 from kvfold.data.files import read_rows
@@ -112,6 +113,7 @@ class NeedleSuite(Suite):
             Outcome(
                 family=document.kind,
                 score=float(document.correct(reply(subject.tokenizer, answer.tokens))),
+                metrics=answer.metrics,
                 **answer.cost,
             )
             for document, answer in zip(documents, answers, strict=True)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from kvfold.bench.ask.asking import ask
 from kvfold.bench.ask.prompts import length, prompt, reply
 from kvfold.bench.choices import as_json
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.data.excerpts import Source, source
 from kvfold.data.files import read_rows
 from kvfold.data.ruler import QUESTIONS, TASKS, Task, generate
@@ -113,7 +114,12 @@ class RulerSuite(Suite):
         ]
         answers = ask(subject, plan, prompts)
         return [
-            Outcome(family=task.task, score=task.score(reply(subject.tokenizer, answer.tokens)), **answer.cost)
+            Outcome(
+                family=task.task,
+                score=task.score(reply(subject.tokenizer, answer.tokens)),
+                metrics=answer.metrics,
+                **answer.cost,
+            )
             for task, answer in zip(tasks, answers, strict=True)
         ]
 

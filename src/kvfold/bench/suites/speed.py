@@ -14,15 +14,19 @@ from typing import Any, ClassVar
 import torch
 
 from kvfold.bench.speed.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory, synchronise
+from kvfold.bench.speed.models import feed, fill, fill_stock
 from kvfold.bench.speed.stages import Stages, staged
-from kvfold.bench.suite import Outcome, Subject, Suite
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import SuiteError
+from kvfold.hf.generation import stock_cache
+from kvfold.open import cache
 
 STAGES = ("decode", "prefill", "talk")
 _SAID, _WRITTEN = 128, 64  # tokens of a turn of talk: read in one forward, and written one by one
 _WARM_UP = 2  # turns that are not counted
 _STAGED = 3  # forwards after the turns, in which stages are timed
-_GUESSED = 1024  # tokens from which the floor of a longer cache is foretold
+_GUESSED = 1024  # tokens from which the floor of a longer cache is prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,7 @@ class Speed(Suite):
     def shortcut(self, samples: Sequence[int]) -> None:
         """There is none."""
 
-    def foretold(self, subject: Subject, plan: str) -> str:
+    def prediction(self, subject: Subject, plan: str) -> str:
         """The floor of one turn: bytes that must be read over the bandwidth measured here."""
         made = _Decode(subject, plan, min(self.tokens, _GUESSED), seed=0)
         held = made.ledger.stored if self.stage != "prefill" else 1.0
@@ -128,9 +132,6 @@ class _Decode:
     """Three caches of the same length, one token at a time."""
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
-        from kvfold.bench.speed.models import fill, fill_stock
-        from kvfold.open import cache
-
         self.model = subject.model
         self.plan, self.full = (cache(self.model, text, prompt_tokens=0) for text in (plan, "full"))
         for own in (self.plan, self.full):
@@ -150,7 +151,7 @@ class _Decode:
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one token."""
-        return _staged(self.model, partial(_step, self.model, self.plan, number))
+        return _staged(self.model, self.plan, partial(_step, self.model, self.plan, number))
 
 
 class _Talk(_Decode):
@@ -163,24 +164,24 @@ class _Talk(_Decode):
     def turn(self, number: int) -> Turn:
         """One turn through each."""
         caches = {"plan": self.plan, "full": self.full, "stock": self.stock}
-        work = {name: partial(self._talk, cache, number) for name, cache in caches.items()}
+        work = {name: partial(self._talk, past, number) for name, past in caches.items()}
         return Turn(**_in_turn(self.model, work, number))
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one turn."""
-        return _staged(self.model, partial(self._talk, self.plan, number))
+        return _staged(self.model, self.plan, partial(self._talk, self.plan, number))
 
-    def _talk(self, cache: Any, number: int) -> None:
+    def _talk(self, past: Any, number: int) -> None:
         start = perf_counter()
-        _feed(self.model, cache, _SAID, number)
+        _feed(self.model, past, _SAID, number)
         read = perf_counter() - start
         for token in range(_WRITTEN):
-            _step(self.model, cache, number + token)
-        if cache is not self.stock:
+            _step(self.model, past, number + token)
+        if past is not self.stock:
             start = perf_counter()
-            cache.fold()
+            past.fold()
             synchronise(self.model.device)
-        if cache is self.plan:
+        if past is self.plan:
             self.fold_shares.append((perf_counter() - start) / (read * (_SAID + _WRITTEN) / _SAID))
 
 
@@ -188,8 +189,6 @@ class _Prefill:
     """A prompt through a fresh cache of each kind, with the plan's fold at its end."""
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
-        from kvfold.open import cache
-
         self.model, self.text, self.tokens = subject.model, plan, tokens
         self.new = partial(cache, self.model)
         first = self.new(plan)
@@ -208,7 +207,8 @@ class _Prefill:
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one prompt."""
-        return _staged(self.model, partial(_feed, self.model, self.new(self.text), self.tokens, number))
+        fresh = self.new(self.text)
+        return _staged(self.model, fresh, partial(_feed, self.model, fresh, self.tokens, number))
 
 
 def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> dict[str, float]:
@@ -226,21 +226,18 @@ def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> di
     return times
 
 
-def _staged(model: Any, work: Callable[[], None]) -> Stages:
+def _staged(model: Any, past: Any, work: Callable[[], None]) -> Stages:
     model.set_attn_implementation("kvfold")
-    return staged(work, synchronise=partial(synchronise, model.device))
+    return staged(past, work, synchronise=partial(synchronise, model.device))
 
 
-def _step(model: Any, cache: Any, number: int) -> None:
+def _step(model: Any, past: Any, number: int) -> None:
     token = torch.tensor([[number % model.config.vocab_size]], device=model.device)
-    model(token, past_key_values=cache)
+    model(token, past_key_values=past)
 
 
-def _feed(model: Any, cache: Any, tokens: int, seed: int) -> None:
-    from kvfold.bench.speed.models import feed
-    from kvfold.hf.generation import stock_cache
-
-    feed(stock_cache(model) if cache is None else cache, model, tokens, seed=seed)
+def _feed(model: Any, past: Any, tokens: int, seed: int) -> None:
+    feed(stock_cache(model) if past is None else past, model, tokens, seed=seed)
 
 
 def _weight_bytes(model: Any) -> int:

@@ -1,22 +1,35 @@
-"""Open the model that a suite asks, with the words that its records will use for it.
+"""Subject: the model that a suite asks, under the words that records use for it.
 
-The model comes through `hf/load.py`, like everywhere; here is only the choice of precision and device by their
-names, and the fingerprint. It knows no suite and no plan.
+The model comes through `hf/load.py`, like everywhere; here are the choice of precision and device by their names, and
+the fingerprint. It knows no suite and no plan; `ask/reader.py` opens rows of a subject under a plan.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
-from kvfold.bench.suite import Subject
 from kvfold.errors import ModelError
 
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST = 2**18  # positions of a model of random weights
 
 
-def open_subject(name: str, *, dtype: str = "float32", device: str = "cpu") -> Subject:
-    """The model of that name, in this precision, on this device; a shape by its name or config.json is random.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model with its tokenizer, and its name, precision, device and fingerprint as records write them."""
 
-    Raises ModelError for what is not there.
+    name: str
+    model: Any  # a transformers model; only hf/ knows more
+    tokenizer: Any
+    fingerprint: str
+    dtype: str
+    device: str
+    rivals: Any = None  # peers.rivals.Rivals, where rivals run in the same benchmark
+
+
+def open_subject(name: str, *, dtype: str = "float32", device: str = "cpu") -> Subject:
+    """Load the model of that name; the name of a shape, or of a config.json, gives a model of random weights.
+
+    Raises ModelError for a model that is not there, and for a precision or a device that cannot be had.
     """
     import torch
 
