@@ -30,7 +30,7 @@ class Usage:
     attended_slots: int  # entries that a new token reads, over all rows and heads
     tiers: Mapping[str, str] = field(default_factory=dict)  # tensors, by name, that lie in another tier
     fetched: Mapping[str, float] | None = None  # counters of page selection and fetches
-    shares: tuple[Float[Tensor, " S"], ...] | None = None  # of each row's slots, in reading order: numbers kept
+    shares: tuple[Float[Tensor, " _"], ...] | None = None  # of each row's slots, in reading order: numbers kept
 
 
 class Part(ABC):
