@@ -14,6 +14,8 @@ from fakes import exact_twin, model_of
 from kvfold.encode.lowrank.part import Form
 from kvfold.encode.lowrank.ranks import RankedLayout
 from kvfold.hf.cache import FoldedCache
+from kvfold.memory.dense import DensePart
+from kvfold.place.offloaded import OffloadedPart
 
 Kept = dict[int, list[list[list[int]]]]  # layer -> row -> head -> positions, sorted
 
@@ -51,19 +53,27 @@ def kept(cache: FoldedCache) -> Kept:
         state = layer.state
         heads = state.tail.keys.shape[1]
         rows = []
+        sinks, folded = places_of(state.sinks), places_of(state.folded)
         for row in range(len(state.seen)):
             raw = [p for p in state.tail.positions[row, : state.tail.length].tolist() if p >= 0]
-            rows.append(
-                [sorted([*_of(state.sinks, row, head), *_of(state.folded, row, head), *raw]) for head in range(heads)]
-            )
+            rows.append([sorted([*_of(sinks, row, head), *_of(folded, row, head), *raw]) for head in range(heads)])
         held[index] = rows
     return held
 
 
-def _of(part, row, head) -> list[int]:
+def _of(places, row, head) -> list[int]:
+    return [] if places is None else places[row][head]
+
+
+def places_of(part) -> list[list[list[int]]] | None:
+    """Where the slots of each row and head of a part stood in the text, in the order in which they are read."""
     if part is None:
-        return []
-    return part.places(row, head).tolist()
+        return None
+    whole = part.stored.whole(part.counts) if isinstance(part, OffloadedPart) else part
+    if isinstance(whole, DensePart):
+        pieces = iter(whole.positions.split([count for row in whole.counts for count in row]))
+        return [[next(pieces).tolist() for _ in row] for row in whole.counts]
+    return [whole.take_rows([row]).read().positions[0].tolist() for row in range(len(whole.counts))]
 
 
 class Oracle:

@@ -13,11 +13,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.errors import KvfoldError
-from kvfold.memory.kv import KV, Observed
+from kvfold.memory.candidates import Candidates
 from kvfold.place.base import Place
 from kvfold.place.sentkv import SentKV
 from kvfold.plan import Plan, members
-from kvfold.select.base import Select
+from kvfold.select.base import PerLayerSelect, Select
 
 TOKENS = 14  # of a lossy plan
 
@@ -42,7 +42,7 @@ PLACED = SentKV(budget=TOKENS, length=5, window=2, recent=2, prompt="chosen", ev
 
 def placed() -> dict[str, Plan]:
     """A place member that reads little, alone and with others."""
-    alone = {"sentkv": Plan(place=PLACED), "sentkv-rest": Plan(place=replace(PLACED, rest=True, summary="mean"))}
+    alone = {"sentkv": Plan(place=PLACED), "sentkv-rest": Plan(place=replace(PLACED, mean_of_unselected=True, summary="mean"))}
     evicted = Plan(select=_select("snapkv", tokens=2 * TOKENS), place=PLACED)
     return alone | {"snapkv+sentkv": evicted, "int4+sentkv": Plan(encode=members("encode")["int4"](), place=PLACED)}
 
@@ -84,14 +84,15 @@ _SHOWN = ("snapkv+int4", "h2o-turn", "snapkv+sentkv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Uneven(Select):
+class Uneven(PerLayerSelect):
     """Head h keeps h slots less than it may: what a method with budgets per head looks like to a layer."""
 
     query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
 
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
+    def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
         """Every other slot from the newest, fewer in later heads; one fewer where the oldest position is odd."""
+        kv, slots = candidates.kv, candidates.slots
         kept = torch.zeros(kv.positions.shape, dtype=torch.bool)
         for row in range(kept.shape[0]):
             for head in range(kept.shape[1]):
@@ -101,14 +102,14 @@ class Uneven(Select):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvenPositions(Select):
+class EvenPositions(PerLayerSelect):
     """Even positions only, and of these the newest: a choice that no numerical noise can change."""
 
     query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
 
-    def choose(self, kv: KV, slots: int, observed: Observed) -> Bool[Tensor, "B H S"]:
+    def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
         """The newest even positions."""
-        even = kv.positions % 2 == 0
+        even = candidates.kv.positions % 2 == 0
         later = even.flip(2).cumsum(2).flip(2)
-        return even & (later <= slots)
+        return even & (later <= candidates.slots)

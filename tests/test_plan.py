@@ -49,7 +49,7 @@ def plans(draw):
         name, kind = draw(st.sampled_from(sorted(members(axis).items())))
         settings = dict(draw(SPECIAL.get(name, st.just({}))))
         if axis == "select" and takes_budget(kind):
-            settings |= draw(BUDGETS) | ({} if kind.once else draw(SCOPES))
+            settings |= draw(BUDGETS) | ({} if kind.chooses_jointly else draw(SCOPES))
         chosen[axis] = kind(**settings)
     return Plan(**chosen)
 

@@ -8,10 +8,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from driving import storages
+from driving import places_of, storages
 from kvfold.errors import BudgetError
-from kvfold.memory.layer import New
-from kvfold.memory.memory import Boundaries, Memory
+from kvfold.memory.accounting import account
+from kvfold.memory.forward import Boundaries, Text
+from kvfold.memory.layer import NewTokens
+from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
 from plans import TOKENS, Uneven, lossy, pairs
 from ranks import random_ranks
@@ -23,41 +25,38 @@ RANKS = random_ranks(2, 4, [0, 1])
 
 def memory_of(plan, *, prompt=0, stride=None):
     rules = plan.rules(pinned=PINNED, layers=2, layout=plan.encode.bound(RANKS))
-    memory = Memory(rules, layers=[0, 1], boundaries=Boundaries(prompt=prompt, stride=stride), plan=str(plan))
-    memory.runner, memory.repeater = made_up, looked_at(memory)
+    memory = Memory(rules, layers=[0, 1], boundaries=Boundaries(prompt=prompt, stride=stride))
+    memory.access = NoModel()
     return memory
 
 
-def looked_at(memory):
-    """Attention to every column while its text is repeated, without a model."""
-    return lambda request: {
-        index: torch.rand(len(request.ids), 2, layer.state.tail.length) for index, layer in memory.layers.items()
-    }
+class NoModel:
+    """What a fold asks of a model, answered at random."""
 
+    adapter = None
 
-def made_up(request):
-    """Keys and values for the rows of a pass, without a model."""
-    rows, count = request.rows.shape
-    return {index: (torch.randn(rows, 2, count, 4), torch.randn(rows, 2, count, 4)) for index in (0, 1)}
+    def replay(self, states, text):
+        """Attention to every column of the tail while its text is replayed."""
+        return {index: torch.rand(len(text.ids), 2, state.tail.length) for index, state in states.items()}
+
+    def run(self, states, rows):
+        """Keys and values of rows."""
+        batch, count = rows.rows.shape
+        return {index: (torch.randn(batch, 2, count, 4), torch.randn(batch, 2, count, 4)) for index in states}
 
 
 def feed(memory, mask, new):
     """Feed `new` random columns, the last of `mask`."""
     rows = mask.shape[0]
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new:]
-    memory.begin(new)
-    memory.read(torch.randint(3, 90, (rows, new)))
+    forward = memory.begin(new, text=Text(ids=torch.randint(3, 90, (rows, new))))
     for index in (0, 1):
         queries, keys, values = (torch.randn(rows, heads, new, 4) for heads in (4, 2, 2))
         valid = None if mask[:, -new:].all() else mask[:, -new:]
-        tokens = New(queries=queries, keys=keys, values=values, positions=positions, valid=valid)
-        output = memory.attend(index, tokens, scale=0.5, valid=mask[:, :-new])
+        tokens = NewTokens(queries=queries, keys=keys, values=values, positions=positions, valid=valid)
+        output = forward.attend(index, tokens, scale=0.5, valid=mask[:, :-new])
         assert output.isfinite().all()
     memory.commit()
-
-
-def positions_of(part, row, head):
-    return part.places(row, head).tolist()
 
 
 def check(memory, mask):
@@ -67,17 +66,18 @@ def check(memory, mask):
         if not state.seen:
             continue
         assert list(state.seen) == mask.sum(dim=1).tolist()
+        of_sinks, of_folded = places_of(state.sinks), places_of(state.folded)
         for row, seen in enumerate(state.seen):
             raw = [position for position in state.tail.positions[row, : state.tail.length].tolist() if position >= 0]
             for head in range(2):
-                sinks = [] if state.sinks is None else positions_of(state.sinks, row, head)
-                folded = [] if state.folded is None else positions_of(state.folded, row, head)
+                sinks = [] if of_sinks is None else of_sinks[row][head]
+                folded = [] if of_folded is None else of_folded[row][head]
                 everything = [*sinks, *folded, *raw]
                 assert everything == sorted(set(everything))
                 assert set(everything) <= set(range(seen))
                 assert set(range(min(PINNED, seen))) <= set(everything)
                 assert raw == list(range(seen - len(raw), seen))
-    ledger = memory.ledger(device="cpu", other_bytes=0)
+    ledger = account(memory, plan="", device="cpu", other_bytes=0)
     assert sum(storages(memory).values()) == ledger.stored_bytes
 
 
@@ -125,13 +125,12 @@ def happens(memory, mask, then, plan):
         memory.fold(until=memory.fed // 2)
     if then == "fork":
         memory = memory.fork()
-        memory.repeater = looked_at(memory)
     if then == "less" and plan.has_budget:
         lower = plan.with_budget(tokens=6)
         try:
-            memory.obey(lower.rules(pinned=PINNED, layers=2, layout=lower.encode.bound(RANKS)), str(lower))
+            memory.set_rules(lower.rules(pinned=PINNED, layers=2, layout=lower.encode.bound(RANKS)))
         except BudgetError:
-            assert plan.select.once, "whole slots can be evicted again and again"
+            assert plan.select.chooses_jointly, "whole slots can be evicted again and again"
     if then == "rows":
         rows = [mask.shape[0] - 1, *range(mask.shape[0])]
         memory.take_rows(rows)
@@ -145,10 +144,10 @@ def check_budget(memory):
     for layer in memory.layers.values():
         for sinks, heads in zip(layer.state.sinks.counts, layer.state.folded.counts, strict=True):
             held.append([pinned + count for pinned, count in zip(sinks, heads, strict=True)])
-    if memory.rules.chooser.by_pass:
+    if memory.rules.select.chooses_jointly:
         rows = len(held) // len(memory.layers)
         held = [[sum(sum(own) for own in held[row::rows]) / (2 * len(memory.layers))] for row in range(rows)]
-    assert all(count <= memory.rules.chooser.tokens for own in held for count in own)
+    assert all(count <= memory.rules.select.tokens for own in held for count in own)
 
 
 @pytest.mark.parametrize("name", [name for name, plan in LOSSY.items() if plan.has_budget])
@@ -158,9 +157,9 @@ def test_a_fraction_is_met_or_only_the_sinks_are_held(name, seen, keep):
     memory = memory_of(LOSSY[name].with_budget(keep=keep))
     feed(memory, torch.ones(1, seen, dtype=torch.bool), seen)
     memory.fold()
-    ledger = memory.ledger(device="cpu", other_bytes=0)
+    ledger = account(memory, plan="", device="cpu", other_bytes=0)
     slot = 2 * 4 * 4 + 8  # a key, a value, a position and at most a sum
-    if memory.rules.codec.lossless and memory.rules.placer is None:  # an index comes on top of what is stored
+    if memory.rules.layout.lossless and memory.rules.placement is None:  # an index comes on top of what is stored
         assert ledger.stored_bytes <= max(keep * ledger.full_bytes, min(PINNED, seen) * 2 * 2 * slot) + 1
     check(memory, torch.ones(1, seen, dtype=torch.bool))
 
