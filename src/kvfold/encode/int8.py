@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.attention.int8 import to_codes
+from kvfold.attention.int8 import to_int8 as to_codes
 from kvfold.encode.base import SlotCodec
 from kvfold.errors import PlanError
 from kvfold.memory.kv import Payload

@@ -17,7 +17,7 @@ from transformers import Cache, PreTrainedModel
 
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
-from kvfold.attention.scores import attention_peak
+from kvfold.attention.scores import max_attention_scores as attention_peak
 from kvfold.memory.absorb import Made
 from kvfold.memory.fold import State
 from kvfold.memory.memory import Memory

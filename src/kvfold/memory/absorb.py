@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvfold.attention.scores import attention_peak
+from kvfold.attention.scores import max_attention_scores as attention_peak
 from kvfold.errors import BudgetError
 from kvfold.memory.fold import Rules, State, allowed_slots, placed_part, rest_of_window, told_part
 from kvfold.memory.kv import KV

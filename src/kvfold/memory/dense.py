@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, nothing, partial
-from kvfold.attention.scores import attention_mass
+from kvfold.attention.scores import attention_sums as attention_mass
 from kvfold.memory.kv import KV, Codec, Payload
 from kvfold.memory.part import Counts, Part, uniform
 

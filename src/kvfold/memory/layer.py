@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
-from kvfold.attention.scores import attention_mass
+from kvfold.attention.scores import attention_sums as attention_mass
 from kvfold.errors import CacheError
 from kvfold.memory.asking import Asking
 from kvfold.memory.fold import Rules, State, fold

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
-from kvfold.attention.scores import attention_peak
+from kvfold.attention.scores import max_attention_scores as attention_peak
 from kvfold.errors import CacheError
 from kvfold.memory.asking import Asking
 from kvfold.memory.kv import KV

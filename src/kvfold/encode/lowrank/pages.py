@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvfold.attention.low_rank import LatentBlock
+from kvfold.attention.basis import LatentBlock
 from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.memory.pages import Fetched, Shelf, shelf_of
 from kvfold.memory.part import Counts, Part

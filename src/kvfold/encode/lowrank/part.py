@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from kvfold.attention.int8 import to_codes
-from kvfold.attention.low_rank import Bases, Laid, LatentBlock, attend_latents
-from kvfold.attention.low_rank_kernel import attend_rows, fits
+from kvfold.attention.basis import Bases, LatentBlock
+from kvfold.attention.int8 import to_int8 as to_codes
+from kvfold.attention.kernels.low_rank import attend_rows, fits
+from kvfold.attention.low_rank import LatentView as Laid
+from kvfold.attention.low_rank import attend_latents
 from kvfold.attention.partial import Partial, nothing
-from kvfold.attention.scores import attention_mass
+from kvfold.attention.scores import attention_sums as attention_mass
 from kvfold.memory.kv import KV
 from kvfold.memory.part import Counts, Part
 
