@@ -3,7 +3,7 @@
 import torch
 
 from kvfold.adapters.ranks import inverse, left_out
-from kvfold.attention.low_rank import Bases, Basis
+from kvfold.attention.basis import Bases, Basis
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.part import Form
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks

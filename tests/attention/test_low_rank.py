@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from fakes import model_of
-from kvfold.attention.low_rank import Bases, Basis, Laid, LatentBlock, attend_latents
-from kvfold.attention.low_rank_kernel import attend_rows, fits
+from kvfold.attention import low_rank
+from kvfold.attention.basis import Bases, Basis, LatentBlock
+from kvfold.attention.kernels.low_rank import attend_rows, fits
+from kvfold.attention.low_rank import LatentView, attend_latents
 from kvfold.attention.reference import attend_part
 from kvfold.attention.rotary import rotate, unrotate
 from kvfold.encode.lowrank.part import LowRankPart
@@ -60,7 +62,7 @@ def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turne
     if laid:
         blocks = [as_stored(block, own.bases) for block in blocks]
     queries = torch.randn(6, 5, SIZE).to(dtype)
-    found = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
+    found = attend_latents(queries, [LatentView.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
     keys, values = read_back(blocks, own.bases)
     output, weights = attend_part(queries[None].float(), keys.float(), values.float(), scale=SCALE)
     close = 3e-2 if dtype == torch.bfloat16 else 1e-4
@@ -73,14 +75,12 @@ def test_attention_over_ragged_latents_is_that_over_what_they_read_back_as(turne
 def test_many_queries_are_answered_in_pieces_as_in_one(parts):
     own = form(HEADS, SIZE, parts=parts)
     blocks, queries = blocks_of(own, [0, 0, 9, 9, 9, 9, 9, 9]), torch.randn(4, 300, SIZE)
-    whole = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
-    from kvfold.attention import low_rank as latent
-
+    whole = attend_latents(queries, [LatentView.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latent, "_SCORES", 64)
-        patch.setattr(latent, "_TILE", 4)
-        patch.setattr(latent, "_WIDE_TILE", 4)
-        pieces = attend_latents(queries, [Laid.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
+        patch.setattr(low_rank, "_SCORES", 64)
+        patch.setattr(low_rank, "_TILE", 4)
+        patch.setattr(low_rank, "_WIDE_TILE", 4)
+        pieces = attend_latents(queries, [LatentView.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
     assert torch.allclose(whole.output, pieces.output, rtol=1e-4, atol=1e-5)
     assert torch.allclose(whole.log_sum_exp, pieces.log_sum_exp, rtol=1e-4, atol=1e-5)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvfold.attention.merge import merge
-from kvfold.attention.partial import Partial, nothing, pack, partial
+from kvfold.attention.partial import Partial, nothing, partial
 from kvfold.attention.reference import attend_part, causal_mask
 
 SCALE = 0.35
@@ -108,11 +108,19 @@ def test_autocast_that_mixes_dtypes_gives_the_answer_of_its_inputs():
     assert rms(found.output, exact(queries, keys, values).output) < 2e-2
 
 
-def test_packed_queries_of_one_head_lie_side_by_side():
-    queries = tensors(heads=2, group=3, new=2)[0]
-    packed = pack(queries, 2)
-    assert packed.shape == (2, 2, 6, 8)
-    assert torch.equal(packed[:, 1, :2], queries[:, 3])
+def test_each_query_head_reads_the_keys_of_its_group():
+    queries, keys, values = tensors(heads=2, group=3, new=2)
+    whole = partial(queries, keys, values, scale=SCALE)
+    for head in range(2):
+        of_group = slice(3 * head, 3 * head + 3)
+        alone = partial(queries[:, of_group], keys[:, head, None], values[:, head, None], scale=SCALE)
+        assert torch.allclose(whole.output[:, of_group], alone.output, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(whole.log_sum_exp[:, of_group], alone.log_sum_exp, rtol=1e-5, atol=1e-6)
+
+
+def test_trap_no_queries_at_all_are_an_empty_answer_and_kill_nothing():
+    queries, keys, values = tensors(new=0)
+    assert partial(queries, keys, values, scale=SCALE).output.shape == queries.shape
     assert nothing(queries).output.shape == queries.shape
 
 

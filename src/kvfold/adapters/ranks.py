@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kvfold.adapters.files import TENSORS, WORDS, folder_for, words_for, write_folder
-from kvfold.attention.low_rank import Bases, Basis, by_head
+from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
 from kvfold.encode.base import Encode
 from kvfold.encode.lowrank.gate import Gate

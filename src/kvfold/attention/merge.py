@@ -14,14 +14,19 @@ from kvfold.attention.partial import Partial
 
 
 def merge(parts: Sequence[Partial]) -> Partial:
-    """The attention over all parts together. A query that saw nothing anywhere gets zeros."""
+    """Merge the attention over each part into the attention over all slots. A query that saw no slot gets zeros."""
     assert parts, "there is nothing to merge"
     if len(parts) == 1:
         return parts[0]
     weights = torch.stack([part.log_sum_exp for part in parts])  # parts B G Q
     total = reduce(torch.logaddexp, weights.unbind())  # several times quicker than logsumexp, and as exact
-    shares = (weights - total.clamp(min=torch.finfo(total.dtype).min)).exp()[..., None]
-    output = shares[0] * parts[0].output
+    # Where no part has a slot, the total is -inf as the parts are; the least finite number makes all shares 0, not NaN.
+    lowest = torch.finfo(total.dtype).min
+    finite = total.clamp(min=lowest)
+    shares = (weights - finite).exp()
+    shares = shares[..., None]  # parts B G Q 1
+    first = parts[0].output
+    output = shares[0] * first
     for share, part in zip(shares[1:], parts[1:], strict=True):
         output = torch.addcmul(output, share, part.output)
-    return Partial(output.to(parts[0].output.dtype), total)
+    return Partial(output.to(first.dtype), total)

@@ -22,19 +22,27 @@ def attend_part(
     `mask` is True where a query may look. A query that may look nowhere gets zeros and a log-sum-exp of -inf.
     """
     wide = torch.promote_types(queries.dtype, torch.float32)
-    groups = queries.shape[1] // keys.shape[1]
-    every_key = keys.to(wide).repeat_interleave(groups, dim=1)  # B G S D
-    every_value = values.to(wide).repeat_interleave(groups, dim=1)  # B G S E
-    scores = queries.to(wide) @ every_key.mT * scale  # B G Q S
+    group = queries.shape[1] // keys.shape[1]
+    every_key = keys.to(wide).repeat_interleave(group, dim=1)  # B G S D
+    every_value = values.to(wide).repeat_interleave(group, dim=1)  # B G S E
+    scores = queries.to(wide) @ every_key.mT  # B G Q S
+    scores = scores * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     log_sum_exp = scores.logsumexp(dim=-1)  # B G Q
-    reachable = log_sum_exp.isfinite()
-    weights = (scores - torch.where(reachable, log_sum_exp, 0.0)[..., None]).exp()
-    return (weights @ every_value).to(queries.dtype), log_sum_exp
+    # A query that may look nowhere has only scores of -inf, and -inf minus -inf would be NaN.
+    sees_something = log_sum_exp.isfinite()
+    subtracted = torch.where(sees_something, log_sum_exp, 0.0)
+    log_weights = scores - subtracted[..., None]
+    weights = log_weights.exp()
+    output = weights @ every_value  # B G Q E
+    return output.to(queries.dtype), log_sum_exp
 
 
 def causal_mask(new: int, stored: int, device: torch.device) -> Bool[Tensor, "1 1 Q S"]:
     """Which slot each of the `new` newest tokens may see, when the last `new` of `stored` slots are those tokens."""
-    rows = torch.arange(stored - new, stored, device=device)
-    return (rows[:, None] >= torch.arange(stored, device=device))[None, None]
+    first = stored - new
+    query_slots = torch.arange(first, stored, device=device)
+    slots = torch.arange(stored, device=device)
+    visible = query_slots[:, None] >= slots  # Q S
+    return visible[None, None]

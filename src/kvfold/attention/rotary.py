@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Angles: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # positions [N] -> cosines and sines [N, rotated]
+Angles: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # positions [S] -> cosines and sines [S, rotated]
+_SHORTEST_TABLE = 64  # positions
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,35 +27,64 @@ class Rotary:
     @property
     def table_bytes(self) -> int:
         """Bytes of the table."""
-        return 0 if self.table is None else sum(side.nbytes for side in self.table)
+        if self.table is None:
+            return 0
+        return sum(side.nbytes for side in self.table)
 
     def at(self, positions: Int[Tensor, "*slots"]) -> tuple[Tensor, Tensor]:
         """Cosines and sines [*slots, rotated] in float32, the model's attention scaling included."""
-        highest = int(positions.max()) + 1 if positions.numel() else 0
-        if self.table is None or self.table[0].shape[0] < highest:
-            every = torch.arange(max(highest + highest // 8, 64), device=positions.device)
+        needed = 0
+        if positions.numel():
+            needed = int(positions.max()) + 1
+        if self.table is None or len(self.table[0]) < needed:
+            with_room = needed + needed // 8  # an eighth more: a table that grows token by token is rarely remade
+            rows = max(with_room, _SHORTEST_TABLE)
+            every = torch.arange(rows, device=positions.device)
             self.table = self.angles(every)
         cosines, sines = self.table
-        return cosines[positions.long()], sines[positions.long()]
+        index = positions.long()
+        return cosines[index], sines[index]
 
 
-def rotate(keys: Float[Tensor, "*#slots D"], cosines: Float[Tensor, "*#slots rotated"],
-           sines: Float[Tensor, "*#slots rotated"]) -> Float[Tensor, "*#slots D"]:  # fmt: skip
-    """Keys as a model turns them before attention. Leading dimensions broadcast."""
-    size = cosines.shape[-1]
-    turned = keys[..., :size] * cosines + _half(keys[..., :size]) * sines
-    return torch.cat([turned, keys[..., size:]], dim=-1) if size < keys.shape[-1] else turned
+def rotate(
+    keys: Float[Tensor, "*#slots D"],
+    cosines: Float[Tensor, "*#slots rotated"],
+    sines: Float[Tensor, "*#slots rotated"],
+) -> Float[Tensor, "*#slots D"]:
+    """Rotate keys as a model does before attention. Leading dimensions broadcast."""
+    rotated, rest = _split(keys, cosines.shape[-1])
+    turned = rotated * cosines + _quarter_turn(rotated) * sines
+    return _joined(turned, rest)
 
 
-def unrotate(keys: Float[Tensor, "*#slots D"], cosines: Float[Tensor, "*#slots rotated"],
-             sines: Float[Tensor, "*#slots rotated"]) -> Float[Tensor, "*#slots D"]:  # fmt: skip
-    """The keys that `rotate` turns into these."""
-    size = cosines.shape[-1]
-    grown = cosines.square() + sines.square()  # the square of the attention scaling
-    turned = (keys[..., :size] * cosines - _half(keys[..., :size]) * sines) / grown
-    return torch.cat([turned, keys[..., size:]], dim=-1) if size < keys.shape[-1] else turned
+def unrotate(
+    keys: Float[Tensor, "*#slots D"],
+    cosines: Float[Tensor, "*#slots rotated"],
+    sines: Float[Tensor, "*#slots rotated"],
+) -> Float[Tensor, "*#slots D"]:
+    """Undo `rotate`: the keys that it turns into these."""
+    rotated, rest = _split(keys, cosines.shape[-1])
+    # Cosines and sines carry the model's attention scaling, so their squares add up to its square and not to 1.
+    scaling = cosines.square() + sines.square()
+    turned = (rotated * cosines - _quarter_turn(rotated) * sines) / scaling
+    return _joined(turned, rest)
 
 
-def _half(keys: Tensor) -> Tensor:
+def _split(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The dimensions that are rotated, and those after them that are not."""
+    rotated = keys[..., :size]
+    rest = keys[..., size:]
+    return rotated, rest
+
+
+def _joined(turned: Tensor, rest: Tensor) -> Tensor:
+    if rest.shape[-1] == 0:
+        return turned
+    return torch.cat([turned, rest], dim=-1)
+
+
+def _quarter_turn(keys: Tensor) -> Tensor:
+    """Each pair (i, i + half) turned by 90 degrees: a model pairs dimensions across the halves, not neighbours."""
     first, second = keys.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)
+    turned = [-second, first]
+    return torch.cat(turned, dim=-1)

@@ -1,8 +1,8 @@
-"""How much attention each slot received: the column sums of the attention matrix, without that matrix.
+"""How much attention each slot received: sums and maxima of the attention matrix, without that matrix.
 
 A slot's weight for a query is exp(score - log-sum-exp), and the log-sum-exp over the whole layer is known once the
-parts are merged; so the sums come from a second pass over the keys, block by block. H2O lives on them. Their maxima,
-for a few queries at a time, are what KVzip and ChunkKV go by.
+parts are merged; so both come from a second pass over the keys. H2O keeps slots by the sums. KVzip and ChunkKV keep
+slots by the maxima, ChunkKV and SentKV after pooling and dilating them along the text. It knows tensors only.
 """
 
 import torch
@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
+POOL = 7  # neighbours over which a score is averaged
+_DECAY = 0.9999  # of a score per token of distance: so near 1 that a top token's neighbour outranks all lower tops
 _BLOCK = (256, 1024)  # queries and slots of a block of weights, for each row and query head: it stays cached
-POOL = 7  # neighbours over which scores are averaged
-_DECAY = 0.9999  # a token of distance; close to 1, so that a neighbour of a top token outranks any other token
 _CUDA_BLOCK = (1024, 16384)  # the same where a launch costs more than the cache saves
 
 
-def attention_mass(
+def attention_sums(
     queries: Float[Tensor, "B G Q D"],
     keys: Float[Tensor, "B H S D"],
     log_sum_exp: Float[Tensor, "B G Q"],
@@ -25,32 +25,69 @@ def attention_mass(
     causal: bool = False,
     counted: Bool[Tensor, "B Q"] | None = None,
 ) -> Float[Tensor, "B H S"]:
-    """Attention that each slot received from the `counted` queries, averaged over the queries of its group.
+    """Accumulated attention of each slot from the `counted` queries, averaged over the query heads of its group.
 
     `log_sum_exp` is that of the whole layer, not of this part. With `causal` the slots are the queries' own.
     """
     rows, heads, stored, _ = keys.shape
-    received = torch.zeros(rows, heads, stored, dtype=torch.float32, device=keys.device)
+    group = queries.shape[1] // heads
+    sums = torch.zeros(rows, heads, stored, dtype=torch.float32, device=keys.device)
     scaled = queries.float() * scale
-    weights_of = log_sum_exp.float()
+    log_sum_exp = log_sum_exp.float()
     if counted is not None:
-        weights_of = weights_of.masked_fill(~counted[:, None], torch.inf)  # a weight of exp(-inf)
-    some_queries, some_slots = _CUDA_BLOCK if keys.device.type == "cuda" else _BLOCK
+        # A query that is not counted weighs every slot by exp(score - inf) = 0.
+        log_sum_exp = log_sum_exp.masked_fill(~counted[:, None], torch.inf)
     for head in range(heads):
-        own = keys[:, head].float()  # B S D
-        for first in range(0, queries.shape[2], some_queries):
-            some = slice(first, min(first + some_queries, queries.shape[2]))
-            asked, offset = _of_head(scaled, weights_of, head, heads, some)
-            for start in range(0, some.stop if causal else stored, some_slots):
-                span = slice(start, min(start + some_slots, some.stop if causal else stored))
-                weights = torch.baddbmm(offset, asked, own[:, span].mT).exp_()
-                if causal and span.stop > first + 1:
-                    weights.unflatten(1, (-1, some.stop - first)).masked_fill_(_after(some, span, keys.device), 0.0)
-                received[:, head, span] += weights.sum(dim=1)
-    return received / (queries.shape[1] // heads)
+        of_group = slice(head * group, (head + 1) * group)
+        head_keys = keys[:, head].float()
+        _add_sums(
+            sums[:, head],
+            scaled[:, of_group],
+            head_keys,
+            log_sum_exp[:, of_group],
+            causal=causal,
+        )
+    return sums / group
 
 
-def attention_peak(
+def _add_sums(
+    sums: Float[Tensor, "B S"],
+    queries: Float[Tensor, "B G Q D"],
+    keys: Float[Tensor, "B S D"],
+    log_sum_exp: Float[Tensor, "B G Q"],
+    *,
+    causal: bool,
+) -> None:
+    """Add the attention of one key/value head's group of queries to `sums`, in place and block by block."""
+    new, stored = queries.shape[2], keys.shape[1]
+    query_block, slot_block = _CUDA_BLOCK if keys.device.type == "cuda" else _BLOCK
+    for first in range(0, new, query_block):
+        last = min(first + query_block, new)
+        block = queries[:, :, first:last]
+        block = block.flatten(1, 2)  # B, group x Q, D
+        subtracted = -log_sum_exp[:, :, first:last]
+        subtracted = subtracted.flatten(1, 2)[..., None]  # B, group x Q, 1
+        visible = last if causal else stored  # slots after the block's last query are hidden from all of it
+        for start in range(0, visible, slot_block):
+            stop = min(start + slot_block, visible)
+            some_keys = keys[:, start:stop]
+            log_weights = torch.baddbmm(subtracted, block, some_keys.mT)
+            weights = log_weights.exp_()  # B, group x Q, S
+            if causal and stop > first + 1:  # else even the first query of the block sees all these slots
+                hidden = _later(range(first, last), range(start, stop), keys.device)
+                by_head = weights.unflatten(1, (-1, last - first))  # B G Q S, a view
+                by_head.masked_fill_(hidden, 0.0)
+            sums[:, start:stop] += weights.sum(dim=1)
+
+
+def _later(queries: range, slots: range, device: torch.device) -> Bool[Tensor, "Q S"]:
+    """True where a slot comes after a query."""
+    query_at = torch.arange(queries.start, queries.stop, device=device)
+    slot_at = torch.arange(slots.start, slots.stop, device=device)
+    return query_at[:, None] < slot_at
+
+
+def max_attention_scores(
     queries: Float[Tensor, "B G Q D"],
     keys: Float[Tensor, "B H S D"],
     log_sum_exp: Float[Tensor, "B G Q"],
@@ -58,35 +95,41 @@ def attention_peak(
     scale: float,
     seen: Bool[Tensor, "B Q #S"],
 ) -> Float[Tensor, "B H S"]:
-    """The most attention that each slot received from any query that sees it; 0 where none does."""
-    group, peaks = queries.shape[1] // keys.shape[1], []
-    for head in range(keys.shape[1]):
-        of_head = slice(head * group, (head + 1) * group)
-        logs = queries[:, of_head].float() @ keys[:, head, None].float().mT * scale - log_sum_exp[:, of_head, :, None]
-        peaks.append(logs.masked_fill(~seen[:, None], -torch.inf).amax(dim=(1, 2)).exp())
-    return torch.stack(peaks, dim=1)
-
-
-def _of_head(queries: Tensor, log_sum_exp: Tensor, head: int, heads: int, some: slice) -> tuple[Tensor, Tensor]:
-    """The queries of one key/value head's group side by side, [B, group x Q, D], and minus their log-sum-exp."""
+    """The maximum attention that each slot received from any query that sees it; 0 where none does."""
+    heads = keys.shape[1]
     group = queries.shape[1] // heads
-    of_head = slice(head * group, (head + 1) * group)
-    return queries[:, of_head, some].flatten(1, 2), -log_sum_exp[:, of_head, some].flatten(1, 2)[..., None]
+    highest = []
+    for head in range(heads):
+        of_group = slice(head * group, (head + 1) * group)
+        head_keys = keys[:, head, None].float()  # B 1 S D, for all queries of the group
+        scores = queries[:, of_group].float() @ head_keys.mT  # B, group, Q, S
+        subtracted = log_sum_exp[:, of_group, :, None]
+        log_weights = scores * scale - subtracted
+        log_weights = log_weights.masked_fill(~seen[:, None], -torch.inf)
+        highest.append(log_weights.amax(dim=(1, 2)).exp())
+    return torch.stack(highest, dim=1)
 
 
-def _after(some: slice, span: slice, device: torch.device) -> Tensor:
-    """True where a slot comes after a query, [Q, S]."""
-    rows = torch.arange(some.start, some.stop, device=device)
-    return rows[:, None] < torch.arange(span.start, span.stop, device=device)
+def pool_and_dilate(
+    scores: Float[Tensor, "B K S"],
+    *,
+    pool: int,
+    reach: int,
+) -> Float[Tensor, "B S"]:
+    """Average each score with its neighbours', take the best of all K queries, and spread it over `reach` tokens.
 
-
-def pool_and_dilate(scores: Float[Tensor, "B V S"], *, pool: int, reach: int) -> Float[Tensor, "B S"]:
-    """Smooth scores over `pool` neighbours, take the maximum over voters, and spread it to `reach` tokens around.
-
-    A token that is attended to is worth little without the words around it. Where two tokens inherit the same score,
-    the one nearer to the attended token comes first.
+    A token that is looked at is worth little without the words around it. At the same distance from two tokens the
+    higher score counts; of two tokens with the same best score nearby, the nearer one ranks higher.
     """
-    near = avg_pool1d(scores, pool, stride=1, padding=pool // 2, count_include_pad=False).amax(dim=1, keepdim=True)
+    averaged = avg_pool1d(
+        scores,
+        pool,
+        stride=1,
+        padding=pool // 2,
+        count_include_pad=False,  # the first and last tokens have fewer neighbours
+    )
+    spread = averaged.amax(dim=1, keepdim=True)  # B 1 S
     for _ in range(reach):
-        near = torch.maximum(near, _DECAY * max_pool1d(near, 3, stride=1, padding=1))
-    return near[:, 0]
+        neighbours = max_pool1d(spread, 3, stride=1, padding=1)  # of a token and one on each side
+        spread = torch.maximum(spread, _DECAY * neighbours)
+    return spread[:, 0]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.attention.int8 import to_codes
+from kvfold.attention.int8 import to_int8
 from kvfold.encode.base import SlotCodec
 from kvfold.errors import PlanError
 from kvfold.memory.kv import Payload
@@ -46,7 +46,7 @@ class Int8(SlotCodec):
         return keys, _read(payload["value_codes"], payload["value_scales"], dtype)
 
     def _write(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        codes, scales = to_codes(in_groups(numbers.float(), self.group))
+        codes, scales = to_int8(in_groups(numbers.float(), self.group))
         return codes.flatten(-2), scales
 
 

@@ -17,7 +17,7 @@ from transformers import Cache, PreTrainedModel
 
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
-from kvfold.attention.scores import attention_peak
+from kvfold.attention.scores import max_attention_scores
 from kvfold.memory.context import NO_ROW, ReplayText, RowAdapter, Rows
 from kvfold.memory.state import LayerState
 from kvfold.memory.step import AttentionStep
@@ -149,6 +149,8 @@ class _Listener(_Reader):
         tail = self.states[index].tail
         assert tail is not None
         keys, real = tail.keys[:, :, : tail.length], self.rows.real[:, :, None]
-        most = attention_peak(queries, keys, log_sum_exp, scale=scale, seen=real).masked_fill(~tail.valid[:, None], 0.0)
+        most = max_attention_scores(queries, keys, log_sum_exp, scale=scale, seen=real).masked_fill(
+            ~tail.valid[:, None], 0.0
+        )
         before = self.found.get(index)
         self.found[index] = most if before is None else torch.maximum(before, most)

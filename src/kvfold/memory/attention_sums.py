@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvfold.attention.scores import attention_mass
+from kvfold.attention.scores import attention_sums
 from kvfold.memory import ragged
 from kvfold.memory.ragged import Counts
 from kvfold.memory.recorders import FoldEvent, Observation, Record, Recorder
@@ -60,8 +60,8 @@ class ReceivedAttention(Record):
         raw = self.raw.new_zeros(*self.raw.shape[:2], tail.length)
         raw[:, :, : self.raw.shape[2]] = self.raw  # columns that were loaded without a forward have received nothing
         old, new = tail.keys[:, :, :before], tail.keys[:, :, before : tail.length]
-        raw[:, :, :before] += attention_mass(queries, old, weights, scale=seen.scale, counted=seen.valid)
-        raw[:, :, before:] += attention_mass(queries, new, weights, scale=seen.scale, causal=True, counted=seen.valid)
+        raw[:, :, :before] += attention_sums(queries, old, weights, scale=seen.scale, counted=seen.valid)
+        raw[:, :, before:] += attention_sums(queries, new, weights, scale=seen.scale, causal=True, counted=seen.valid)
         if tail.padded:
             raw = raw.masked_fill(~tail.valid[:, None], 0.0)
         return replace(self, raw=raw, folded=folded)
@@ -118,7 +118,7 @@ class ReceivedAttention(Record):
             part = seen.folded if len(rows) == len(self.counts) else seen.folded.take_rows(rows)
             some = slice(rows[0], rows[-1] + 1)
             of_heads = slice(None) if heads == slice(None) else slice(heads.start * group, heads.stop * group)
-            received = attention_mass(
+            received = attention_sums(
                 queries[some, of_heads],
                 part.read(heads).keys,
                 weights[some, of_heads],

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.attention.scores import attention_peak
+from kvfold.attention.scores import max_attention_scores
 from kvfold.memory.attention_sums import AttentionSums, ReceivedAttention
 from kvfold.memory.hidden_states import HiddenRows, HiddenStates
 from kvfold.memory.kv import KV, positions_of_rows
@@ -212,7 +212,9 @@ class FoldContext:
             tail, window, kv = self.tail_of(layer), self.recent_queries(layer), self.keys_values(layer)
             visible = tail.valid[:, None, : self.columns] & (window.positions[..., None] >= kv.positions[:, :1])
             scores.append(
-                attention_peak(window.queries, kv.keys, window.log_sum_exp, scale=self.scales[layer], seen=visible)
+                max_attention_scores(
+                    window.queries, kv.keys, window.log_sum_exp, scale=self.scales[layer], seen=visible
+                )
             )
         return torch.stack(scores, dim=1)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
-from kvfold.attention.scores import POOL, attention_peak, pool_and_dilate
+from kvfold.attention.scores import POOL, max_attention_scores, pool_and_dilate
 from kvfold.memory import ragged
 from kvfold.memory.kv import KV
 from kvfold.memory.pages import Pages
@@ -104,7 +104,7 @@ class OffloadedPart(Part):
             keys = self.stored.window(start, stop)[0].unflatten(0, (-1, heads))
             at = torch.stack([self.stored.positions(head, start, stop) for head in range(0, len(counts), heads)])
             visible = recent.positions[..., None] >= at[:, None].to(keys.device)
-            found.append(attention_peak(recent.queries, keys, recent.log_sum_exp, scale=scale, seen=visible))
+            found.append(max_attention_scores(recent.queries, keys, recent.log_sum_exp, scale=scale, seen=visible))
         scores = torch.cat(found, dim=2)
         held = torch.tensor(counts[::heads], device=scores.device)[:, None, None]
         scores.masked_fill_(torch.arange(scores.shape[2], device=scores.device) >= held, 0.0)

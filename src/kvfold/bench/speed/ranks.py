@@ -14,7 +14,7 @@ import torch
 
 from kvfold.adapters.files import WORDS
 from kvfold.adapters.ranks import KIND, left_out
-from kvfold.attention.low_rank import Bases, Basis, by_head
+from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.part import Form, Levels

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvfold.attention.low_rank import LatentBlock
+from kvfold.attention.basis import LatentBlock
 from kvfold.memory.pages import Fetched, Pages
 from kvfold.memory.part import Part
 from kvfold.memory.ragged import Counts, added

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from kvfold.attention.int8 import to_codes
-from kvfold.attention.low_rank import Bases, Laid, LatentBlock, attend_latents
-from kvfold.attention.low_rank_kernel import attend_rows, fits
+from kvfold.attention.basis import Bases, LatentBlock
+from kvfold.attention.int8 import to_int8
+from kvfold.attention.kernels.low_rank import attend_rows, fits
+from kvfold.attention.low_rank import LatentView, attend_latents
 from kvfold.attention.partial import Partial, nothing
 from kvfold.encode.lowrank.pages import LatentPages
 from kvfold.memory.kv import KV
@@ -88,13 +89,15 @@ class LowRankPart(Part):
     scales: Float[Tensor, "tokens 2"] | None = None  # where latents are bytes: of keys and of values
     counts: Counts = field(init=False, compare=False)
     blocks: tuple[tuple[_Block, ...], ...] = field(init=False, compare=False)  # views, by row and level
-    views: tuple[tuple[Laid, ...], ...] = field(init=False, compare=False)  # of each row, what is attended
+    views: tuple[tuple[LatentView, ...], ...] = field(init=False, compare=False)  # of each row, what is attended
 
     def __post_init__(self) -> None:
         held, heads = self.held.tolist(), self.form.bases.heads
         object.__setattr__(self, "counts", tuple((sum(row),) * heads for row in held))
         object.__setattr__(self, "blocks", tuple(self._views(held)))
-        laid = ([Laid.of(own.latents, self.form.bases) for own in row if len(own.positions)] for row in self.blocks)
+        laid = (
+            [LatentView.of(own.latents, self.form.bases) for own in row if len(own.positions)] for row in self.blocks
+        )
         object.__setattr__(self, "views", tuple(map(tuple, laid)))
 
     @classmethod
@@ -267,7 +270,7 @@ def _stored(block: _Block, form: Form, dtype: torch.dtype) -> _Block:
     """A block's latents as they are stored: in the model's dtype, or as bytes and scales."""
     if not form.codes:
         return block._replace(keys=block.keys.to(dtype), values=block.values.to(dtype))
-    (keys, of_keys), (values, of_values) = to_codes(block.keys), to_codes(block.values)
+    (keys, of_keys), (values, of_values) = to_int8(block.keys), to_int8(block.values)
     return _Block(keys, values, {**block.each, "scales": torch.stack([of_keys, of_values], dim=-1)})
 
 

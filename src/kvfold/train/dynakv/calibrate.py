@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kvfold.adapters.ranks import inverse, left_out
-from kvfold.attention.low_rank import Bases, Basis
+from kvfold.attention.basis import Bases, Basis
 from kvfold.attention.rotary import Rotary, unrotate
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.part import Form, Levels

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kvfold.attention.low_rank import Bases, Basis, by_head
+from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.reference import causal_mask
 from kvfold.attention.rotary import rotate
 from kvfold.encode.lowrank.gate import Gate, keep_chances, levels_at, shift_for, slope_of
