@@ -64,7 +64,7 @@ def sonic(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     rank: Annotated[int, typer.Option("--rank", help="Rank of the adapter's updates.", min=1)] = 32,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 2e-3,
-    judge: Annotated[
+    scorer: Annotated[
         float, typer.Option("--judge", help="Share of the run that trains the salience alone; 1: no rows at all.")
     ] = 0.15,
     without: Annotated[str | None, typer.Option("--without", help="A family of dialogues to leave out.")] = None,
@@ -78,7 +78,8 @@ def sonic(
     Give --minutes or --tokens. Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
     """
     from kvfold.train.loop import LoopSettings
-    from kvfold.train.sonic.run import SonicRun, SonicSettings, Terms
+    from kvfold.train.sonic.run import SonicRun
+    from kvfold.train.sonic.settings import SonicSettings, Terms
     from kvfold.train.sonic.talks import Mix
 
     _refuse_no_length(minutes, tokens)
@@ -87,7 +88,7 @@ def sonic(
         warmup_steps=40, batches_a_step=1, average=0.99,
     )  # fmt: skip
     run = SonicRun(SonicSettings(
-        model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, judge_until=judge,
+        model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, scorer_until=scorer,
         mix=Mix(without=without, study=study), terms=Terms(**_weights(terms, Terms)),
     ))  # fmt: skip
     _train(run)

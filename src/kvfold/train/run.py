@@ -10,42 +10,24 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from kvfold.train.loop import LoopSettings, Trainer, refuse_missing
+from kvfold.train.loop import Trainer, refuse_missing
 
 RECORD_EVERY = 25  # steps
 
 
-@runtime_checkable
-class RunSettings(Protocol):
-    """What the settings of every kind of training hold."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What every kind of training is given."""
 
-    @property
-    def out(self) -> Path:
-        """The folder of checkpoint, record and result."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """The seed of weights, data and order."""
-        ...
-
-    @property
-    def resume(self) -> bool:
-        """Whether the run goes on from its checkpoint."""
-        ...
-
-    @property
-    def save_every_seconds(self) -> float:
-        """The time between checkpoints."""
-        ...
-
-    @property
-    def loop(self) -> LoopSettings:
-        """How the run is optimised, and how long it is."""
-        ...
+    out: Path  # the folder of checkpoint, record and result
+    data: Path | None = None  # real text to mix in; without it only generated text is learnt
+    seed: int = 0  # of weights, data and order
+    resume: bool = False  # whether the run goes on from its checkpoint
+    save_every_seconds: float = 180.0  # between checkpoints
 
 
 class Run(abc.ABC):

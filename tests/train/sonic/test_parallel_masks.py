@@ -11,7 +11,9 @@ from kvfold.adapters.files import load_adapter
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.probe import observe_attention, parallel_forward
 from kvfold.open import cache
-from kvfold.train.sonic.parallel_masks import Draw, Fixed, Talk, fold_up, line_up
+from kvfold.train.sonic.budgets import DrawnBudgets, FixedBudgets
+from kvfold.train.sonic.parallel_masks import fold_batch
+from kvfold.train.sonic.talk_batch import Talk, batch_talks
 
 TURNS = ((0, 21), (21, 34), (34, 60), (60, 71))
 SLOTS = 3
@@ -23,15 +25,19 @@ def talk(ids, *, turns=TURNS):
 
 def laid(talks, *, slots=SLOTS):
     rng = random.Random(0)
-    lined = line_up(talks, draw=Draw(), rng=rng, pad=0, jump=False)
-    return lined, fold_up(lined, None, how=Fixed(slots_of=lambda tokens: slots), rng=rng)
+    batch = batched(talks, rng)
+    return batch, fold_batch(batch, None, budgets=FixedBudgets(slots_of=lambda tokens: slots), rng=rng)
+
+
+def batched(talks, rng):
+    return batch_talks(talks, sinks=4, longest_jump=0, rng=rng, pad=0)
 
 
 def in_parallel(model, adapter, laid_out):
     """Logits of the tokens, and the Nexus rows' keys and values of every layer."""
-    lined, layout = laid_out
+    batch, layout = laid_out
     tokens, seen = layout.count, {}
-    texts = model.get_input_embeddings()(lined.ids)
+    texts = model.get_input_embeddings()(batch.ids)
     embedded = torch.cat([texts, adapter.embed(layout.nexus)], dim=1)
 
     def look(layer, queries, keys, values, scale):
@@ -113,22 +119,22 @@ def test_tokens_are_untouched_by_the_adapter(tmp_path):
 
 
 def test_what_a_segment_keeps_is_seen_as_it_is_and_drawn_budgets_stay_inside():
-    draw, rng = Draw(raw=1.0, gone=0.0), random.Random(1)
-    layout = fold_up(line_up([talk(list(range(71)))], draw=draw, rng=rng, pad=0), None, how=draw, rng=rng)
+    budgets, rng = DrawnBudgets(raw=1.0, gone=0.0), random.Random(1)
+    layout = fold_batch(batched([talk(list(range(71)))], rng), None, budgets=budgets, rng=rng)
     assert layout.stays[..., :60].all()
     assert not layout.folded.any()
-    drawn = [Draw(raw=0.0, gone=0.0).slots(rng, 0.05 + 0.45 * rng.random(), 40) for _ in range(200)]
+    drawn = [DrawnBudgets(raw=0.0, gone=0.0).slots(rng, 0.05 + 0.45 * rng.random(), 40) for _ in range(200)]
     assert min(drawn) >= 1
     assert max(drawn) <= 30
 
 
 def test_the_most_salient_tokens_stay_beside_the_rows(tmp_path):
     rng = random.Random(0)
-    lined = line_up([talk(list(range(71)))], draw=Draw(), rng=rng, pad=0, jump=False)
-    worth = torch.zeros(1, 2, 3, lined.ids.shape[1])
-    worth[0, :, 0, 4:16] = 1.0  # one head has much to remember of the first turn
-    worth[..., [25, 26, 50, 51]] = 1.0
-    layout = fold_up(lined, worth, how=Fixed(slots_of=lambda tokens: 4, verbatim=0.5), rng=rng)
+    batch = batched([talk(list(range(71)))], rng)
+    scores = torch.zeros(1, 2, 3, batch.ids.shape[1])
+    scores[0, :, 0, 4:16] = 1.0  # one head has much to remember of the first turn
+    scores[..., [25, 26, 50, 51]] = 1.0
+    layout = fold_batch(batch, scores, budgets=FixedBudgets(slots_of=lambda tokens: 4, verbatim=0.5), rng=rng)
     assert int(layout.stays[0, :, 0, 4:16].sum()) == 2 * 3 * 2
     assert layout.stays[0, 1, 2].nonzero().flatten().tolist() == [0, 1, 2, 3, 25, 26, 50, 51]
     assert int(layout.stays.sum()) == 2 * 3 * (4 + 3 * 2)

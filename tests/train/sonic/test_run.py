@@ -17,15 +17,18 @@ from kvfold.cli.main import run as command
 from kvfold.data import training_dialogue
 from kvfold.hf.load import load
 from kvfold.train.loop import LoopSettings
+from kvfold.train.sonic.budgets import FixedBudgets
 from kvfold.train.sonic.distil import divergence
-from kvfold.train.sonic.parallel_masks import Fixed
-from kvfold.train.sonic.run import SonicRun, SonicSettings, Terms
+from kvfold.train.sonic.run import SonicRun
+from kvfold.train.sonic.settings import SonicSettings, Terms
 from kvfold.train.sonic.talks import Mix, Talks
 
 
 def a_run(out, **settings):
     loop = LoopSettings(tokens=10**9, matrix_rate=None, other_rate=2e-3, warmup_steps=2, batches_a_step=1, average=0.9)
-    return SonicRun(SonicSettings(model="tiny", out=out, batch_tokens=500, rank=4, asks=16, loop=loop, **settings))
+    return SonicRun(
+        SonicSettings(model="tiny", out=out, batch_tokens=500, rank=4, guided_queries=16, loop=loop, **settings)
+    )
 
 
 def test_divergence_in_chunks_is_the_written_out_one(monkeypatch):
@@ -81,20 +84,20 @@ def test_a_family_can_be_left_out(tokenizer):
     assert "rules" not in talks.drills
 
 
-@pytest.mark.parametrize("judging", [False, True])
-def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path, judging):
+@pytest.mark.parametrize("trains_scorer", [False, True])
+def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path, trains_scorer):
     run = a_run(tmp_path, terms=Terms(hinge=0.05))
     before = {name: weight.clone() for name, weight in run.model.named_parameters()}
-    lined, how = run.talks_of(random.Random(1), turns=3), Fixed(slots_of=lambda tokens: tokens // 4)
-    run.loss.judging, run.loss.judged = judging, 0.3
+    batch, budgets = run.talks_of(random.Random(1), turns=3), FixedBudgets(slots_of=lambda tokens: tokens // 4)
+    run.loss.trains_scorer, run.loss.scorer_done = trains_scorer, 0.3
 
     def batches():
         while True:
-            yield lined
+            yield batch
 
     def cost():
         with torch.no_grad():
-            return float(run.loss.cost(lined, replace(how, verbatim=float(judging))).mean)
+            return float(run.loss.cost(batch, replace(budgets, verbatim=float(trains_scorer))).mean)
 
     first = cost()
     for _ in range(8):
@@ -103,22 +106,24 @@ def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path, judging):
     assert all(torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
 
 
-@pytest.mark.parametrize(("term", "judged"), [("salience", 0.0), ("salience", 0.6), ("choice", 0.6)])
-def test_every_term_of_the_salience_has_a_switch(tmp_path, term, judged):
+@pytest.mark.parametrize(("term", "done"), [("salience", 0.0), ("salience", 0.6), ("choice", 0.6)])
+def test_every_term_of_the_salience_has_a_switch(tmp_path, term, done):
     run = a_run(tmp_path, terms=replace(Terms(salience=0.0, choice=0.0), **{term: 1.0}))
-    lined, run.loss.judged = run.talks_of(random.Random(3), turns=4), judged
-    run.loss(lined).mean.backward()
-    assert any(bool(weight.grad.any()) for weight in run.adapter.scorer.layers.parameters())
+    batch, run.loss.scorer_done = run.talks_of(random.Random(3), turns=4), done
+    run.loss(batch).mean.backward()
+    assert any(bool(weight.grad.any()) for weight in run.adapter.salience.layers.parameters())
     run.loss.terms = Terms(salience=0.0, choice=0.0)
-    assert float(run.loss(lined).mean.detach()) == 0
+    assert float(run.loss(batch).mean.detach()) == 0
 
 
 def test_everything_kept_leaves_only_what_the_text_itself_costs(tmp_path):
     run = a_run(tmp_path, terms=Terms(kl=1.0, cross_entropy=0.0))
     run.loss.bfloat16 = False
-    lined = run.talks_of(random.Random(2), turns=3)
+    batch = run.talks_of(random.Random(2), turns=3)
     with torch.no_grad():
-        assert float(run.loss.cost(lined, Fixed(slots_of=lambda tokens: tokens)).mean) == pytest.approx(0.0, abs=1e-4)
+        assert float(run.loss.cost(batch, FixedBudgets(slots_of=lambda tokens: tokens)).mean) == pytest.approx(
+            0.0, abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("term", ["output", "weight", "hinge"])
@@ -126,11 +131,11 @@ def test_every_guiding_term_has_a_switch(tmp_path, term):
     off = Terms(output=0.0, weight=0.0, hinge=0.0)
     run = a_run(tmp_path, terms=off)
     run.loss.bfloat16 = False
-    lined, how = run.talks_of(random.Random(3), turns=4), Fixed(slots_of=lambda tokens: tokens // 5)
+    batch, budgets = run.talks_of(random.Random(3), turns=4), FixedBudgets(slots_of=lambda tokens: tokens // 5)
     with torch.no_grad():
-        plain = float(run.loss.cost(lined, how).mean)
+        plain = float(run.loss.cost(batch, budgets).mean)
         run.loss.terms = replace(off, **{term: 1.0})
-        assert float(run.loss.cost(lined, how).mean) > plain
+        assert float(run.loss.cost(batch, budgets).mean) > plain
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvfold.errors import DataError
 from kvfold.train.loop import LoopSettings
+from kvfold.train.run import RunSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,19 +48,14 @@ PRESETS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BaseSettings:
+class BaseSettings(RunSettings):
     """One run of base training."""
 
     preset: str
-    out: Path
-    data: Path | None = None  # folder of real text; without it only generated text is learnt
-    seed: int = 0
-    resume: bool = False
     start: Path | None = None  # folder of a finished model of this preset to go on from, every ladder at its top
     soup: Path | None = None  # folder of a finished model whose weights the finished ones are averaged with
     batch_tokens: int = 1024
     gaps: int = 2000  # longest jump in positions
-    save_every_seconds: float = 180.0
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:

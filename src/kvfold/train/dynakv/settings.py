@@ -4,28 +4,24 @@ A run that cannot be is refused when its settings are made. Knows nothing of how
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 from kvfold.encode.lowrank.ranks import BasisName
 from kvfold.errors import DataError
 from kvfold.train.dynakv.student import BLOCK
 from kvfold.train.loop import LoopSettings
+from kvfold.train.run import RunSettings
 
 ABLATIONS = ("bases", "gates", "hard", "entropy")  # what a run may go without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DynaSettings:
+class DynaSettings(RunSettings):
     """One run."""
 
     model: str
-    out: Path
-    data: Path | None = None  # a folder of sets, or one file; without it only generated text is read
     steps: int = 0  # 0: calibration only
     basis: str = "mixed"
-    seed: int = 0
-    resume: bool = False
     length: int = 768
     rows: int = 3
     calibration: int = 24  # rows that bases are measured on
@@ -34,7 +30,6 @@ class DynaSettings:
     # Weight of the cross-entropy beside the distance to the full model; more of it makes training a fine-tuning.
     entropy: float = 0.05
     hard_from: float = 0.2  # share of the run at which every mask is hard; the share of hard masks grows up to there
-    save_every_seconds: float = 180.0
     update: int = 0  # rank of updates to the model's attention projections, trained along; 0: the model stays
     update_rate: float = 5e-4
     without: tuple[str, ...] = ()  # ablations, of ABLATIONS

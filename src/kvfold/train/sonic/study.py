@@ -1,4 +1,4 @@
-"""Self-study: the model asks itself about a passage, and its own answer, with the passage in sight, is what to keep.
+"""Self-study: the model asks itself about a passage, and its answer with the passage in sight is what to keep.
 
 A passage is one user message; then a few prompts that fit any text, each answered by the model itself, sampled. Nobody
 has to have written questions, so it works for any text. Eyuboglu et al., Cartridges, https://arxiv.org/abs/2506.06266
@@ -13,8 +13,8 @@ import torch
 
 from kvfold.chat.template import render
 from kvfold.data import Message
-from kvfold.train.sonic.document_talks import asked_about
-from kvfold.train.sonic.parallel_masks import Talk
+from kvfold.train.sonic.document_talks import document_talk
+from kvfold.train.sonic.talk_batch import Talk
 
 PROMPTS = (
     "Say it again, word for word.",
@@ -34,19 +34,24 @@ class Study:
         self.model, self.tokenizer, self.reply_tokens = model, tokenizer, reply_tokens
 
     def draw(self, rng: random.Random, passage: str, *, questions: int, weight: float) -> Talk:
-        """A passage that is folded as a whole, then questions that the model has answered; each reply's tokens count
-        `weight`."""
+        """Draw a passage that is folded as a whole, then questions that the model has answered.
+
+        Each token of a reply counts `weight`.
+        """
         messages: list[Message] = []
         for question in rng.sample(PROMPTS, min(questions, len(PROMPTS))):
-            messages.append(Message(role="user", content=question if messages else f"{passage} {question}"))
+            content = question if messages else f"{passage} {question}"
+            messages.append(Message(role="user", content=content))
             messages.append(Message(role="assistant", content=self._reply(rng, messages)))
-        return asked_about(self.tokenizer, passage, messages, weight=weight)
+        return document_talk(self.tokenizer, passage, messages, weight=weight)
 
     def _reply(self, rng: random.Random, messages: Sequence[Message]) -> str:
-        """What the model says, sampled; never empty."""
+        """The model's reply, sampled; never empty."""
         prompt = render(self.tokenizer, list(messages), opens_reply=True)
-        ids = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.model.device)
+        encoded = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        ids = encoded["input_ids"].to(self.model.device)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(rng.getrandbits(48))
-            said = self.model.generate(ids, max_new_tokens=self.reply_tokens, do_sample=True)
-        return self.tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True).strip() or "Nothing."
+            tokens = self.model.generate(ids, max_new_tokens=self.reply_tokens, do_sample=True)
+        reply = self.tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+        return reply.strip() or "Nothing."
