@@ -206,12 +206,7 @@ class Chat:
         ):
             count += 1
             yield token
-        fed = self._cache.memory.fed
-        if fed != len(ids) + count - 1:  # the last token is chosen, not read
-            raise CacheError(
-                f"a reply of {count} tokens to {len(ids)} was generated; the cache was fed {fed} in all, so the "
-                "model dropped or bypassed it; use a model that keeps its cache, or shorter conversations"
-            )
+        _refuse_bypassed(self._cache.memory.fed, prompt=len(ids), reply=count)
 
     def _refuse_in_turn(self, asked: str) -> None:
         if self._in_turn:
@@ -219,6 +214,14 @@ class Chat:
                 f"a chat was to {asked} in the middle of a turn; its reply is still being read; take the rest of its "
                 "pieces, or close the iterator to undo the turn"
             )
+
+
+def _refuse_bypassed(fed: int, *, prompt: int, reply: int) -> None:
+    if fed != prompt + reply - 1:  # the last token was chosen, but not read yet
+        raise CacheError(
+            f"a reply of {reply} tokens to {prompt} was generated; the cache was fed {fed} in all, so the "
+            "model dropped or bypassed it; use a model that keeps its cache, or shorter conversations"
+        )
 
 
 def _refuse_folding(raw_turns: int, stride: int | None) -> None:

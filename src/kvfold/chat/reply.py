@@ -6,7 +6,7 @@ no cache: the tokens come from the caller.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from kvfold.chat.text import Text
+from kvfold.chat.text import Detokenizer
 from kvfold.hf.generation import Tokenizer
 
 
@@ -22,7 +22,7 @@ class Reply:
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
         """Decode the generated tokens as they come. Pieces may be empty; all together they are the reply."""
-        text = Text(self._tokenizer)
+        text = Detokenizer(self._tokenizer)
         for token in tokens:
             self.ids.append(token)
             if token not in self._stop and not self.ends_line(self.ids):
