@@ -8,6 +8,8 @@ time), `bench` (what it is worth). Public names are loaded when first used, so i
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from kvfold.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from kvfold.budget.ledger import Ledger
     from kvfold.chat.chat import Chat
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from kvfold.hf.load import load
     from kvfold.open import cache
     from kvfold.plan import Plan
-
-__version__ = "0.1.0"
 
 __all__ = ["Chat", "KvfoldError", "Ledger", "Plan", "cache", "load"]
 

@@ -5,7 +5,7 @@ from transformers import GenerationConfig
 
 from kvfold.chat.chat import Chat
 from kvfold.chat.template import Template
-from kvfold.chat.text import Text
+from kvfold.chat.text import Detokenizer
 from kvfold.data import Message
 from kvfold.errors import ModelError
 
@@ -107,7 +107,7 @@ def speak(chat, tokens):
 
 @pytest.mark.parametrize("words", ["Anna lives in Turin.", "  two  spaces ", "naïve café — 東京 🙂 done", "🙂", ""])
 def test_pieces_put_together_are_the_reply_and_no_half_character_is_given_out(tokenizer, words):
-    text = Text(tokenizer)
+    text = Detokenizer(tokenizer)
     pieces = [text.add(token) for token in tokenizer.encode(words, add_special_tokens=False)]
     pieces.append(text.rest())
     assert "".join(pieces) == words.strip()

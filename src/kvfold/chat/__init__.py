@@ -1,5 +1,6 @@
-"""Turns over time: conversations whose history is folded after every turn.
+"""Conversations whose history is folded after every turn.
 
-chat.py is one conversation with a person, rows.py many of them side by side for a benchmark, file.py what a saved
-one looks like. Everything that touches transformers is in `hf/`.
+Reading order: turns (plain values), template (messages to text), tokens and text (text to tokens and back), reply (one
+generated reply), chat (the conversation), saved and file (a conversation on disk), rows (many scripted conversations
+side by side, for benchmarks). Everything that touches transformers is in `hf/`.
 """

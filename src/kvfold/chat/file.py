@@ -1,7 +1,7 @@
-"""A saved chat as a file: safetensors, with one JSON header that says what it is and what it holds.
+"""A saved chat as a file: safetensors, with one JSON header that says which kind of file it is and what it holds.
 
-The header can be read without torch; what is cut short, foreign or newer is refused. A file is written beside its
-place and put there in one step, so it is whole or not there. What the header means is chat.py's business.
+The header can be read without torch. Files that are cut short, foreign or newer are refused. A file is written under
+another name in the same folder and then renamed, so it is whole or not there. saved.py knows what the header means.
 """
 
 import contextlib
@@ -31,19 +31,20 @@ PROMISED = (
     *("messages", "turns", "ids", "generation", "cache"),
 )
 
-_LENGTH_BYTES = 8  # safetensors begins with the length of its own header
-_LONGEST_BYTES = 1 << 30  # no header is longer: such a length is no length
+_LENGTH_BYTES = 8  # safetensors begins with the length of its header, little-endian
+_LONGEST_BYTES = 1 << 30  # no header is longer: a larger number is no length, so the file is of another kind
 
 
 def write(path: Path, header: Header, tensors: "Mapping[str, Tensor]") -> None:
-    """Put a file in its place, whole or not at all; only its owner may read it. Raises FileError where it cannot."""
+    """Write a file, whole or not at all, that only its owner may read. Raises FileError if that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    words = {KIND: json.dumps({"format_version": FORMAT_VERSION, **header})}  # one word: equal chats, equal files
+    # One entry, because safetensors writes several in any order: equal chats shall make equal files.
+    metadata = {KIND: json.dumps({"format_version": FORMAT_VERSION, **header})}
     try:
-        with _beside(path) as draft:
-            save_file(_apart(tensors), draft, metadata=words)
+        with _draft_of(path) as draft:
+            save_file(_unshared(tensors), draft, metadata=metadata)
             _flush(draft)
             os.replace(draft, path)
         _flush(path.parent)
@@ -52,45 +53,45 @@ def write(path: Path, header: Header, tensors: "Mapping[str, Tensor]") -> None:
 
 
 def read_header(path: Path) -> Header:
-    """What a file says of itself, without its tensors. Raises FileError for all but a whole saved chat."""
+    """Read the header of a file without its tensors. Raises FileError for all but a whole saved chat."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            outer = _outer(path, file.read(_LENGTH_BYTES), size, file)
+            outer = _read_outer(path, file.read(_LENGTH_BYTES), size, file)
     except OSError as error:
-        why = error.strerror or str(error)
-        _refuse(path, "read", why[:1].lower() + why[1:], "give the path of a chat that was saved")
-    words = outer.pop("__metadata__", None) or {}
-    if KIND not in words:
+        reason = error.strerror or str(error)
+        _refuse(path, "read", reason[:1].lower() + reason[1:], "give the path of a chat that was saved")
+    metadata = outer.pop("__metadata__", None) or {}
+    if KIND not in metadata:
         _refuse(path, "read as a chat", "it is another kind of safetensors file", "give one that `save` wrote")
     try:
-        header = json.loads(words[KIND])
+        header = json.loads(metadata[KIND])
         version = header["format_version"]
     except (ValueError, KeyError, TypeError):
         _refuse(path, "read as a chat", "its header cannot be read", "get a sound copy")
     if version > FORMAT_VERSION:
         newer = f"kvfold {header.get('kvfold')} wrote it in format {version}, newer than {FORMAT_VERSION}"
         _refuse(path, "read", newer, "upgrade kvfold")
-    lacking = [name for name in PROMISED if name not in header]
-    if lacking:
-        _refuse(path, "read", f"its header lacks {', '.join(lacking)}", "get a sound copy")
+    missing = [name for name in PROMISED if name not in header]
+    if missing:
+        _refuse(path, "read", f"its header lacks {', '.join(missing)}", "get a sound copy")
     return header
 
 
 def read_tensors(path: Path, *, device: "torch.device | str") -> "dict[str, Tensor]":
-    """The tensors of a file whose header was found whole, in memory of their own: the file may go."""
+    """Read the tensors of a file whose header was found whole, into memory: the file may be removed after that."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        mapped = load_file(path, device=str(device))  # on the CPU these are windows into the file
+        mapped = load_file(path, device=str(device))  # on the CPU these tensors are views of the mapped file
         return {name: tensor.clone() for name, tensor in mapped.items()}
     except (OSError, SafetensorError) as error:
         _refuse(path, "read", f"its tensors cannot be ({error})", "get a sound copy")
 
 
-def _outer(path: Path, begin: bytes, size: int, file: Any) -> dict[str, Any]:
-    """The header of safetensors itself; the file must be exactly as long as that says."""
+def _read_outer(path: Path, begin: bytes, size: int, file: Any) -> dict[str, Any]:
+    """Read the header of safetensors, which holds ours. The file must be exactly as long as it says."""
     length = struct.unpack("<Q", begin)[0] if len(begin) == _LENGTH_BYTES else 0
     inside = file.read(min(length, _LONGEST_BYTES))
     if not inside.startswith(b"{") or length > _LONGEST_BYTES:
@@ -100,7 +101,8 @@ def _outer(path: Path, begin: bytes, size: int, file: Any) -> dict[str, Any]:
     try:
         outer = json.loads(inside)
         tensors = [entry for name, entry in outer.items() if name != "__metadata__"]
-        whole = _LENGTH_BYTES + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+        data_bytes = max((entry["data_offsets"][1] for entry in tensors), default=0)
+        whole = _LENGTH_BYTES + length + data_bytes
     except (ValueError, KeyError, TypeError, AttributeError):
         _refuse(path, "read as a chat", "it is another kind of file", "give one that `save` wrote")
     if size != whole:
@@ -117,8 +119,8 @@ def _refuse(path: Path, verb: str, truth: str, remedy: str) -> NoReturn:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """An empty file in the same folder, gone afterwards unless it was moved."""
+def _draft_of(path: Path) -> Iterator[Path]:
+    """Make an empty file in the same folder. It is gone afterwards unless it was renamed."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     try:
@@ -129,7 +131,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Make the disk have it: a file's bytes, or a folder's entries."""
+    """Write a file's bytes, or a folder's entries, through to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -137,13 +139,14 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _apart(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """Tensors in storages of their own, as safetensors wants them."""
+def _unshared(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Copy the tensors that share a storage or do not fill it: safetensors refuses those."""
     taken: set[int] = set()
-    apart = {}
+    unshared = {}
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        tight = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        apart[name] = tensor if tight and place not in taken else tensor.clone().contiguous()
-        taken.add(place)
-    return apart
+        storage = tensor.untyped_storage()
+        fills = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
+        alone = fills and storage.data_ptr() not in taken
+        unshared[name] = tensor if alone else tensor.clone().contiguous()
+        taken.add(storage.data_ptr())
+    return unshared

@@ -1,8 +1,8 @@
 """Rows: many scripted conversations side by side on one cache, for benchmarks.
 
-Rows share columns: a chunk is as wide as its longest row, and the columns that a shorter row does not fill are pads
-for it, nowhere counted and never kept. Every row's positions and mask are its own, so a row reads what it would read
-alone. It folds only when told. It knows token ids; texts, templates and scores are the caller's.
+Rows share columns: a chunk is as wide as its longest row. The columns that a shorter row does not fill are pads, which
+are never counted and never kept. Each row has its positions and its mask, so it reads what it would read alone. The
+cache folds only when `fold` is called. This file knows token ids, but no texts, templates or scores.
 """
 
 import copy
@@ -27,15 +27,15 @@ from kvfold.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How long an answer took, over all rows together."""
+    """The time that an answer took, over all rows together."""
 
     first_seconds: float  # from the question to the first token
-    rest_seconds: float  # all further tokens
+    rest_seconds: float  # for all further tokens
     steps: int  # forwards after the first
 
     @property
     def token_seconds(self) -> float | None:
-        """Mean time of a further token; None where there was none."""
+        """The mean time of a further token; None if there was none."""
         return self.rest_seconds / self.steps if self.steps else None
 
 
@@ -49,60 +49,64 @@ class Rows:
     """
 
     def __init__(self, model: Model, plan: Plan | str | None, *, rows: int, pinned: int = SINKS, pad: int = 0) -> None:
-        """A cache for `rows` conversations, folded by `plan`; None is the stock dynamic cache, which never folds.
+        """Make a cache for `rows` conversations, folded by `plan`; None is the stock cache, which never folds.
 
-        `pad` is the token that stands in columns which a row does not fill. Raises PlanError, BudgetError, ModelError.
+        `pad` is the token in the columns that a row does not fill. Raises PlanError, BudgetError, ModelError.
         """
         self.model = model
         self.pad = pad
-        # No prompt: nothing folds by itself, neither in the middle of a turn nor in an answer.
-        folded = None if plan is None else folded_cache(model, plan, pinned=pinned, prompt_tokens=0)
-        self.folded: FoldedCache | None = folded
+        self.folded: FoldedCache | None = None
+        if plan is not None:
+            # No prompt: nothing folds by itself, neither in the middle of a turn nor in an answer.
+            self.folded = folded_cache(model, plan, pinned=pinned, prompt_tokens=0)
         self.cache = stock_cache(model) if self.folded is None else self.folded
         self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=model.device)
-        self.fed_tokens = [0] * rows  # real tokens given to the model, row by row; answers are not counted
+        self.fed_tokens = [0] * rows  # real tokens that each row has read; answers are not counted
         self.pace: Pace | None = None  # of the newest answer
-        self._limit = ModelBinding.of(model).position_limit
+        self._position_limit = ModelBinding.of(model).position_limit
 
     def feed(self, chunks: Sequence[Sequence[int]]) -> None:
-        """Read one chunk of tokens a row; a row may have none."""
+        """Read one chunk of tokens for each row. A chunk may be empty."""
         self._refuse_too_long([len(chunk) for chunk in chunks])
         if any(len(chunk) for chunk in chunks):
-            self._read(*self._columns(chunks, left=False))
+            columns, valid = self._columns(chunks, left=False)
+            self._read(columns, valid)
             self._count(chunks)
 
     def read(self, chunks: Sequence[Sequence[int]]) -> list[Float[Tensor, "_ vocabulary"]]:
-        """Read one chunk a row, and say what each row expects after each of its tokens.
+        """Read one chunk for each row. Return its logits after each of its tokens.
 
-        A row may have none, not all of them. The caller bounds the memory by the width of the chunks.
+        A chunk may be empty, but not all of them. The caller bounds the memory by the width of the chunks.
         """
         if not any(len(chunk) for chunk in chunks):
             raise DataError("chunks without a token were given; nothing follows from nothing; give one to some row")
         self._refuse_too_long([len(chunk) for chunk in chunks])
-        expected = self._forward(*self._columns(chunks, left=False), newest=0)
+        columns, valid = self._columns(chunks, left=False)
+        logits = self._forward(columns, valid, newest=0)
         self._count(chunks)
-        return [expected[row, : len(chunk)] for row, chunk in enumerate(chunks)]
+        return [logits[row, : len(chunk)] for row, chunk in enumerate(chunks)]
 
     def logits(self, chunks: Sequence[Sequence[int]]) -> Float[Tensor, "B vocabulary"]:
-        """Read one chunk a row, none of them empty, and say what each row expects next."""
+        """Read one chunk for each row, none of them empty. Return the logits after the last token of each."""
         self._refuse_empty(chunks)
         self._refuse_too_long([len(chunk) for chunk in chunks])
-        expected = self._read(*self._columns(chunks, left=True))
+        columns, valid = self._columns(chunks, left=True)
+        logits = self._read(columns, valid)
         self._count(chunks)
-        return expected
+        return logits
 
     def fold(self) -> None:
-        """Fold all that is still raw, row by row what is real."""
+        """Fold all real tokens that are still raw."""
         if self.folded is not None:
-            self.folded.fold(self.mask if not bool(self.mask.all()) else None)
+            has_pads = not bool(self.mask.all())
+            self.folded.fold(self.mask if has_pads else None)
 
     def answer(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: Collection[int] = ()
     ) -> list[list[int]]:
-        """The greedy continuation of each row after its prompt, stop token left out.
+        """Continue each row greedily after its prompt. The stop token is left out.
 
-        Neither prompt nor answer is remembered: the rows are afterwards as they were, so one history can be asked many
-        questions. What the rows should remember is fed.
+        The rows are afterwards as they were, so one history can be asked many questions.
         """
         self._refuse_empty(prompts)
         self._refuse_too_long([len(prompt) + max_new_tokens - 1 for prompt in prompts])
@@ -118,13 +122,16 @@ class Rows:
                 self.folded.restore(before)
 
     def ledger(self) -> Ledger | None:
-        """What the rows hold together; None for the stock cache."""
+        """Count what the rows hold together; None for the stock cache."""
         return None if self.folded is None else self.folded.ledger()
 
     def _continue(self, prompts: Sequence[Sequence[int]], limit: int, stop: frozenset[int]) -> list[list[int]]:
+        """Decode greedily until every row has met a stop token, or has `limit` tokens. Measures the pace."""
         begun = time.perf_counter()
-        newest = self._read(*self._columns(prompts, left=True)).argmax(dim=-1)
-        first, steps = time.perf_counter(), 0
+        columns, valid = self._columns(prompts, left=True)  # left: every prompt ends in the last column
+        newest = self._read(columns, valid).argmax(dim=-1)
+        first = time.perf_counter()
+        steps = 0
         answers: list[list[int]] = [[] for _ in prompts]
         going = [True] * len(prompts)
         while True:
@@ -132,24 +139,29 @@ class Rows:
                 going[row] = going[row] and token not in stop
                 if going[row]:
                     answers[row].append(token)
-            if not any(going) or max(len(answer) for answer in answers) >= limit:
+            longest = max(len(answer) for answer in answers)
+            if not any(going) or longest >= limit:
                 break
+            # Rows that have ended read pads, which leave them as they are.
             valid = torch.tensor(going, device=self.mask.device)[:, None]
-            newest = self._read(newest[:, None].masked_fill(~valid, self.pad), valid).argmax(dim=-1)
+            columns = newest[:, None].masked_fill(~valid, self.pad)
+            newest = self._read(columns, valid).argmax(dim=-1)
             steps += 1
-        self.pace = Pace(first_seconds=first - begun, rest_seconds=time.perf_counter() - first, steps=steps)
+        rest_seconds = time.perf_counter() - first
+        self.pace = Pace(first_seconds=first - begun, rest_seconds=rest_seconds, steps=steps)
         return answers
 
     def _read(self, columns: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"]) -> Float[Tensor, "B vocabulary"]:
-        """Logits at the last column, after a forward over all of them."""
+        """Run a forward. Return the logits at the last column."""
         return self._forward(columns, valid, newest=1)[:, -1]
 
     def _forward(
         self, columns: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"], *, newest: int
     ) -> Float[Tensor, "B newest vocabulary"]:
-        """Logits at the newest columns, 0 for all, after a forward over them."""
+        """Run a forward. Return the logits at the newest columns; 0 means all of them."""
         mask = torch.cat([self.mask, valid], dim=1)
-        positions = (mask.cumsum(dim=1)[:, -columns.shape[1] :] - 1).clamp(min=0)
+        # A token's position is the count of real tokens before it in its row; a pad's does not matter, but must exist.
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -columns.shape[1] :]
         with torch.no_grad():
             out = self.model(
                 columns,
@@ -165,18 +177,20 @@ class Rows:
     def _columns(
         self, chunks: Sequence[Sequence[int]], *, left: bool
     ) -> tuple[Int[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
-        """One rectangle of ids, padded on one side, and what of it is real."""
+        """Lay chunks out as one rectangle of ids, padded on one side, and its mask of real tokens."""
         widest = max(len(chunk) for chunk in chunks)
         self._refuse_ragged_windows(chunks, widest)
         ids = torch.full((len(chunks), widest), self.pad)
         valid = torch.zeros(len(chunks), widest, dtype=torch.bool)
         for row, chunk in enumerate(chunks):
-            where = slice(widest - len(chunk), widest) if left else slice(0, len(chunk))
-            ids[row, where] = torch.tensor(list(chunk), dtype=torch.long)
-            valid[row, where] = True
+            start = widest - len(chunk) if left else 0
+            filled = slice(start, start + len(chunk))
+            ids[row, filled] = torch.tensor(list(chunk), dtype=torch.long)
+            valid[row, filled] = True
         return ids.to(self.mask.device), valid.to(self.mask.device)
 
     def _count(self, chunks: Sequence[Sequence[int]]) -> None:
+        # A new list: who keeps the old one to go back to it finds it unchanged.
         self.fed_tokens = [fed + len(chunk) for fed, chunk in zip(self.fed_tokens, chunks, strict=True)]
 
     def _refuse_empty(self, chunks: Sequence[Sequence[int]]) -> None:
@@ -190,17 +204,18 @@ class Rows:
                 f"{len(more)} chunks were given; there are {len(self.fed_tokens)} rows; give one chunk for each row"
             )
         longest = max(fed + count for fed, count in zip(self.fed_tokens, more, strict=True))
-        if self._limit is not None and longest > self._limit:
+        if self._position_limit is not None and longest > self._position_limit:
             raise ModelError(
-                f"a row of {longest} tokens was asked for; the model has {self._limit} positions; "
+                f"a row of {longest} tokens was asked for; the model has {self._position_limit} positions; "
                 "shorten the conversation or the answer: folding saves memory, not positions"
             )
 
     def _refuse_ragged_windows(self, chunks: Sequence[Sequence[int]], widest: int) -> None:
-        """Sliding layers count columns, so pads between a row's tokens would make its window shorter."""
+        """Raise CacheError for pads before sliding layers: these count columns, so a row's window would be shorter."""
         ragged = any(len(chunk) != widest for chunk in chunks)
         layers: list[Any] = list(self.cache.layers)
-        if ragged and any(layer.is_sliding for layer in layers):
+        slides = any(layer.is_sliding for layer in layers)
+        if ragged and slides:
             raise CacheError(
                 "rows of different length were given to a model with sliding layers; pads would shorten their windows; "
                 "run such rows one by one, or give chunks of equal length"

@@ -1,56 +1,63 @@
-"""Text: tokens of a reply to pieces of text as they come.
+"""Incremental detokenization: the tokens of a reply become pieces of text as they come.
 
-A token may be half a character, or change how the one before it is written; so only text that further tokens cannot
-change is given out. It decodes a short window, however long the reply is.
+A token may be half a character, or change how the one before it is written. So a piece holds only text that further
+tokens cannot change. Decoding looks at a short window of tokens, however long the reply is.
 """
+
+from collections.abc import Sequence
 
 from kvfold.hf.generation import Tokenizer
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a decoder writes bytes that are no whole character yet
-_WINDOW = 5  # tokens behind the newest text that decoding starts from
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # a decoder writes it for bytes that are no whole character yet
+_WINDOW = 5  # tokens before the newest text with which decoding starts: how a token reads depends on those before it
 
 
-class Text:
-    """A reply as it grows. What `add` and `rest` give, put together, is the reply without space around it."""
+class Detokenizer:
+    """Decodes one reply. It changes with every token.
+
+    The pieces that `add` and `rest` return, put together, are the reply without the space around it.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._given = 0  # tokens whose text is out
-        self._space = ""  # held back until something follows: a reply does not end in space
+        self._decoded = 0  # tokens whose text was returned
+        self._space = ""  # held back until a word follows: a reply does not end in space
         self._begun = False
 
     def add(self, token: int) -> str:
-        """What can be said now that this token is there; often nothing, or several characters."""
+        """Return the text that this token completes: often nothing, or several characters."""
         self._ids.append(token)
         fresh = self._fresh()
         if fresh.endswith(_UNFINISHED):
             return ""
-        self._given = len(self._ids)
+        self._decoded = len(self._ids)
         return self._stripped(fresh)
 
     def rest(self) -> str:
-        """What was held back, now that no token follows."""
+        """Return the text that was held back, once no token follows."""
         fresh = self._fresh()
-        self._given = len(self._ids)
+        self._decoded = len(self._ids)
         return self._stripped(fresh)
 
     def _fresh(self) -> str:
         """The text of the newest tokens, as it reads behind the ones before."""
-        start = max(self._given - _WINDOW, 0)
-        old = self._decode(self._ids[start : self._given])
+        start = max(self._decoded - _WINDOW, 0)
+        old = self._decode(self._ids[start : self._decoded])
         return self._decode(self._ids[start:])[len(old) :]
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _stripped(self, fresh: str) -> str:
+        """The text without leading space of the reply; trailing space waits for the next piece."""
         whole = self._space + fresh
-        said = whole.rstrip()
-        if not said:
+        words = whole.rstrip()
+        if not words:
             self._space = whole if self._begun else ""
             return ""
-        self._space = whole[len(said) :]
-        said = said if self._begun else said.lstrip()
+        self._space = whole[len(words) :]
+        if self._begun:
+            return words
         self._begun = True
-        return said
+        return words.lstrip()

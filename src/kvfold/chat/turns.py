@@ -1,16 +1,18 @@
-"""Turns: where the turns of one conversation begin and end among its tokens.
+"""Turns: what was said in one conversation, and where its turns begin and end among its tokens.
 
-A turn is what the user says, the reply and its closing token; the system prompt belongs to the first one. Turns follow
-one another without a gap. Plain integers: it knows no texts, no tokenizer and no cache.
+A turn is what the user says, the reply and its closing tokens; the system prompt belongs to the first turn. Turns
+follow one another without a gap. These are plain values that know no tokenizer, no model and no cache.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvfold.data import Message
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One finished turn: tokens start to reply are read, tokens reply to stop are the reply and its closing."""
+    """A finished turn: tokens `start` to `reply` were read, tokens `reply` to `stop` are the reply and its closing."""
 
     start: int
     reply: int
@@ -23,8 +25,23 @@ class Turn:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """The messages, the fed tokens and the finished turns of a conversation. A finished turn makes a new Past."""
+
+    messages: tuple[Message, ...]
+    ids: tuple[int, ...] = ()
+    turns: tuple[Turn, ...] = ()
+
+    def followed_by(self, said: str, reply: str, *, ids: tuple[int, ...], reply_start: int) -> "Past":
+        """Add a turn: a user's message and its reply. `ids` are all tokens fed since the conversation began."""
+        messages = (Message(role="user", content=said), Message(role="assistant", content=reply))
+        turns = follow(self.turns, reply=reply_start, stop=len(ids))
+        return Past(messages=(*self.messages, *messages), ids=ids, turns=turns)
+
+
 def follow(turns: Sequence[Turn], *, reply: int, stop: int) -> tuple[Turn, ...]:
-    """The turns with one more, which begins where the last one ended.
+    """Add a turn that begins where the last one ended.
 
     >>> follow((), reply=5, stop=9)
     (Turn(start=0, reply=5, stop=9),)
@@ -34,11 +51,11 @@ def follow(turns: Sequence[Turn], *, reply: int, stop: int) -> tuple[Turn, ...]:
 
 
 def folded_until(turns: Sequence[Turn], *, raw: int) -> int:
-    """How many of the oldest tokens are folded when the newest `raw` turns stay as they are.
+    """Count the oldest tokens, which are folded while the newest `raw` turns stay as they are.
 
     >>> turns = follow(follow((), reply=5, stop=9), reply=12, stop=20)
     >>> folded_until(turns, raw=0), folded_until(turns, raw=1), folded_until(turns, raw=2)
     (20, 9, 0)
     """
-    oldest = turns[: len(turns) - raw] if raw < len(turns) else ()
+    oldest = turns[: max(len(turns) - raw, 0)]
     return oldest[-1].stop if oldest else 0

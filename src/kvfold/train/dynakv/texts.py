@@ -1,6 +1,7 @@
-"""Token rows of one length to train ranks on: real text, generated dialogues and documents, written as the model's own.
+"""Token rows of one length to train ranks on: real text, generated dialogues, and documents with questions.
 
-Knows tokenizers by what they write, so it serves any model; nothing here knows what is learned.
+Dialogues are written by the model's chat template, or as plain lines for a base model. Nothing here knows what is
+learned from the rows.
 """
 
 import random
@@ -22,20 +23,18 @@ _NEEDLES = ("single", "multikey")
 
 
 class Rows:
-    """Rows of `length` tokens: half real text where there is some, the rest dialogues and documents."""
+    """Draws rows of `length` tokens. With real text, half of the rows are cut from it; the rest is generated."""
 
-    def __init__(self, tokenizer: Any, data: Path | None, *, length: int, split: str = "train") -> None:
-        self.tokenizer, self.length, self.split = tokenizer, length, split
-        self.texts = [text for text in _texts(data) if len(text) > 4 * length]
+    def __init__(self, tokenizer: Any, data: Path | None, *, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        self.texts = [text for text in _texts(data) if len(text) > 4 * length]  # 4 characters a token, about
         if data is not None and not self.texts:
             raise DataError(
                 f"rows of {length} tokens were to be cut from {data}; none of its texts is that long; give longer ones"
             )
-        first = tokenizer("a")["input_ids"]
-        self.opening = first[:1] if first[0] == tokenizer.bos_token_id else []
 
     def draw(self, rng: random.Random) -> list[int]:
-        """One row."""
+        """Draw one row."""
         if self.texts and rng.random() < 0.5:
             return self._natural(rng)
         ids: list[int] = []
@@ -45,32 +44,40 @@ class Rows:
         return ids[: self.length]
 
     def batch(self, count: int, rng: random.Random) -> Int[Tensor, "B Q"]:
-        """Several rows."""
+        """Draw several rows."""
         return torch.tensor([self.draw(rng) for _ in range(count)])
 
     def _natural(self, rng: random.Random) -> list[int]:
         ids: list[int] = []
         while len(ids) < self.length:
             text = rng.choice(self.texts)
-            start = rng.randrange(max(len(text) - 8 * self.length, 1))
-            start = text.rfind(" ", 0, start) + 1
-            ids = list(self.tokenizer(text[start : start + 8 * self.length])["input_ids"])
+            most = 8 * self.length  # characters, so that few texts are too short: those are drawn anew
+            start = rng.randrange(max(len(text) - most, 1))
+            start = text.rfind(" ", 0, start) + 1  # a row begins with a whole word
+            ids = list(self.tokenizer(text[start : start + most])["input_ids"])
         return ids[: self.length]
 
     def _talk(self, rng: random.Random) -> Sequence[Message]:
         return training_dialogue(
-            rng.choice(FAMILIES), turns=rng.choice((8, 12, 16)), seed=rng.getrandbits(48),
-            filler=rng.choice((0.0, 0.3, 0.6)), questions=rng.choice((0.5, 0.8)),
-        )  # fmt: skip
+            rng.choice(FAMILIES),
+            turns=rng.choice((8, 12, 16)),
+            seed=rng.getrandbits(48),
+            filler=rng.choice((0.0, 0.3, 0.6)),
+            questions=rng.choice((0.5, 0.8)),
+        )
 
     def _document(self, rng: random.Random) -> Sequence[Message]:
-        def count(text: str) -> int:
-            return len(text) // 3
-
-        made = needle(
-            rng.choice(_NEEDLES), split="train", tokens=self.length * 3 // 4, count=count, seed=rng.getrandbits(48)
+        document = needle(
+            rng.choice(_NEEDLES),
+            split="train",
+            tokens=self.length * 3 // 4,
+            count=lambda text: len(text) // 3,  # about 3 characters a token
+            seed=rng.getrandbits(48),
         )
-        return [Message(role="user", content=made.prompt), Message(role="assistant", content=made.reply)]
+        return [
+            Message(role="user", content=document.prompt),
+            Message(role="assistant", content=document.reply),
+        ]
 
 
 def encode_dialogue(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -82,7 +89,7 @@ def encode_dialogue(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 
 def _texts(data: Path | None) -> list[str]:
-    """The texts of a folder of sets, or of one file."""
+    """Read the texts of a folder of sets, or of one file."""
     if data is None:
         return []
     if data.is_dir():
