@@ -67,7 +67,7 @@ class Forward:
         self._layers, self._stops, self._text, self._offloads = layers, stops, text, offloads
         self._first = next(iter(layers))
         transcript = before.transcript if text.ids is None else before.transcript.with_ids(text.ids)
-        # Of the layers, not of this forward: it would refer to itself, and keep what it began with until it is collected.
+        # Of the layers, not of this forward: one that refers to itself keeps old states until it is collected.
         self.scope = ForwardScope(transcript=transcript, folded_parts=partial(_folded_parts, layers))
 
     def attend(self, index: int, new: NewTokens, *, scale: float,
