@@ -69,6 +69,43 @@ def test_no_hook_is_there_before_the_first_cache_and_none_after_the_last(plan, t
     assert hooks(model) == 0
 
 
+@pytest.mark.parametrize("plan", ["full", "h2o(keep=0.5)", "kvzip(keep=0.5)", READS_TEXT, "sonic"])
+def test_a_deleted_cache_is_freed_at_once_and_its_hooks_with_it(plan, tmp_path):
+    model = fresh("llama")
+    if plan == "sonic":
+        plan = f"sonic(keep=0.3, verbatim=0.5, adapter={str(adapter_for('llama', tmp_path))!r})"
+    gc.collect()
+    gc.disable()  # what is freed is freed because nothing refers to it
+    try:
+        cache = kvfold.cache(model, plan, prompt_tokens=0)
+        for tokens in (40, 1, 30):
+            feed(model, text(1, tokens), cache)
+            cache.fold()
+        feed(model, text(1, 1), cache)
+        twins = [cache.fork(), copy.deepcopy(cache)]
+        watched = [weakref.ref(one) for one in (cache, cache.memory, *twins)]
+        raw = weakref.ref(cache.memory.layers[0].state.tail.keys)
+        del cache, twins
+        assert raw() is None
+        assert [one() for one in watched] == [None] * 4
+        assert hooks(model) == 0
+    finally:
+        gc.enable()
+
+
+def test_a_copied_cache_runs_its_passes_over_what_it_holds(tmp_path):
+    model = fresh("llama")
+    adapter = str(adapter_for("llama", tmp_path))
+    cache = kvfold.cache(model, f"sonic(keep=0.3, verbatim=0.5, adapter={adapter!r})", prompt_tokens=0)
+    feed(model, text(1, 40), cache)
+    twin = copy.deepcopy(cache)
+    cache.fold()
+    wanted = feed(model, text(1, 9, seed=2), cache)
+    del cache
+    twin.fold()
+    assert torch.equal(feed(model, text(1, 9, seed=2), twin), wanted)
+
+
 def test_a_hook_stays_for_the_last_of_forks_and_copies():
     model = fresh("llama")
     cache = kvfold.cache(model, READS_TEXT)

@@ -6,25 +6,25 @@ that never reached its last layer is undone by the next one.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError
-from kvfold.hf import passes, stock_layers
+from kvfold.hf import stock_layers
 from kvfold.hf.binding import ModelLease
+from kvfold.hf.passes import ModelPasses
 from kvfold.hf.stock_layers import StockState
 from kvfold.memory.accounting import account
-from kvfold.memory.context import ReplayText, RowAdapter, Rows
+from kvfold.memory.context import RowAdapter
 from kvfold.memory.forward import Forward, Mark, Text
 from kvfold.memory.memory import Memory
-from kvfold.memory.state import LayerState
 from kvfold.plan import Plan
 
 
@@ -100,7 +100,7 @@ class FoldedCache(Cache):
         self.plan = plan
         self.lease = lease
         self.adapter = adapter
-        memory.access = self
+        memory.access = ModelPasses(self, adapter)
         self._empty = memory.mark()
         self._forward: Forward | None = None  # the one that is running
         self._may_roll_back = False  # the newest tokens may be taken back: folds wait for the forward after
@@ -284,23 +284,6 @@ class FoldedCache(Cache):
         self.memory.restore(mark[0])
         self._before, self._last_index = mark[1], -1
         self._put_stock_back()
-
-    def run(self, states: Mapping[int, LayerState], rows: Rows) -> Mapping[int, tuple[Tensor, Tensor]]:
-        """Run a method's rows through the model over what layers hold; give their keys and values by layer."""
-        return passes.run(self._runner(), self, states, rows, self.adapter)
-
-    def replay(self, states: Mapping[int, LayerState], text: ReplayText) -> Mapping[int, Tensor]:
-        """Run text once more through the model, behind what is held; give the maximum attention by layer."""
-        return passes.replay(self._runner(), self, states, text)
-
-    def _runner(self) -> PreTrainedModel:
-        """The model, for a forward that a fold asks for."""
-        binding = self.lease.binding
-        if binding is None:
-            raise CacheError(
-                f"{self.plan} was to fold; it runs rows through {self.lease.name}, which is gone; keep the model alive"
-            )
-        return binding.model
 
     # A forward's life -------------------------------------------------------------------------------------------
 

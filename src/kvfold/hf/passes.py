@@ -6,6 +6,7 @@ the folding layers are the answer. Sliding layers and all counters stay as they 
 """
 
 import contextlib
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import Cache, PreTrainedModel
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
 from kvfold.attention.scores import max_attention_scores
+from kvfold.errors import CacheError
 from kvfold.memory.context import NO_ROW, ReplayText, RowAdapter, Rows
 from kvfold.memory.state import LayerState
 from kvfold.memory.step import AttentionStep
@@ -26,6 +28,43 @@ States = Mapping[int, LayerState]  # of the folding layers, by their index in th
 Made = tuple[Tensor, Tensor]  # keys and values [B, H, K, D] of the rows in one layer
 
 _PIECE = 256  # tokens replayed at a time
+
+
+class ModelPasses:
+    """The model, as folds of one cache may use it. It refers to the cache weakly: a deleted one is freed at once."""
+
+    def __init__(self, cache: Any, adapter: RowAdapter | None) -> None:
+        """`cache` is a FoldedCache, with the lease of a model and the plan that folds."""
+        self.adapter = adapter
+        self._cache = weakref.ref(cache)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelPasses":
+        cache = self._past
+        return ModelPasses(memo.get(id(cache), cache), self.adapter)  # a copy is in `memo` before what it holds
+
+    def run(self, states: States, rows: Rows) -> dict[int, Made]:
+        """Run rows over what the layers hold; give their keys and values by layer."""
+        return run(self._model, self._past, states, rows, self.adapter)
+
+    def replay(self, states: States, text: ReplayText) -> dict[int, Tensor]:
+        """Run text over what the layers hold; give the maximum attention to each column of the tail by layer."""
+        return replay(self._model, self._past, states, text)
+
+    @property
+    def _past(self) -> Any:
+        cache = self._cache()
+        assert cache is not None, "a memory folds while its cache is there"
+        return cache
+
+    @property
+    def _model(self) -> PreTrainedModel:
+        past = self._past
+        binding = past.lease.binding
+        if binding is None:
+            raise CacheError(
+                f"{past.plan} was to fold; it runs rows through {past.lease.name}, which is gone; keep the model alive"
+            )
+        return binding.model
 
 
 def run(model: PreTrainedModel, past: Cache, states: States, rows: Rows, adapter: RowAdapter | None) -> dict[int, Made]:

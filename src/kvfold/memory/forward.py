@@ -6,6 +6,7 @@ back. It knows after which of its columns to fold, and what its layers share. It
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -66,7 +67,8 @@ class Forward:
         self._layers, self._stops, self._text, self._offloads = layers, stops, text, offloads
         self._first = next(iter(layers))
         transcript = before.transcript if text.ids is None else before.transcript.with_ids(text.ids)
-        self.scope = ForwardScope(transcript=transcript, folded_parts=self._folded_parts)
+        # Of the layers, not of this forward: one that refers to itself keeps old states until it is collected.
+        self.scope = ForwardScope(transcript=transcript, folded_parts=partial(_folded_parts, layers))
 
     def attend(self, index: int, new: NewTokens, *, scale: float,
                valid: Bool[Tensor, "B fed"] | None = None) -> Float[Tensor, "B G Q D"]:  # fmt: skip
@@ -98,8 +100,9 @@ class Forward:
             transcript = transcript.with_classes(positions, self._text.classes, new.valid)
             self.scope = replace(self.scope, transcript=transcript)
 
-    def _folded_parts(self) -> list[tuple[Part, QueryWindow | None]]:
-        """List the folded part and the recent queries of every layer; nothing where a layer has folded nothing."""
-        states = [layer.state for layer in self._layers.values()]
-        parts = [(state.folded, state.recent) for state in states if state.folded is not None and state.folded.slots]
-        return parts if len(parts) == len(states) else []
+
+def _folded_parts(layers: Mapping[int, Layer]) -> list[tuple[Part, QueryWindow | None]]:
+    """List the folded part and the recent queries of every layer; nothing where a layer has folded nothing."""
+    states = [layer.state for layer in layers.values()]
+    parts = [(state.folded, state.recent) for state in states if state.folded is not None and state.folded.slots]
+    return parts if len(parts) == len(states) else []

@@ -156,4 +156,4 @@ def _delimiters(settings: SentKV) -> Ends | None:
     """Read how good an end each mark is; None where pages have a fixed length, so that no text is read."""
     if settings.window == 0:
         return None
-    return ENDS if settings.delimiters is None else read_ends(settings.delimiters)
+    return dict(ENDS) if settings.delimiters is None else read_ends(settings.delimiters)  # a proxy has no copies
