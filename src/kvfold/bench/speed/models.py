@@ -33,25 +33,43 @@ _QUERIES_FED = 64  # tokens fed for real at the end of a filled cache
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "smollm2-135m": {
-            "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-            "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+            "model_type": "llama",
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
         },
         "qwen3-0.6b": {
-            "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072,
-            "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+            "model_type": "qwen3",
+            "vocab_size": 151936,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
             "tie_word_embeddings": True,
         },
         "llama-3.2-1b": {
-            "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
-            "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+            "model_type": "llama",
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
             "tie_word_embeddings": True,
         },
     }
-)  # fmt: skip
+)
 
 
 def shaped(shape: str, *, dtype: torch.dtype, positions: int, seed: int = 0) -> PreTrainedModel:
-    """A model of a named shape, or of a config.json, with random weights and room for `positions` tokens."""
+    """Make a model of a named shape, or of a config.json, with random weights and room for `positions` tokens."""
     settings = dict(SHAPES[shape]) if shape in SHAPES else _read(shape)
     settings["max_position_embeddings"] = max(positions, settings.get("max_position_embeddings", 0))
     torch.manual_seed(seed)
@@ -85,7 +103,7 @@ def fill(cache: FoldedCache, model: PreTrainedModel, tokens: int, *, seed: int =
 
 
 def fill_stock(model: PreTrainedModel, tokens: int, *, seed: int = 0) -> Any:
-    """A stock cache that holds random keys and values of `tokens` tokens."""
+    """Make a stock cache that holds random keys and values of `tokens` tokens."""
     stock = stock_cache(model)
     for index, (keys, values) in enumerate(random_rows(model, tokens, seed=seed)):
         stock.update(keys, values, index)
@@ -93,7 +111,7 @@ def fill_stock(model: PreTrainedModel, tokens: int, *, seed: int = 0) -> Any:
 
 
 def random_rows(model: PreTrainedModel, tokens: int, *, seed: int) -> Any:
-    """Random keys and values of one row, a pair a layer."""
+    """Draw random keys and values of one row, [1, H, tokens, D] each, a pair a layer."""
     config = model.config.get_text_config(decoder=True)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     place = model.device if model.device.type == "cuda" else torch.device("cpu")
