@@ -53,7 +53,7 @@ def carry_out(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = choose(find(suite), given=settings, data=data).at(out)
+    chosen = choose(find(suite), given=settings, data=data).bound_to(out)
     sizes = jobs.sizes(keep, usual=KEEPS)
     rivals = jobs.parse_rivals(peers, **sizes)
     wanted = [*jobs.parse_jobs(plans, **sizes, scopes=chosen.scopes), *rivals]
