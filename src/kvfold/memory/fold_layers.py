@@ -13,7 +13,13 @@ from kvfold.memory.layer import UNTIMED, Layer
 from kvfold.memory.transcript import Transcript
 
 
-def fold_each(layers: Mapping[int, Layer], until: int, transcript: Transcript, *, everything: bool) -> None:
+def fold_each(
+    layers: Mapping[int, Layer],
+    until: int,
+    transcript: Transcript,
+    *,
+    everything: bool,
+) -> None:
     """Fold layer by layer the columns before `until`; with `everything` layers without such columns evict too."""
     for layer in layers.values():
         tail = layer.state.tail
@@ -23,7 +29,10 @@ def fold_each(layers: Mapping[int, Layer], until: int, transcript: Transcript, *
 
 
 def fold_jointly(
-    layers: Mapping[int, Layer], until: int, transcript: Transcript, access: ModelAccess | None
+    layers: Mapping[int, Layer],
+    until: int,
+    transcript: Transcript,
+    access: ModelAccess | None,
 ) -> Transcript:
     """Fold the columns before `until` in all layers, or in none; give the transcript afterwards."""
     filled = {index: layer for index, layer in layers.items() if layer.state.tail is not None}

@@ -92,7 +92,12 @@ class Memory:
 
     # Folds ------------------------------------------------------------------------------------------------------
 
-    def fold(self, valid: Bool[Tensor, "B fed"] | None = None, *, until: int | None = None) -> None:
+    def fold(
+        self,
+        valid: Bool[Tensor, "B fed"] | None = None,
+        *,
+        until: int | None = None,
+    ) -> None:
         """Fold the raw tail of every layer, all of it or only the columns before `until`.
 
         An interrupted fold goes on at the next forward or fold.
@@ -106,7 +111,12 @@ class Memory:
                 if tail is not None:
                     layer.state = layer.state.invalidated(valid[:, tail.start : tail.start + tail.length])
         if self.rules.select.chooses_jointly:
-            self.transcript = fold_jointly(self.layers, self._folding, self.transcript, self.access)
+            self.transcript = fold_jointly(
+                self.layers,
+                self._folding,
+                self.transcript,
+                self.access,
+            )
         else:
             fold_each(self.layers, self._folding, self.transcript, everything=until is None)
         self._folding, self._fold_mask = None, None

@@ -5,10 +5,10 @@ several tokens read everything, streamed through the device in windows, unless t
 is selected is the page table's business (page_table.py); how a slot is written is its codec's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,8 +27,6 @@ from kvfold.place.page_selection import PageSelection
 from kvfold.place.page_table import WINDOW_SLOTS, PageTable
 from kvfold.place.policy import PagePolicy
 from kvfold.place.working_set import FetchStats, WorkingSet
-
-_SAVED = {"selected": "selected", "mean_query": "before", "pinned": "firm"}  # selections, as files call them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,22 +226,11 @@ class OffloadedPart(Part):
     def state(self) -> State:
         """Give the slots in their own layout, and what was selected: the index follows from them."""
         plain, tensors = self._whole().state()
-        more = {_SAVED[name]: tensor for name, tensor in self.selection.tensors()}
+        more = self.selection.saved()
         if self.table.index.reference is not None:
             more["usual"] = self.table.index.reference
         tensors |= {f"{self.SAVED}{name}": tensor for name, tensor in more.items()}
         return {**plain, "since": list(self.selection.since)}, tensors
-
-    def with_saved_selection(self, since: Sequence[int], tensors: Mapping[str, Any]) -> "OffloadedPart":
-        """Put back a selection that was saved, by the names that files use."""
-        saved = {name: tensors.get(said) for name, said in _SAVED.items()}
-        selection = PageSelection(
-            slots=saved["selected"],
-            since=tuple(since),
-            mean_query=saved["mean_query"],
-            pinned=saved["pinned"],
-        )
-        return replace(self, selection=selection)
 
 
 def _named(prefix: str, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -88,7 +88,11 @@ class PageTable:
         digest = self.policy.digest(joined, flat)
         return replace(self, index=self.index.extend(lengths, digest))
 
-    def query_scores(self, recent: QueryWindow | None, scale: float) -> Float[Tensor, "B S"] | None:
+    def query_scores(
+        self,
+        recent: QueryWindow | None,
+        scale: float,
+    ) -> Float[Tensor, "B S"] | None:
         """Score each slot by the maximum attention of recent queries, pooled and dilated.
 
         None where heads hold different slots, where nothing is indexed yet, or where no queries were recorded.
@@ -131,7 +135,11 @@ class PageTable:
             pinned=pinned,
         )
 
-    def _pinned(self, step: AttentionStep, before: Tensor | None) -> Bool[Tensor, "N M"] | None:
+    def _pinned(
+        self,
+        step: AttentionStep,
+        before: Tensor | None,
+    ) -> Bool[Tensor, "N M"] | None:
         """Mark the pages with the best scores of any layer, as far as their share of the budget goes."""
         scores = joint_query_scores(step)
         if scores is None:
@@ -145,7 +153,10 @@ class PageTable:
         return best_pages(self.index, scores, slots=slots)
 
     def _filled(
-        self, step: AttentionStep, current: PageSelection, pinned: Bool[Tensor, "N M"] | None
+        self,
+        step: AttentionStep,
+        current: PageSelection,
+        pinned: Bool[Tensor, "N M"] | None,
     ) -> Int[Tensor, "N budget"]:
         """Fill each head's budget, page by page in order of score."""
         held, budgets = self.held, self.budgets()
@@ -158,7 +169,13 @@ class PageTable:
                 scores = scores + self.policy.stay * there
             if pinned is not None:
                 scores = scores.masked_fill(pinned, torch.inf)
-        return fill_budget(self.index, scores, counts=held, budgets=budgets, newest=self.newest())
+        return fill_budget(
+            self.index,
+            scores,
+            counts=held,
+            budgets=budgets,
+            newest=self.newest(),
+        )
 
 
 def _any_smaller(budgets: Sequence[int], held: Sequence[int]) -> bool:
