@@ -176,7 +176,9 @@ class OffloadedPart(Part):
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "OffloadedPart":
         """Keep some slots in a fresh store, cut anew; what the others took is freed."""
-        return self._stored_anew(self._whole().keep(kept), self.transcript, self.table.index.reference)
+        return self._stored_anew(
+            self.table.stored.whole(self.counts).keep(kept), self.transcript, self.table.index.reference
+        )
 
     def take_rows(self, rows: Sequence[int]) -> "OffloadedPart":
         """Pick rows into a fresh store, with what they had selected."""
@@ -184,7 +186,9 @@ class OffloadedPart(Part):
         of_rows = [row * number + head for row in rows for head in range(number)]
         heads = torch.tensor(of_rows, device=index.starts.device)
         reference = None if index.reference is None else index.reference[heads]
-        part = self._stored_anew(self._whole().take_rows(rows), self.transcript.take_rows(rows), reference)
+        part = self._stored_anew(
+            self.table.stored.whole(self.counts).take_rows(rows), self.transcript.take_rows(rows), reference
+        )
         return replace(part, selection=self.selection.take_rows(rows, heads))
 
     def _stored_anew(self, slots: Part, transcript: Transcript, reference: Tensor | None) -> "OffloadedPart":
@@ -197,10 +201,7 @@ class OffloadedPart(Part):
 
     def read(self, heads: slice = slice(None)) -> KV:
         """Fetch and decode the slots of some heads."""
-        return self._whole().read(heads)
-
-    def _whole(self) -> Part:
-        return self.table.stored.whole(self.counts)
+        return self.table.stored.whole(self.counts).read(heads)
 
     # What it holds ----------------------------------------------------------------------------------------------
 
@@ -225,7 +226,7 @@ class OffloadedPart(Part):
 
     def state(self) -> State:
         """Give the slots in their own layout, and what was selected: the index follows from them."""
-        plain, tensors = self._whole().state()
+        plain, tensors = self.table.stored.whole(self.counts).state()
         more = self.selection.saved()
         if self.table.index.reference is not None:
             more["usual"] = self.table.index.reference

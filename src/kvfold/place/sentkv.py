@@ -85,8 +85,8 @@ class SentKV(Place):
             raise PlanError(f"stay={self.stay} was asked for; what is there may be ahead, not behind; give 0 or more")
         if self.every < 1 or self.queries < 1 or self.recent < 1 or self.offload_above < 2:
             raise PlanError(
-                f"every={self.every}, queries={self.queries}, recent={self.recent}, offload_above={self.offload_above} was "
-                "asked for; each counts tokens; give 1 or more, and offload_above=2 or more"
+                f"every={self.every}, queries={self.queries}, recent={self.recent}, offload_above={self.offload_above} "
+                "was asked for; each counts tokens; give 1 or more, and offload_above=2 or more"
             )
 
     @property
