@@ -42,7 +42,10 @@ PLACED = SentKV(budget=TOKENS, length=5, window=2, recent=2, prompt="chosen", ev
 
 def placed() -> dict[str, Plan]:
     """A place member that reads little, alone and with others."""
-    alone = {"sentkv": Plan(place=PLACED), "sentkv-rest": Plan(place=replace(PLACED, mean_of_unselected=True, summary="mean"))}
+    alone = {
+        "sentkv": Plan(place=PLACED),
+        "sentkv-rest": Plan(place=replace(PLACED, mean_of_unselected=True, summary="mean")),
+    }
     evicted = Plan(select=_select("snapkv", tokens=2 * TOKENS), place=PLACED)
     return alone | {"snapkv+sentkv": evicted, "int4+sentkv": Plan(encode=members("encode")["int4"](), place=PLACED)}
 

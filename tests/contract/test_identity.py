@@ -16,7 +16,9 @@ from plans import TOKENS, EvenPositions, Uneven, lossless, lossy, mostly, pairs
 LOSSLESS, LOSSY, PAIRS = lossless(), lossy(), pairs()
 EXACT = {name: plan for name, plan in LOSSY.items() if plan.encode.lossless}
 ATTENDED = {name: plan for name, plan in EXACT.items() if plan.place == Plan().place}  # all that is held is read
-DROPS = {name: plan for name, plan in ATTENDED.items() if not plan.select.chooses_jointly}  # what stays is what was there
+DROPS = {
+    name: plan for name, plan in ATTENDED.items() if not plan.select.chooses_jointly
+}  # what stays is what was there
 WAYS = ((), (7, 7, 7, 7), (26, *[1] * 14))
 JOINT_WAYS = ((24, 6, 6, 4), (7, 7, 10, 3, 3, 5, 1, 4), (24, *[1] * 16))  # a pass runs between two forwards
 SIZES = (20, 1, 1, 5, 1)
@@ -135,7 +137,9 @@ def test_a_padded_batch_is_its_rows_one_by_one(name, side):
         assert all(together[layer][row] == held[0] for layer, held in kept(own).items())
 
 
-@pytest.mark.parametrize("name", [*(name for name, plan in LOSSLESS.items() if not plan.select.chooses_jointly), "even"])
+@pytest.mark.parametrize(
+    "name", [*(name for name, plan in LOSSLESS.items() if not plan.select.chooses_jointly), "even"]
+)
 def test_grouped_queries_equal_the_same_weights_expanded(name):
     plan = LOSSLESS.get(name, Plan(select=EvenPositions(tokens=TOKENS)))
     model = model_of("llama")
