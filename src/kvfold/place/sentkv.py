@@ -156,4 +156,5 @@ def _delimiters(settings: SentKV) -> Ends | None:
     """Read how good an end each mark is; None where pages have a fixed length, so that no text is read."""
     if settings.window == 0:
         return None
-    return ENDS if settings.delimiters is None else read_ends(settings.delimiters)
+    # A plain mapping: caches are deep-copied, with their rules, and a proxy is not.
+    return dict(ENDS) if settings.delimiters is None else read_ends(settings.delimiters)
