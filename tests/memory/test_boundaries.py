@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfold.memory.memory import Boundaries
+from kvfold.memory.forward import Boundaries
 
 
 def marks(boundaries, chunks):

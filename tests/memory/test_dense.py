@@ -9,11 +9,13 @@ from kvfold.encode.dense import Dense
 from kvfold.encode.int8 import Int8
 from kvfold.memory.dense import DensePart
 from kvfold.memory.kv import KV
+from kvfold.memory.step import AttentionStep
+from kvfold.memory.transcript import Transcript
 
 SCALE = 0.4
 
 
-def part_of(counts, codec=None, *, mass=False):
+def part_of(counts, codec=None):
     """A part of random slots with these counts."""
     total = sum(sum(row) for row in counts)
     positions = torch.cat([torch.arange(count) for row in counts for count in row]).int()
@@ -24,7 +26,6 @@ def part_of(counts, codec=None, *, mass=False):
         counts=tuple(tuple(row) for row in counts),
         payload=codec.encode(torch.randn(total, 8), torch.randn(total, 8)),
         positions=positions,
-        mass=torch.rand(total) if mass else None,
     )
 
 
@@ -47,7 +48,8 @@ def test_attention_over_ragged_counts_is_that_of_each_head_alone(counts, coded, 
     part = part_of(counts, Int8(group=8) if coded else None)
     rows, heads = len(counts), len(counts[0])
     queries = torch.randn(rows, heads * group, new, 8)
-    found = part.attend(queries, scale=SCALE)
+    found, after = part.attend(AttentionStep(queries=queries, scale=SCALE))
+    assert after is part
     for index, (keys, values, _) in enumerate(pieces(part)):
         row, head = divmod(index, heads)
         some = slice(head * group, (head + 1) * group)
@@ -63,11 +65,11 @@ def test_attention_over_ragged_counts_is_that_of_each_head_alone(counts, coded, 
 @settings(max_examples=60, deadline=None)
 @given(COUNTS, st.data())
 def test_keep_extend_and_rows_move_slots_and_lose_none(counts, data):
-    part, other = part_of(counts, mass=True), part_of(counts, mass=True)
+    part, other = part_of(counts), part_of(counts)
     total = part.positions.shape[0]
     kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=total, max_size=total)), dtype=torch.bool)
     order = data.draw(st.lists(st.integers(0, len(counts) - 1), min_size=1, max_size=4))
-    both = part.keep(kept).extend(other).rows(order)
+    both = part.keep(kept).extend(other, Transcript()).take_rows(order)
     heads = len(counts[0])
     mine, theirs, found = pieces(part), pieces(other), pieces(both)
     picks = kept.split([count for row in counts for count in row])
@@ -85,17 +87,5 @@ def test_a_part_made_of_views_keeps_no_longer_storage_alive():
     for count in (0, 3):
         view = long[:, :, :count]
         kv = KV(view, view, torch.arange(100).expand(1, 1, 100)[:, :, :count])
-        part = DensePart.of(kv, Dense(), mass=torch.rand(1, 1, 100)[:, :, :count])
+        part = DensePart.of(kv, Dense())
         assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for _, tensor in part.tensors())
-
-
-def test_mass_grows_by_the_attention_received():
-    part = part_of([[3, 2], [0, 4]], mass=True)
-    queries = torch.randn(2, 4, 5, 8)
-    answer = part.attend(queries, scale=SCALE)
-    weights = answer.log_sum_exp
-    counted = torch.ones(2, 5, dtype=torch.bool)
-    counted[1, 2:] = False
-    grown = part.with_mass(queries, weights, scale=SCALE, counted=counted)
-    gain = (grown.mass - part.mass).split([3, 2, 0, 4])
-    assert [round(float(one.sum()), 4) for one in gain] == [5.0, 5.0, 0.0, 2.0]

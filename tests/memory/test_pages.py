@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from kvfold.memory.asking import Asking
 
 import ranks
 from kvfold.attention.partial import Partial
@@ -10,9 +9,12 @@ from kvfold.encode.int4 import Int4
 from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.memory.kv import KV
 from kvfold.memory.part import Part
+from kvfold.memory.step import AttentionStep, ForwardScope
+from kvfold.memory.transcript import Transcript
 from kvfold.place.sentkv import SentKV
 
 ROWS, HEADS, SIZE = 2, 2, 8
+TEXT = Transcript()
 
 
 def memory(tokens, *, first=0):
@@ -44,8 +46,13 @@ def policy(budget=24):
 def test_latents_lie_on_disk_as_well(made, tmp_path):
     on_disk = SentKV(budget=24, length=5, window=2, recent=2, tier="disk", directory=str(tmp_path)).open(pinned=0)
     first, second, both = pieces(made)
-    part, queries = on_disk.place(first, None).extend(second), torch.randn(ROWS, 4, 3, SIZE)
-    assert near(part.attend(queries, scale=0.3), both.attend(queries, scale=0.3))
+    part, queries = on_disk.place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 3, SIZE)
+    assert near(answer(part, queries), answer(both, queries))
+
+
+def answer(part: Part, queries: torch.Tensor) -> Partial:
+    """What a part answers where nothing is to be selected anew."""
+    return part.attend(AttentionStep(queries=queries, scale=0.3))[0]
 
 
 def near(one: Partial, other: Partial) -> bool:
@@ -57,43 +64,40 @@ def near(one: Partial, other: Partial) -> bool:
 def pieces(made) -> tuple[Part, Part, Part]:
     """The first part, the second, and both as one."""
     first, second = made(memory(60)), made(memory(31, first=60))
-    return first, second, made(memory(60)).extend(second)
+    return first, second, made(memory(60)).extend(second, TEXT)
 
 
 @pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
 def test_everything_is_read_as_the_layout_reads_it(made):
     first, second, both = pieces(made)
-    part, queries = policy().place(first, None).extend(second), torch.randn(ROWS, 4, 3, SIZE)
-    assert near(part.attend(queries, scale=0.3), both.attend(queries, scale=0.3))
-    for (name, one), (_, other) in zip(part.shelf.whole(part.counts).tensors(), both.tensors(), strict=True):
+    part, queries = policy().place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 3, SIZE)
+    assert near(answer(part, queries), answer(both, queries))
+    for (name, one), (_, other) in zip(part.stored.whole(part.counts).tensors(), both.tensors(), strict=True):
         assert torch.equal(one, other), name
-    assert part.places(1, 1).tolist() == both.places(1, 1).tolist()
+    assert torch.equal(part.read().positions, both.read().positions)
 
 
 @pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
 def test_what_is_selected_is_fetched_and_nothing_else(made):
     first, second, both = pieces(made)
-    part, queries = policy().place(first, None).extend(second), torch.randn(ROWS, 4, 1, SIZE)
-    asking = Asking(queries=queries, scale=0.3, valid=None, window=None, ended=None)
-    asked = part.asked(asking)
-    answer = asked.attend(queries, scale=0.3)
-    whole, _ = both.read()
-    lanes = asked.selected.long().view(ROWS, HEADS, -1, 1).expand(-1, -1, -1, SIZE)
-    keys, values = whole.keys.gather(2, lanes), whole.values.gather(2, lanes)
+    part, queries = policy().place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 1, SIZE)
+    found, after = part.attend(AttentionStep(queries=queries, scale=0.3, forward=ForwardScope()))
+    whole = both.read()
+    slots = after.selection.slots.long().view(ROWS, HEADS, -1, 1).expand(-1, -1, -1, SIZE)
+    keys, values = whole.keys.gather(2, slots), whole.values.gather(2, slots)
     scores = queries.view(ROWS, HEADS, 2, SIZE) @ keys.mT * 0.3
-    assert torch.allclose(answer.output.view(ROWS, HEADS, 2, SIZE), scores.softmax(-1) @ values, atol=1e-5)
-    assert asked.working.spent.fetched == 24 * ROWS * HEADS
+    assert torch.allclose(found.output.view(ROWS, HEADS, 2, SIZE), scores.softmax(-1) @ values, atol=1e-5)
+    assert after.working.stats.fetched == 24 * ROWS * HEADS
     if made is low_rank:
         in_full = 24 * ROWS * HEADS * 2 * SIZE * 4
-        assert asked.working.spent.fetched_bytes < in_full * HEADS  # latents of all heads, fewer than in full
+        assert after.working.stats.fetched_bytes < in_full * HEADS  # latents of all heads, fewer than in full
 
 
 @pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
 def test_rows_and_what_is_kept_lie_as_their_layout_would_have_them(made):
     first, second, both = pieces(made)
-    part = policy().place(first, None).extend(second)
+    part = policy().place(first, TEXT).extend(second, TEXT)
     queries = torch.randn(ROWS, 4, 2, SIZE)
-    turned = part.rows([1, 0])
-    assert near(turned.attend(queries, scale=0.3), both.rows([1, 0]).attend(queries, scale=0.3))
+    assert near(answer(part.take_rows([1, 0]), queries), answer(both.take_rows([1, 0]), queries))
     kept = torch.arange(91).repeat(ROWS * HEADS) % 3 > 0
-    assert near(part.keep(kept).attend(queries, scale=0.3), both.keep(kept).attend(queries, scale=0.3))
+    assert near(answer(part.keep(kept), queries), answer(both.keep(kept), queries))

@@ -1,12 +1,14 @@
 """The raw tail: one token copied per token, buffers that grow by an eighth, older tails that stay as they were."""
 
+from dataclasses import replace
+
 import torch
 
 from kvfold.memory.tail import PAD, Tail
 
 
-def grown(columns, *, rows=2, counts_mass=False):
-    tail = Tail.empty(torch.empty(rows, 2, 0, 4), torch.empty(rows, 2, 0, 3), start=5, counts_mass=counts_mass)
+def grown(columns, *, rows=2):
+    tail = replace(Tail.empty(torch.empty(rows, 2, 0, 4), torch.empty(rows, 2, 0, 3)), start=5)
     return added(tail, columns) if columns else tail
 
 
@@ -36,7 +38,7 @@ def test_an_older_tail_is_as_it_was_while_newer_tokens_are_written_behind_it():
 
 
 def test_what_is_left_fits_exactly():
-    left = added(grown(80, counts_mass=True), 5).after(82)
+    left = added(grown(80), 5).after(82)
     assert (left.length, left.start) == (3, 87)
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for _, tensor in left.tensors())
     assert left.slack_bytes == 0
@@ -57,16 +59,16 @@ def test_pads_are_columns_without_a_position():
     fewer = tail.without(gone)
     assert fewer.valid[1].tolist() == [True] * 4 + [False]
     assert tail.valid[1].all()
-    assert not tail.rows([1]).after(0).padded
+    assert not tail.take_rows([1]).after(0).padded
     assert (tail.positions == PAD).sum() == 1 + 2 * (tail.keys.shape[2] - 5)
 
 
 def test_rows_and_crops_are_values():
-    tail = grown(6, counts_mass=True)
-    swapped = tail.rows([1, 0, 1])
+    tail = grown(6)
+    swapped = tail.take_rows([1, 0, 1])
     assert torch.equal(swapped.keys[0], tail.keys[1])
     assert swapped.cropped(4).length == 4
-    assert swapped.cropped(4).mass.shape[2] == 4
+    assert swapped.cropped(4).valid.shape == (3, 4)
 
 
 def test_buffers_made_in_inference_mode_can_be_written_outside():
