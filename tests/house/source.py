@@ -159,10 +159,9 @@ def shapes(path: Path) -> list[tuple[int, str]]:
     """Every jaxtyping shape of a file, `B H S D`, and the line on which it stands."""
     found = []
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
-            shape = node.slice.elts[-1]
-            if ast.unparse(node.value) in SHAPED and isinstance(shape, ast.Constant):
-                found.append((node.lineno, str(shape.value)))
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in SHAPED:
+            _, shape = node.slice.elts  # Float[Tensor, "B H S D"]
+            found.append((node.lineno, shape.value))
     return found
 
 
