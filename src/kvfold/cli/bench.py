@@ -69,7 +69,7 @@ def carry_out(
 def bench(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite, such as chat.")],
     model: Annotated[
-        str, typer.Option(help="A shipped model, a folder, a name on the Hub, or a shape (speed).")
+        str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, a name on the Hub, or a shape (speed).")
     ] = "tiny",
     plans: Annotated[str, typer.Option(help="Plans, parted by semicolons; `full` and `none` always run too.")] = PLANS,
     keep: Annotated[
