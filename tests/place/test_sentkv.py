@@ -44,7 +44,9 @@ def test_host_and_disk_read_what_the_device_reads(tmp_path, other, more):
     assert torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("more", ["every=1", "every=8", "every=8, when='drift'", "mean_of_unselected=True", "summary='halves'"])
+@pytest.mark.parametrize(
+    "more", ["every=1", "every=8", "every=8, when='drift'", "mean_of_unselected=True", "summary='halves'"]
+)
 def test_reuse_changes_what_is_fetched_and_no_logits(more):
     found, caches = zip(*(run(f"sentkv(budget=24, {SMALL}, {more}, reuse={on})") for on in (True, False)), strict=True)
     assert close(found[0], found[1])

@@ -90,7 +90,7 @@ def test_a_folder_that_may_not_be_written_is_one_clear_line(tmp_path):
 
 
 def test_an_unknown_tier_and_a_tier_without_folder_are_refused():
-    with pytest.raises(PlanError, match="there is no such tier; give one of device, .*disk, host"):
+    with pytest.raises(PlanError, match=r"there is no such tier; give one of device, .*disk, host"):
         kvfold.Plan.parse("sentkv(tier='tape')")
     with pytest.raises(PlanError, match="give tier='disk' and directory= together"):
         kvfold.Plan.parse("sentkv(tier='disk')")
