@@ -108,19 +108,7 @@ class FoldedCache(Cache):
                 f"crop({tokens_to_remove}) was asked for; it takes the number of tokens to remove, negative; "
                 f"give crop({-tokens_to_remove}) to remove that many"
             )
-        self._running.undo()
-        before = self._stock.states()
-        try:
-            self._stock.crop(tokens_to_remove)
-            self.memory.crop(-tokens_to_remove)
-        except Exception as error:
-            self._stock.put_back(before)
-            if isinstance(error, CacheError):
-                raise
-            raise CacheError(
-                f"asked to remove {-tokens_to_remove} tokens; a sliding layer has dropped what they pushed out of its "
-                "window; call activate_past_recording() before they are fed"
-            ) from error
+        self._running.crop(-tokens_to_remove)
 
     def activate_past_recording(self) -> None:
         """Called before the newest tokens may be taken back (prompt lookup): folds wait for the forward after."""

@@ -59,6 +59,25 @@ class RunningForward:
         self._stock.put_back(self._before)
         self._forward, self._reached, self._before = None, -1, {}
 
+    def crop(self, columns: int) -> None:
+        """Take back the newest columns of every layer, or of none.
+
+        Raises CacheError where they are folded already, or where a sliding layer cannot go back.
+        """
+        self.undo()
+        before = self._stock.states()
+        try:
+            self._stock.crop(-columns)
+            self._memory.crop(columns)
+        except Exception as error:
+            self._stock.put_back(before)
+            if isinstance(error, CacheError):
+                raise
+            raise CacheError(
+                f"asked to remove {columns} tokens; a sliding layer has dropped what they pushed out of its window; "
+                "call activate_past_recording() before they are fed"
+            ) from error
+
     def _text(self, rows: int, new: int, plan: str) -> Text:
         """Read the new tokens as text, as far as the plan wants them.
 

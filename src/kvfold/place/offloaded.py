@@ -56,8 +56,6 @@ class OffloadedPart(Part):
         )
         return part.extend(fresh, transcript)
 
-    # Attention --------------------------------------------------------------------------------------------------
-
     def attend(self, step: AttentionStep) -> tuple[Partial, "OffloadedPart"]:
         """Attend over what is selected, or over everything; select anew where that is due."""
         new = step.queries.shape[2]
@@ -152,8 +150,6 @@ class OffloadedPart(Part):
             answers.append(partial(queries, keys[:, None], values[:, None], scale=scale, mask=mask))
         return merge(answers)
 
-    # Folding ----------------------------------------------------------------------------------------------------
-
     def extend(self, other: Part, transcript: Transcript) -> "OffloadedPart":
         """Offload slots behind the others, cut them into pages, and digest these."""
         stats, began = self.working.stats, perf_counter()
@@ -202,8 +198,6 @@ class OffloadedPart(Part):
     def read(self, heads: slice = slice(None)) -> KV:
         """Fetch and decode the slots of some heads."""
         return self.table.stored.whole(self.counts).read(heads)
-
-    # What it holds ----------------------------------------------------------------------------------------------
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the stored slots, and on the device the index, the working set and what selections leave behind."""
