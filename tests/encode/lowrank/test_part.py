@@ -29,7 +29,7 @@ def part_of(count, own, *, rows=1, first=0, mass=False, dtype=torch.float32):
     return LowRankPart.of(kv, kept, deal, own, mass=torch.rand(rows, HEADS, count) if mass else None)
 
 
-WAYS = [{}, {"parts": HEADS}, {"codes": True}, {"parts": HEADS, "codes": True}]  # in which latents lie
+WAYS = [{}, {"parts": HEADS}, {"int8": True}, {"parts": HEADS, "int8": True}]  # in which latents lie
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -65,11 +65,11 @@ def test_bytes_are_the_kept_dimensions_and_a_position_a_token():
 
 
 def test_latents_as_bytes_are_a_byte_a_number_and_two_scales_a_token_and_off_by_half_a_scale_at_most():
-    own, count = form(HEADS, SIZE, codes=True), 40
+    own, count = form(HEADS, SIZE, int8=True), 40
     torch.manual_seed(1)
     part = part_of(count, own)
     torch.manual_seed(1)
-    plain = part_of(count, replace(own, codes=False))
+    plain = part_of(count, replace(own, int8=False))
     size = {name: tensor.untyped_storage().nbytes() for name, tensor in part.tensors()}
     assert size["scales"] == 2 * 2 * count
     assert size["keys"] == dict(plain.tensors())["keys"].numel()
@@ -110,12 +110,12 @@ def test_a_part_that_contradicts_its_tensors_is_refused(way):
     assert torch.equal(again.read()[0].keys, part.read()[0].keys)
     with pytest.raises(ValueError, match="keys are promised"):
         LowRankPart.restored(part.plain(), tensors | {"keys": tensors["keys"][1:]}, own)
-    if own.codes:
+    if own.int8:
         with pytest.raises(ValueError, match="scales are promised"):
             LowRankPart.restored(part.plain(), tensors | {"scales": tensors["scales"][1:]}, own)
     with pytest.raises(ValueError, match="parts are there"):
         LowRankPart.restored({**part.plain(), "parts": [7, 1]}, tensors, own)
     with pytest.raises(ValueError, match="are there, and the plan's are"):
-        LowRankPart.restored(part.plain(), tensors, replace(own, codes=not own.codes))
+        LowRankPart.restored(part.plain(), tensors, replace(own, int8=not own.int8))
     with pytest.raises(ValueError, match="dimensions are there"):
         LowRankPart.restored({**part.plain(), "levels": [[1, 1]]}, tensors, own)

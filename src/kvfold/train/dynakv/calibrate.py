@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from kvfold.adapters.ranks import inverse, left_out
 from kvfold.attention.basis import Bases, Basis
 from kvfold.attention.rotary import Rotary, unrotate
+from kvfold.encode.lowrank.format import Levels, LowRankFormat
 from kvfold.encode.lowrank.gate import Gate
-from kvfold.encode.lowrank.part import Form, Levels
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.errors import ModelError
 from kvfold.hf.binding import ModelBinding
@@ -213,7 +213,7 @@ def with_gates(bases: Mapping[int, Bases], worths: Mapping[int, Tensor], sums: M
         keys = sums[index].turned if own.rotary is None else sums[index].plain
         energy = torch.cat([_energy_of(own.keys, keys), _energy_of(own.values, sums[index].values)])
         cost = worths[index] / energy.clamp(min=1e-12)
-        form = Form(bases=own, levels=levels_by(worths[index], len(own.keys.mean), parts=own.keys.parts))
+        form = LowRankFormat(bases=own, levels=levels_by(worths[index], len(own.keys.mean), parts=own.keys.parts))
         gate = energy_gate(form, cost, energy, floor=_FLOOR * whole, middle=0.03 * whole)
         layers[index] = LayerRanks(form=form, gate=gate, rates=(1.0,))
     return BasisRanks(layers=layers, grid=(1.0,), trained=False)
@@ -299,7 +299,7 @@ def levels_by(worth: Float[Tensor, " X"], keys: int, *, parts: int = 1) -> Level
     return tuple(path[step] for step in sorted(set(steps)))
 
 
-def energy_gate(form: Form, cost: Tensor, energy: Tensor, *, floor: float, middle: float) -> Gate:
+def energy_gate(form: LowRankFormat, cost: Tensor, energy: Tensor, *, floor: float, middle: float) -> Gate:
     """A gate without training: a slot is kept until little enough is left out."""
     levels, dims = len(form.levels), len(cost)
     zero = torch.zeros(levels, device=cost.device)

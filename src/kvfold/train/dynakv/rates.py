@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from kvfold.encode.lowrank.gate import dealt, largest_shift, levels_at, slope_of
+from kvfold.encode.lowrank.gate import allocate_ranks, largest_threshold, level_bias, levels_at
 from kvfold.encode.lowrank.ranks import BasisRanks
 from kvfold.train.dynakv.student import BLOCK, Reading, Student
 
@@ -65,14 +65,14 @@ def threshold_of(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]]
         shares = shares_at(logits, dims, threshold)
         return sum(shares.values()) / len(shares)
 
-    return largest_shift(kept, rate)
+    return largest_threshold(kept, rate)
 
 
 def shares_at(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], threshold: float) -> dict[int, float]:
     """The share of dimensions that each layer keeps at a threshold of all gates."""
     shares = {}
     for index, layer_logits in logits.items():
-        bias = slope_of(len(dims[index]), layer_logits)
+        bias = level_bias(len(dims[index]), layer_logits)
         levels = levels_at(layer_logits, threshold, bias)
         kept = torch.tensor(dims[index], device=layer_logits.device)[levels]
         shares[index] = float(kept.double().mean()) / dims[index][-1]
@@ -86,7 +86,7 @@ def spread_at(
     levels = []
     for index, layer_logits in logits.items():
         slots = layer_logits.flatten(0, -2)
-        levels.append(dealt(slots, dims[index], rate=rates[index], size=dims[index][-1]))
+        levels.append(allocate_ranks(slots, dims[index], rate=rates[index], size=dims[index][-1]))
     most = max(len(layer_dims) for layer_dims in dims.values())
     counts = torch.cat(levels).bincount(minlength=most).double()
     return [round(share, 4) for share in (counts / counts.sum()).tolist()]

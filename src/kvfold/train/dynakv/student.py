@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.reference import causal_mask
 from kvfold.attention.rotary import rotate
-from kvfold.encode.lowrank.gate import Gate, keep_chances, levels_at, shift_for, slope_of
-from kvfold.encode.lowrank.part import Form
+from kvfold.encode.lowrank.format import LowRankFormat
+from kvfold.encode.lowrank.gate import Gate, keep_probabilities, level_bias, levels_at, threshold_for_rate
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks
 from kvfold.hf.probe import replace_attention
 from kvfold.train.dynakv.calibrate import SINKS
@@ -61,7 +61,7 @@ class LearnedLayer(nn.Module):
         """What is to be saved."""
         with torch.no_grad():
             bases, gate = self.bases(), self.gate()
-        form = Form(bases=bases, levels=self.own.form.levels)
+        form = LowRankFormat(bases=bases, levels=self.own.form.levels)
         return LayerRanks(form=form, gate=gate, rates=tuple(rates))
 
 
@@ -167,15 +167,15 @@ def _mask(logits: Tensor, layer: LearnedLayer, rate: float, hard_share: float) -
     size = layer.dims[-1]
     if rate >= 1:
         return kept[-1].expand(len(logits), -1)
-    still, slope = logits.detach(), slope_of(len(layer.dims), logits)
-    shift = shift_for(still, layer.dims, rate=rate, size=size)
+    still, slope = logits.detach(), level_bias(len(layer.dims), logits)
+    shift = threshold_for_rate(still, layer.dims, rate=rate, size=size)
     steps = torch.tensor(layer.dims, dtype=logits.dtype, device=logits.device).diff()
     with torch.enable_grad():
         moved = torch.tensor(shift, dtype=logits.dtype, device=logits.device, requires_grad=True)
-        met = (keep_chances(still + moved * slope)[:, 1:] @ steps).mean()
+        met = (keep_probabilities(still + moved * slope)[:, 1:] @ steps).mean()
         pull = torch.autograd.grad(met, moved)[0].clamp(min=1e-6)
-    kept_softly = (keep_chances(logits + shift * slope)[:, 1:] @ steps).mean()
-    chances = keep_chances(logits + (shift - (kept_softly - kept_softly.detach()) / pull) * slope)
+    kept_softly = (keep_probabilities(logits + shift * slope)[:, 1:] @ steps).mean()
+    chances = keep_probabilities(logits + (shift - (kept_softly - kept_softly.detach()) / pull) * slope)
     soft = kept[0] + chances[:, 1:] @ (kept[1:] - kept[:-1])
     hard = kept[levels_at(still, shift, slope)]
     if hard_share >= 1:
