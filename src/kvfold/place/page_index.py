@@ -59,44 +59,15 @@ class PageIndex:
         starts = closed + sizes.cumsum(dim=1, dtype=torch.int32) - sizes
         there = None if all(len(of_head) == most for of_head in lengths) else sizes > 0
         centres = _by_head(digest.centres, there, len(lengths))
-        spreads = (
-            None
-            if digest.spreads is None
-            else _by_head(
-                digest.spreads,
-                there,
-                len(lengths),
-            )
-        )
-        reference = (
-            _reference(
-                centres,
-                spreads,
-                sizes,
-            )
-            if self.reference is None
-            else self.reference
-        )
+        spreads = None if digest.spreads is None else _by_head(digest.spreads, there, len(lengths))
+        reference = _reference(centres, spreads, sizes) if self.reference is None else self.reference
         return PageIndex(
             starts=torch.cat([self.starts, starts], dim=1),
             sizes=torch.cat([self.sizes, sizes], dim=1),
             centres=_appended(self.centres, centres, reference[:, 0]),
-            spreads=None
-            if spreads is None
-            else _appended(
-                self.spreads,
-                spreads,
-                reference[:, 1],
-            ),
+            spreads=None if spreads is None else _appended(self.spreads, spreads, reference[:, 1]),
             reference=reference,
-            closed=tuple(
-                held + sum(of_head)
-                for held, of_head in zip(
-                    self.closed,
-                    lengths,
-                    strict=True,
-                )
-            ),
+            closed=tuple(held + sum(of_head) for held, of_head in zip(self.closed, lengths, strict=True)),
             ragged=self.ragged or there is not None,
         )
 
@@ -113,15 +84,7 @@ class PageIndex:
         scores = wide @ self.centres.reshape(heads, -1, size).mT
         if self.spreads is not None:
             # |q| . spread bounds how much the keys of a page may exceed its centre.
-            scores = torch.baddbmm(
-                scores,
-                wide.abs(),
-                self.spreads.reshape(
-                    heads,
-                    -1,
-                    size,
-                ).mT,
-            )
+            scores = torch.baddbmm(scores, wide.abs(), self.spreads.reshape(heads, -1, size).mT)
         best = scores.unflatten(2, (pages, centres)).amax(dim=3) if centres > 1 else scores
         return best.float() * scale
 
@@ -139,11 +102,7 @@ class PageIndex:
             dtype=torch.bool,
             device=selected.device,
         )
-        table.scatter_(
-            1,
-            selected.masked_fill(selected < 0, stored).long().clamp(max=stored),
-            True,
-        )
+        table.scatter_(1, selected.masked_fill(selected < 0, stored).long().clamp(max=stored), True)
         return table[:, :stored].gather(1, self.starts.long().clamp(max=stored - 1))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -176,19 +135,11 @@ def fill_budget(
         always = min(recent, budget)
         first.append([count - always, always])
         free.append(budget - always)
-    forced = torch.tensor(
-        first,
-        dtype=torch.int32,
-        device=device,
-    )  # N 2: where the newest slots begin, how many
+    forced = torch.tensor(first, dtype=torch.int32, device=device)  # N 2: where the newest slots begin, how many
     # Of each page, the slots that are not among the newest anyway.
     sizes = (forced[:, :1] - index.starts).clamp(min=0).minimum(index.sizes)
     ranks = index.starts.float() if scores is None else scores
-    order = ranks.masked_fill(sizes == 0, -torch.inf).argsort(
-        dim=1,
-        descending=True,
-        stable=True,
-    )
+    order = ranks.masked_fill(sizes == 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
     sizes, starts = sizes.gather(1, order), index.starts.gather(1, order)
     before = sizes.cumsum(dim=1) - sizes
     fitting = (torch.tensor(free, device=device)[:, None] - before).clamp(min=0).minimum(sizes)
@@ -221,25 +172,13 @@ def best_pages(
     starts, sizes = (side[::heads].long() for side in (index.starts, index.sizes))
     at = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
     # The page of each slot; M where it is in none that is finished.
-    page = torch.searchsorted(
-        (starts + sizes).contiguous(),
-        at.contiguous(),
-        right=True,
-    )
+    page = torch.searchsorted((starts + sizes).contiguous(), at.contiguous(), right=True)
     empty = scores.new_full((len(scores), sizes.shape[1] + 1), -1.0)
     most = empty.scatter_reduce_(1, page, scores, "amax")[:, :-1]
-    order = most.masked_fill(sizes == 0, -1.0).argsort(
-        dim=1,
-        descending=True,
-        stable=True,
-    )
+    order = most.masked_fill(sizes == 0, -1.0).argsort(dim=1, descending=True, stable=True)
     sorted_sizes = sizes.gather(1, order)
     fits = sorted_sizes.cumsum(dim=1) - sorted_sizes < torch.tensor(list(slots), device=scores.device)[:, None]
-    chosen = torch.zeros_like(sizes, dtype=torch.bool).scatter_(
-        1,
-        order,
-        fits,
-    ) & (sizes > 0)
+    chosen = torch.zeros_like(sizes, dtype=torch.bool).scatter_(1, order, fits) & (sizes > 0)
     return chosen.repeat_interleave(heads, dim=0)
 
 
