@@ -1,4 +1,4 @@
-"""Token rows of one length to train ranks on: real text, generated dialogues and documents, written as the model's own.
+"""Token rows of one length to train ranks on: real text, generated dialogues and documents, as the model writes them.
 
 Knows tokenizers by what they write, so it serves any model; nothing here knows what is learned.
 """
@@ -18,56 +18,65 @@ from kvfold.data.files import prose, read_rows
 from kvfold.errors import DataError
 
 _NEEDLES = ("single", "multikey")
+_DOCUMENT_SHARE = 0.3  # of generated text, the rest being dialogues
 
 
 class Rows:
     """Rows of `length` tokens: half real text where there is some, the rest dialogues and documents."""
 
-    def __init__(self, tokenizer: Any, data: Path | None, *, length: int, split: str = "train") -> None:
-        self.tokenizer, self.length, self.split = tokenizer, length, split
+    def __init__(self, tokenizer: Any, data: Path | None, *, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
         self.texts = [text for text in _texts(data) if len(text) > 4 * length]
         if data is not None and not self.texts:
             raise DataError(
                 f"rows of {length} tokens were to be cut from {data}; none of its texts is that long; give longer ones"
             )
-        first = tokenizer("a")["input_ids"]
-        self.opening = first[:1] if first[0] == tokenizer.bos_token_id else []
 
     def draw(self, rng: random.Random) -> list[int]:
-        """One row."""
+        """Draw one row."""
         if self.texts and rng.random() < 0.5:
             return self._natural(rng)
         ids: list[int] = []
         while len(ids) < self.length:
-            ids += self._said(self._document(rng) if rng.random() < 0.3 else self._talk(rng))
+            messages = self._document(rng) if rng.random() < _DOCUMENT_SHARE else self._talk(rng)
+            ids += self._said(messages)
         return ids[: self.length]
 
     def batch(self, count: int, rng: random.Random) -> Int[Tensor, "B Q"]:
-        """Several rows."""
+        """Draw several rows."""
         return torch.tensor([self.draw(rng) for _ in range(count)])
 
     def _natural(self, rng: random.Random) -> list[int]:
+        """A stretch of a real text that starts at a word."""
         ids: list[int] = []
+        characters = 8 * self.length
         while len(ids) < self.length:
             text = rng.choice(self.texts)
-            start = rng.randrange(max(len(text) - 8 * self.length, 1))
+            start = rng.randrange(max(len(text) - characters, 1))
             start = text.rfind(" ", 0, start) + 1
-            ids = list(self.tokenizer(text[start : start + 8 * self.length])["input_ids"])
+            encoded = self.tokenizer(text[start : start + characters])
+            ids = list(encoded["input_ids"])
         return ids[: self.length]
 
     def _talk(self, rng: random.Random) -> list[dict[str, str]]:
+        """A generated dialogue."""
         messages = training_dialogue(
-            rng.choice(FAMILIES), turns=rng.choice((8, 12, 16)), seed=rng.getrandbits(48),
-            filler=rng.choice((0.0, 0.3, 0.6)), questions=rng.choice((0.5, 0.8)),
-        )  # fmt: skip
+            rng.choice(FAMILIES),
+            turns=rng.choice((8, 12, 16)),
+            seed=rng.getrandbits(48),
+            filler=rng.choice((0.0, 0.3, 0.6)),
+            questions=rng.choice((0.5, 0.8)),
+        )
         return [{"role": message.role, "content": message.content} for message in messages]
 
     def _document(self, rng: random.Random) -> list[dict[str, str]]:
-        def count(text: str) -> int:
-            return len(text) // 3
-
+        """A generated document with needles, and the reply to its question."""
         made = needle(
-            rng.choice(_NEEDLES), split="train", tokens=self.length * 3 // 4, count=count, seed=rng.getrandbits(48)
+            rng.choice(_NEEDLES),
+            split="train",
+            tokens=self.length * 3 // 4,
+            count=_rough_tokens,
+            seed=rng.getrandbits(48),
         )
         return [{"role": "user", "content": made.prompt}, {"role": "assistant", "content": made.reply}]
 
@@ -77,6 +86,10 @@ class Rows:
             return list(self.tokenizer(written, add_special_tokens=False)["input_ids"])
         plain = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
         return list(self.tokenizer(plain)["input_ids"])
+
+
+def _rough_tokens(text: str) -> int:
+    return len(text) // 3
 
 
 def _texts(data: Path | None) -> list[str]:
