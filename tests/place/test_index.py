@@ -3,21 +3,21 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvfold.place.index import Index, favoured, take
 
 from kvfold.place.digests import halves, mean, minmax, spread
+from kvfold.place.page_index import PageIndex, best_pages, fill_budget
 
 
-def indexed(keys, lengths, summarise=minmax):
-    """An index of one lane, summarised at once."""
-    index = Index.empty(1, torch.device("cpu"))
+def indexed(keys, lengths, digest=minmax):
+    """An index of one head, digested at once."""
+    index = PageIndex.empty(1, torch.device("cpu"))
     flat = torch.tensor(lengths)
-    return index.extend([lengths], summarise(keys[: sum(lengths)], flat))
+    return index.extend([lengths], digest(keys[: sum(lengths)], flat))
 
 
-def written_out(summary, queries, scale):
+def written_out(digest, queries, scale):
     """Scores in full precision, of every query for every sentence."""
-    return (queries @ summary.centres[:, 0].T + queries.abs() @ summary.spreads[:, 0].T) * scale
+    return (queries @ digest.centres[:, 0].T + queries.abs() @ digest.spreads[:, 0].T) * scale
 
 
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8), seed=st.integers(0, 99))
@@ -31,7 +31,7 @@ def test_extremes_bound_every_product_of_their_sentence(lengths, seed):
 
 
 @given(lengths=st.lists(st.integers(1, 20), min_size=2, max_size=8), seed=st.integers(0, 99))
-def test_scores_are_those_of_the_summaries_up_to_a_number_a_query(lengths, seed):
+def test_scores_are_those_of_the_digests_up_to_a_number_a_query(lengths, seed):
     torch.manual_seed(seed)
     keys, queries = 10 + torch.randn(sum(lengths), 8), torch.randn(1, 5, 8)
     index = indexed(keys, lengths[:1])
@@ -52,8 +52,8 @@ def test_means_and_halves_are_what_they_say():
 
 
 @st.composite
-def lanes(draw):
-    """Lengths of the sentences of some lanes, what is open behind them, budgets, newest, scores."""
+def heads(draw):
+    """Lengths of the sentences of some heads, what is open behind them, budgets, newest, scores."""
     every = []
     for _ in range(draw(st.integers(1, 4))):
         lengths = draw(st.lists(st.integers(1, 9), max_size=12))
@@ -67,22 +67,22 @@ def lanes(draw):
 
 
 @settings(max_examples=200)
-@given(case=lanes())
+@given(case=heads())
 def test_a_budget_is_met_exactly_by_the_newest_and_the_best_sentences(case):
     every, seed = case
     torch.manual_seed(seed)
-    index = Index.empty(len(every), torch.device("cpu"))
+    index = PageIndex.empty(len(every), torch.device("cpu"))
     lengths = [own for own, *_ in every]
     flat = torch.tensor([length for own in lengths for length in own], dtype=torch.long)
     index = index.extend(lengths, mean(torch.randn(int(flat.sum()), 4), flat)) if len(flat) else index
     scores = torch.randn(index.sizes.shape)
-    found = take(index, scores, counts=[one[1] for one in every], budgets=[one[2] for one in every],
-                 newest=[one[3] for one in every])  # fmt: skip
-    for lane, (own, stored, budget, newest) in enumerate(every):
-        slots = [slot for slot in found[lane].tolist() if slot >= 0]
+    found = fill_budget(index, scores, counts=[one[1] for one in every], budgets=[one[2] for one in every],
+                        newest=[one[3] for one in every])  # fmt: skip
+    for head, (own, stored, budget, newest) in enumerate(every):
+        slots = [slot for slot in found[head].tolist() if slot >= 0]
         assert len(slots) == len(set(slots)) == budget
         assert set(range(stored - newest, stored)) <= set(slots) <= set(range(stored))
-        assert set(slots) == best_by_hand(own, stored, budget, newest, scores[lane, index.sizes[lane] > 0].tolist())
+        assert set(slots) == best_by_hand(own, stored, budget, newest, scores[head, index.sizes[head] > 0].tolist())
 
 
 def best_by_hand(lengths, stored, budget, newest, scores):
@@ -106,14 +106,14 @@ def test_an_index_grows_sentence_after_sentence():
     assert torch.equal(grown.centres[:, :2], indexed(keys, [5, 6]).centres)
 
 
-def test_favoured_sentences_are_those_with_the_best_votes_until_their_slots_are_taken():
-    index = Index.empty(4, torch.device("cpu"))  # two rows of two heads; the second row has one sentence less
+def test_the_best_sentences_are_those_with_the_best_scores_until_their_slots_are_taken():
+    index = PageIndex.empty(4, torch.device("cpu"))  # two rows of two heads; the second row has one sentence less
     lengths = [[3, 2, 4], [3, 2, 4], [2, 5], [2, 5]]
     index = index.extend(lengths, mean(torch.randn(32, 4), torch.tensor([n for own in lengths for n in own])))
-    votes = torch.zeros(2, 11)
-    votes[0, 4], votes[0, 8], votes[0, 10] = 0.5, 0.3, 0.9  # the last slot is in no finished sentence
-    votes[1, 0], votes[1, 6] = 0.1, 0.2
-    assert favoured(index, votes, slots=[2, 0])[::2].tolist() == [[False, True, False], [False, False, False]]
-    some = favoured(index, votes, slots=[3, 9])
+    scores = torch.zeros(2, 11)
+    scores[0, 4], scores[0, 8], scores[0, 10] = 0.5, 0.3, 0.9  # the last slot is in no finished sentence
+    scores[1, 0], scores[1, 6] = 0.1, 0.2
+    assert best_pages(index, scores, slots=[2, 0])[::2].tolist() == [[False, True, False], [False, False, False]]
+    some = best_pages(index, scores, slots=[3, 9])
     assert some[::2].tolist() == [[False, True, True], [True, True, False]]
     assert torch.equal(some[0], some[1])

@@ -1,6 +1,7 @@
 """sentkv reads what it selected and nothing else, exactly its budget; tiers and reuse change no logits."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,13 @@ from torch.nn.functional import avg_pool1d
 import kvfold
 from driving import close, exact, feed
 from fakes import model_of, text
+from kvfold.encode.dense import Dense
 from kvfold.errors import BudgetError, CacheError, PlanError
+from kvfold.memory.kv import KV
+from kvfold.memory.part import slots_of_rows
+from kvfold.memory.step import AttentionStep, ForwardScope
+from kvfold.memory.transcript import Transcript
+from kvfold.place.sentkv import SentKV
 
 SMALL = "length=5, window=2, recent=2"
 
@@ -37,7 +44,9 @@ def test_host_and_disk_read_what_the_device_reads(tmp_path, other, more):
     assert torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("more", ["every=1", "every=8", "every=8, when='drift'", "rest=True", "summary='halves'"])
+@pytest.mark.parametrize(
+    "more", ["every=1", "every=8", "every=8, when='drift'", "mean_of_unselected=True", "summary='halves'"]
+)
 def test_reuse_changes_what_is_fetched_and_no_logits(more):
     found, caches = zip(*(run(f"sentkv(budget=24, {SMALL}, {more}, reuse={on})") for on in (True, False)), strict=True)
     assert close(found[0], found[1])
@@ -56,14 +65,14 @@ def test_every_head_and_step_reads_exactly_the_budget(every):
             part = layer.state.folded
             slots = part.working.slots
             assert slots.shape == (4, 24 - 4)
-            for lane in slots.tolist():
-                assert len(set(lane)) == 20
-                assert {part.lanes[0] - 1, part.lanes[0] - 2} <= set(lane)
+            for of_head in slots.tolist():
+                assert len(set(of_head)) == 20
+                assert {part.counts[0][0] - 1, part.counts[0][0] - 2} <= set(of_head)
 
 
 def test_what_a_question_looked_at_is_read_in_every_layer_and_head():
     model, ids = model_of("llama"), text(1, 96)
-    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, votes=1.0, around=0)")
+    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, query_scores=1.0, around=0)")
     feed(model, ids[:, :80], cache)
     twin = copy.deepcopy(model)
     twin.set_attn_implementation("eager")
@@ -76,43 +85,37 @@ def test_what_a_question_looked_at_is_read_in_every_layer_and_head():
         part = layer.state.folded
         sentences = list(zip(part.index.starts[0].tolist(), part.index.sizes[0].tolist(), strict=True))
         first = max(sentences, key=lambda one: float(best[one[0] : one[0] + one[1]].max()))
-        assert all({*range(first[0], sum(first))} <= {*lane} for lane in part.working.slots.tolist())
+        assert all({*range(first[0], sum(first))} <= {*of_head} for of_head in part.working.slots.tolist())
 
 
 def test_forwards_of_several_tokens_read_everything():
     model, ids = model_of("llama"), text(1, 120)
-    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, spill=16)", prompt_tokens=110)
+    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, offload_above=16)", prompt_tokens=110)
     found = feed(model, ids, cache, sizes=(20, 20, 20, 20, 20, 10))
     assert close(found, exact("llama", ids))
 
 
 def test_a_prompt_in_pieces_never_lies_on_the_device_as_a_whole():
     model = model_of("llama")
-    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, spill=32)", prompt_tokens=0)
+    cache = kvfold.cache(model, f"sentkv(budget=24, {SMALL}, offload_above=32)", prompt_tokens=0)
     for piece in range(12):
         feed(model, text(1, 16, seed=piece), cache)
         assert all(layer.state.tail.length <= 32 for layer in cache.memory.layers.values())
-    assert cache.memory.layers[0].state.folded.slots_of_rows == [192 - 4 - cache.memory.layers[0].state.tail.length]
+    assert slots_of_rows(cache.memory.layers[0].state.folded) == [192 - 4 - cache.memory.layers[0].state.tail.length]
 
 
-def test_the_rest_as_one_mean_slot_is_nearer_to_everything_where_keys_are_alike():
-    torch.manual_seed(0)
-    from kvfold.memory.asking import Asking
-
-    from kvfold.encode.dense import Dense
-    from kvfold.memory.kv import KV
-    from kvfold.place.sentkv import SentKV
-
+def test_unselected_slots_as_one_mean_are_nearer_to_everything_where_keys_are_alike():
     keys, values = 0.1 * torch.randn(1, 1, 200, 8), torch.randn(1, 1, 200, 8) + 3
     kv = KV(keys, values, torch.arange(200)[None, None])
     queries = torch.randn(1, 2, 1, 8)
-    asking = Asking(queries=queries, scale=0.35, valid=None, window=None, ended=None)
+    reading = AttentionStep(queries=queries, scale=0.35)
+    selecting = replace(reading, forward=ForwardScope())
     errors = []
-    for rest in (False, True):
-        policy = SentKV(budget=24, length=5, window=2, recent=2, rest=rest).open(pinned=0)
-        part = policy.place(Dense().pack(kv, torch.ones(1, 1, 200, dtype=torch.bool)), None)
-        whole = part.attend(queries, scale=0.35)
-        some = part.asked(asking).attend(queries, scale=0.35)
+    for mean in (False, True):
+        policy = SentKV(budget=24, length=5, window=2, recent=2, mean_of_unselected=mean).open(pinned=0)
+        part = policy.place(Dense().pack(kv, torch.ones(1, 1, 200, dtype=torch.bool)), Transcript())
+        whole, _ = part.attend(reading)
+        some, _ = part.attend(selecting)
         errors.append(float((some.output - whole.output).norm() + (some.log_sum_exp - whole.log_sum_exp).norm()))
     assert errors[1] < errors[0] / 4
 
@@ -151,7 +154,7 @@ class Spelled:
         ("sentkv(budget=1.5)", BudgetError, "give 0.1, or 1024"),
         ("sentkv(window=15)", PlanError, "give a smaller window"),
         ("sentkv(every=0)", PlanError, "give 1 or more"),
-        ("sentkv(tier='tape')", PlanError, "'host'"),
+        ("sentkv(tier='tape')", PlanError, "give one of .*host"),
         ("h2o(tokens=20) + sentkv", PlanError, "give one without such sums"),
     ],
 )

@@ -27,13 +27,13 @@ def files(folder):
 
 def test_what_is_written_is_read_and_the_file_goes_with_its_tier(tmp_path):
     tier = DiskTier(tmp_path, limit_bytes=None)
-    region = tier.region((2, 10, 3), torch.bfloat16, CPU)
-    assert not region.tensor.any()
-    region.write(1, 4, torch.ones(2, 3, dtype=torch.bfloat16))
-    assert region.tensor[1, 4:6].eq(1).all()
-    assert int(region.tensor.sum()) == 6
+    buffer = tier.buffer((2, 10, 3), torch.bfloat16, CPU)
+    assert not buffer.tensor.any()
+    buffer.write(1, 4, torch.ones(2, 3, dtype=torch.bfloat16))
+    assert buffer.tensor[1, 4:6].eq(1).all()
+    assert int(buffer.tensor.sum()) == 6
     assert stat.S_IMODE(tier.path.stat().st_mode) == 0o600
-    del region, tier
+    del buffer, tier
     gc.collect()
     assert files(tmp_path) == []
 
@@ -41,10 +41,10 @@ def test_what_is_written_is_read_and_the_file_goes_with_its_tier(tmp_path):
 def test_room_that_was_given_back_is_used_again_and_empty(tmp_path):
     tier = DiskTier(tmp_path, limit_bytes=1 << 16)
     for _ in range(20):
-        region = tier.region((1, 1000, 8), torch.float32, CPU)
-        assert not region.tensor.any()
-        region.write(0, 0, torch.ones(1000, 8))
-        del region
+        buffer = tier.buffer((1, 1000, 8), torch.float32, CPU)
+        assert not buffer.tensor.any()
+        buffer.write(0, 0, torch.ones(1000, 8))
+        del buffer
         gc.collect()
     assert tier.path.stat().st_size <= 1 << 16
 
@@ -52,7 +52,7 @@ def test_room_that_was_given_back_is_used_again_and_empty(tmp_path):
 def test_a_limit_is_kept_and_says_so(tmp_path):
     tier = DiskTier(tmp_path, limit_bytes=10_000)
     with pytest.raises(FileError, match="may have 10000; give a larger limit_bytes"):
-        tier.region((1, 100_000, 8), torch.float32, CPU)
+        tier.buffer((1, 100_000, 8), torch.float32, CPU)
     assert tier.path.stat().st_size == 0
 
 
@@ -90,7 +90,7 @@ def test_a_folder_that_may_not_be_written_is_one_clear_line(tmp_path):
 
 
 def test_an_unknown_tier_and_a_tier_without_folder_are_refused():
-    with pytest.raises(PlanError, match="'device' or 'host' or 'disk'"):
+    with pytest.raises(PlanError, match=r"there is no such tier; give one of device, .*disk, host"):
         kvfold.Plan.parse("sentkv(tier='tape')")
     with pytest.raises(PlanError, match="give tier='disk' and directory= together"):
         kvfold.Plan.parse("sentkv(tier='disk')")
@@ -101,10 +101,10 @@ import sys, torch
 from pathlib import Path
 from kvfold.place.tiers.disk import DiskTier
 tier = DiskTier(Path(sys.argv[1]), limit_bytes=None)
-region = tier.region((1, 1 << 20, 64), torch.float32, torch.device("cpu"))
+buffer = tier.buffer((1, 1 << 20, 64), torch.float32, torch.device("cpu"))
 print("ready", flush=True)
 while True:
-    region.write(0, 0, torch.ones(1 << 20, 64))
+    buffer.write(0, 0, torch.ones(1 << 20, 64))
 """
 
 
@@ -120,14 +120,14 @@ def test_files_of_killed_processes_are_removed_at_the_next_start_and_those_of_li
     assert files(tmp_path) == [tier.path.name]
 
 
-def test_a_copy_of_a_cache_has_regions_of_its_own(tmp_path):
+def test_a_copy_of_a_cache_has_buffers_of_its_own(tmp_path):
     model = model_of("llama")
     plan = f"sentkv(budget=20, length=5, window=2, recent=2, tier='disk', directory='{tmp_path}')"
     cache = kvfold.cache(model, plan, stride=8)
     feed(model, text(1, 40), cache)
     twin = copy.deepcopy(cache)
     assert len(files(tmp_path)) == 1
-    stores = [one.memory.layers[0].state.folded.shelf.store for one in (cache, twin)]
-    assert stores[0].regions["keys"].tensor.data_ptr() != stores[1].regions["keys"].tensor.data_ptr()
+    stores = [one.memory.layers[0].state.folded.stored.store for one in (cache, twin)]
+    assert stores[0].buffers["keys"].tensor.data_ptr() != stores[1].buffers["keys"].tensor.data_ptr()
     assert torch.equal(feed(model, text(1, 9, seed=1), twin, sizes=(1,) * 8), feed(model, text(1, 9, seed=1), cache,
                        sizes=(1,) * 8))  # fmt: skip

@@ -17,7 +17,7 @@ from kvfold.bench.subject import Subject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One sample under one plan: how well it was answered, and what the cache held when it was asked."""
+    """The result of one sample under one plan: its score, and the sizes of the cache when the question came."""
 
     family: str
     score: float
@@ -29,12 +29,12 @@ class Outcome:
     full_bytes: float
     ttft_seconds: float  # from the question to the first token of the answer
     tpot_seconds: float  # per token after the first
-    claimed: float | None = None  # the kept fraction that a rival reports itself; ours report what is measured
-    metrics: Mapping[str, float] = field(default_factory=dict)  # what else was measured, by its key in records
+    claimed: float | None = None  # the kept fraction that a rival reports; None for our plans
+    metrics: Mapping[str, float] = field(default_factory=dict)  # further measurements, by their keys in records
 
 
 class Suite(ABC):
-    """A set of questions that stays the same for ever under its version and settings.
+    """A set of questions that does not change under the same version and settings.
 
     What a user may choose (`choices.py`) are the fields of a suite that is a frozen dataclass, each with a default.
     """
@@ -43,36 +43,36 @@ class Suite(ABC):
     version: int
     rows: int  # samples that are asked together
     query_aware: bool = False  # is the question known when the history folds
-    has_floor: bool = True  # does forgetting everything score low; else nobody is warned where it does not
-    data_file: str = ""  # what is read where `--data` is a folder
+    has_floor: bool = True  # does forgetting everything score low; where it does not, no record warns of it
+    data_file: str = ""  # the file that is read where `--data` is a folder
     scopes: tuple[str, ...] = ()  # scopes in which an evicting plan is run when its text names none
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What shapes the samples, in JSON's types; part of what a record is compared on."""
+        """Give the settings that shape the samples, in JSON's types. Records with others are not compared."""
         return as_json(self)
 
-    def at(self, folder: Path) -> "Suite":
-        """The same suite, told where the records go; one that keeps more than records keeps it there."""
+    def bound_to(self, folder: Path) -> "Suite":
+        """Give a copy bound to the folder of the records, for suites that keep replies or judgements too."""
         return self
 
     @abstractmethod
     def samples(self, *, n: int, seed: int) -> Sequence[Any]:
-        """As many samples as asked, always the same for the same seed, the families in turn."""
+        """Draw `n` samples, always the same for the same seed, the families in turn."""
 
     @abstractmethod
     def shortcut(self, samples: Sequence[Any]) -> Mapping[str, float] | None:
-        """What the best trick without memory of bindings scores in each family; None where there is none."""
+        """Score the best trick without memory of bindings in each family; None where there is none."""
 
     def prediction(self, subject: Subject, plan: str) -> str:
-        """What can be said before a plan is measured, such as a time that it cannot beat; "" where nothing can."""
+        """Predict in words what a plan will measure, such as a time that it cannot beat; "" for no prediction."""
         return ""
 
     def metrics(self, outcomes: Sequence[Outcome]) -> Mapping[str, float]:
-        """What records hold beside the score: the mean of each metric over the samples that have it."""
+        """Average each metric over the samples that have it, for the record."""
         names = dict.fromkeys(name for outcome in outcomes for name in outcome.metrics)
         return {name: fmean(outcome.metrics[name] for outcome in outcomes if name in outcome.metrics) for name in names}
 
     @abstractmethod
     def ask(self, subject: Subject, plan: str, samples: Sequence[Any]) -> list[Outcome]:
-        """Put some samples, at most `rows`, to the model under a plan; one outcome each, in order."""
+        """Put samples, at most `rows` of them, to the model under a plan; one outcome each, in order."""

@@ -53,7 +53,7 @@ def carry_out(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = choose(find(suite), given=settings, data=data).at(out)
+    chosen = choose(find(suite), given=settings, data=data).bound_to(out)
     sizes = jobs.sizes(keep, usual=KEEPS)
     rivals = jobs.parse_rivals(peers, **sizes)
     wanted = [*jobs.parse_jobs(plans, **sizes, scopes=chosen.scopes), *rivals]
@@ -69,7 +69,7 @@ def carry_out(
 def bench(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite, such as chat.")],
     model: Annotated[
-        str, typer.Option(help="A shipped model, a folder, a name on the Hub, or a shape (speed).")
+        str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, a name on the Hub, or a shape (speed).")
     ] = "tiny",
     plans: Annotated[str, typer.Option(help="Plans, parted by semicolons; `full` and `none` always run too.")] = PLANS,
     keep: Annotated[

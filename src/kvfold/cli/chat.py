@@ -23,7 +23,9 @@ _COMMANDS = "/save [FILE]  /ledger  /budget 0.2 (a fraction) or 512 (tokens)  /h
 
 
 def chat(
-    model: Annotated[str, typer.Option(help="`tiny`, a folder, or a name on the Hub.")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub.")
+    ] = "tiny",
     plan: Annotated[str | None, typer.Option(help=f"How the history is folded; {PLAN} unless a file says so.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt; it is never folded.")] = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a saved chat, of the same model.")] = None,

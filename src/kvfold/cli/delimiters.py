@@ -12,7 +12,9 @@ import typer
 def delimiters(
     text: Annotated[Path, typer.Option("--text", help="What to measure on: .txt, .jsonl or .jsonl.xz.")],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("delimiters.json"),
-    model: Annotated[str, typer.Option("--model", help="`tiny`, a folder, or a name on the Hub.")] = "tiny",
+    model: Annotated[
+        str, typer.Option("--model", help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub.")
+    ] = "tiny",
     characters: Annotated[
         int, typer.Option("--characters", help="How much of the text is read, at most.", min=1)
     ] = 200_000,

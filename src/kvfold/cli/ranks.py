@@ -13,7 +13,9 @@ import typer
 def ranks(
     text: Annotated[Path, typer.Option("--text", help="The text to read: .txt, .jsonl or .jsonl.xz (its first row).")],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("ranks.html"),
-    model: Annotated[str, typer.Option("--model", help="`tiny`, a folder, or a name on the Hub.")] = "tiny",
+    model: Annotated[
+        str, typer.Option("--model", help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub.")
+    ] = "tiny",
     plan: Annotated[str, typer.Option("--plan", help="How the text is folded.")] = "dynakv(rate=0.3)",
     tokens: Annotated[int, typer.Option("--tokens", help="How much of the text is read, at most.", min=8)] = 1024,
     json: Annotated[bool, typer.Option("--json", help="Print what each layer keeps as one JSON object.")] = False,

@@ -15,7 +15,8 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from kvfold.errors import CacheError, ModelError
 from kvfold.hf.binding import ModelBinding
-from kvfold.hf.cache import FoldedCache, NewRows
+from kvfold.hf.cache import FoldedCache
+from kvfold.hf.handle import NewRows
 from kvfold.hf.passes import PassRows
 from kvfold.memory.layer import NewTokens
 
@@ -106,8 +107,7 @@ def attention(
         hidden_states=cache.lease.take_hidden_states(key.index) if cache.lease.records_hidden_states else None,
     )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = cache.forward.attend(key.index, new, scale=scale, valid=past)
-    cache.finish(key.index)
+    output = cache.attend(key.index, new, scale=scale, valid=past)
     return output.transpose(1, 2).contiguous(), None
 
 

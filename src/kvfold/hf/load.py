@@ -1,4 +1,4 @@
-"""Models and tokenizers by name: the shipped `tiny`, a folder, or a name on the Hub; and what tells models apart.
+"""Models and tokenizers by name: shipped, packaged, a folder, a GGUF file or on the Hub; and what tells models apart.
 
 Also builds fresh stock Llamas for training. transformers is imported inside the functions, so that importing kvfold is
 quick. The attention implementation is left as transformers chooses it; whoever folds the cache changes it.
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvfold.errors import ModelError
+from kvfold.hf.gguf import PACKAGED, home, is_gguf, packaged_file, unpacked
+from kvfold.hf.refusals import first_line, refuse, refuse_gaps
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +39,15 @@ def load(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (in evaluation mode) and its tokenizer.
 
-    `dtype` is that of the weights' file unless given. With HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set, only what is
-    on this disk is looked at. Example: `model, tokenizer = kvfold.load("tiny")`. Raises ModelError, in one line, for
-    what is not there, not complete, without a tokenizer, or holds NaN.
+    `dtype` is that of the weights' file unless given, and float32 for a GGUF of quantised blocks. What lies on this
+    disk is read without the network; with HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set nothing else is looked at.
+    Example: `model, tokenizer = kvfold.load("smollm2")`, or "tiny", or "model.gguf". Raises ModelError, in one line,
+    for what is not there, not complete, without a tokenizer, or holds NaN.
     """
     source = _source(name_or_path)
-    offline = any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE)
+    offline = Path(source).is_dir() or any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE
+    )
     model = _model(name_or_path, source, offline=offline, dtype=dtype)
     tokenizer = _tokenizer(name_or_path, source, offline=offline)
     _refuse_nan(model, name_or_path)
@@ -87,6 +92,9 @@ def fingerprint(model: "PreTrainedModel") -> str:
 
 def _source(name: str) -> str:
     """What transformers shall read: a complete folder, or a name for the Hub."""
+    if name in PACKAGED:
+        file = packaged_file(PACKAGED[name])
+        return PACKAGED[name].hub if file is None else str(unpacked(file, name))
     shipped, folder = SHIPPED / name, Path(name).expanduser()
     if name.strip() and not folder.is_absolute() and shipped.is_dir():
         folder = shipped
@@ -94,10 +102,14 @@ def _source(name: str) -> str:
         _refuse_incomplete(folder, name)
         return str(folder)
     if folder.is_file():
-        _refuse(name, "it is a file", "give the folder that holds it")
+        if is_gguf(folder):
+            return str(unpacked(folder, name))
+        refuse(name, "it is a file and no GGUF", "give the folder that holds it")
+    if folder.suffix == ".gguf":
+        refuse(name, "there is no such file", f"give {_choices()}")
     parts = name.split("/")
     if not name.strip() or len(parts) > 2 or name.startswith((".", "~", "/")) or " " in name:
-        _refuse(name, "there is no such folder", f"give {_choices()}")
+        refuse(name, "there is no such folder", f"give {_choices()}")
     return name
 
 
@@ -107,7 +119,7 @@ def _refuse_incomplete(folder: Path, name: str) -> None:
     if not any(file.endswith(_WEIGHTS) for file in files):
         missing.append("model.safetensors")
     if missing:
-        _refuse(name, f"its folder has no {' and no '.join(missing)}", f"complete it, or give {_choices()}")
+        refuse(name, f"its folder has no {' and no '.join(missing)}", f"complete it, or give {_choices()}")
 
 
 def _model(name: str, source: str, *, offline: bool, dtype: Any) -> "PreTrainedModel":
@@ -121,9 +133,7 @@ def _model(name: str, source: str, *, offline: bool, dtype: Any) -> "PreTrainedM
     except Exception as error:  # a broken file ends in many kinds of errors; for the user all mean the same
         _refuse_unreadable(name, source, error, offline=offline)
     model, report = loaded
-    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if lacking:  # transformers would go on with random numbers in their place
-        _refuse(name, f"its files lack {len(lacking)} weights, {lacking[0]} the first", "get a complete copy")
+    refuse_gaps(name, report)
     return model
 
 
@@ -133,10 +143,10 @@ def _tokenizer(name: str, source: str, *, offline: bool) -> "PreTrainedTokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
     except Exception as error:
-        why = _first_line(error)
-        _refuse(name, f"it has no tokenizer that can be read ({why})", "put its tokenizer.json beside the weights")
+        why = first_line(error)
+        refuse(name, f"it has no tokenizer that can be read ({why})", "put its tokenizer.json beside the weights")
     if not len(tokenizer):
-        _refuse(name, "its tokenizer is empty", "put its tokenizer.json beside the weights")
+        refuse(name, "its tokenizer is empty", "put its tokenizer.json beside the weights")
     return tokenizer
 
 
@@ -160,37 +170,31 @@ def _moved(model: Any, device: "str | torch.device") -> Any:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"the device {str(device)!r} was asked for; this machine cannot use it ({_first_line(error)}); give 'cpu'"
+            f"the device {str(device)!r} was asked for; this machine cannot use it ({first_line(error)}); give 'cpu'"
         ) from error
 
 
 def _refuse_nan(model: "PreTrainedModel", name: str) -> None:
     for key, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            _refuse(name, f"its weight {key} holds NaN or infinity", "get a sound copy")
+        # The extremes carry every NaN and infinity, and unlike isfinite() they need no memory of the weight's size.
+        if parameter.numel() and not all(bool(extreme.isfinite()) for extreme in parameter.detach().aminmax()):
+            refuse(name, f"its weight {key} holds NaN or infinity", "get a sound copy")
 
 
 def _refuse_unreadable(name: str, source: str, error: Exception, *, offline: bool) -> NoReturn:
-    why = _first_line(error)
+    why = first_line(error)
     if Path(source).is_dir():
-        raise ModelError(
-            f"the model {name!r} was asked for; its folder cannot be read ({why}); get a sound copy"
-        ) from error
+        made = home() in Path(source).parents
+        remedy = f"delete {source}, and it is made anew" if made else "get a sound copy"
+        refuse(name, f"its folder cannot be read ({why})", remedy, cause=error)
     where = "not on this disk, and the network is switched off by HF_HUB_OFFLINE" if offline else "not on the Hub"
-    raise ModelError(
-        f"the model {name!r} was asked for; it is not shipped, no folder here and {where} ({why}); give {_choices()}"
-    ) from error
-
-
-def _refuse(name: str, truth: str, remedy: str) -> NoReturn:
-    raise ModelError(f"the model {name!r} was asked for; {truth}; {remedy}")
+    if name in PACKAGED:
+        truth = f"its package is not installed, and {source} is {where} ({why})"
+        refuse(name, truth, f"run {PACKAGED[name].install}", cause=error)
+    refuse(name, f"it is not shipped, no folder here and {where} ({why})", f"give {_choices()}", cause=error)
 
 
 def _choices() -> str:
-    shipped = sorted(path.name for path in SHIPPED.iterdir() if (path / "config.json").is_file())
-    return f"{', '.join(shipped)}, a folder with config.json, or a name on the Hub".removeprefix(", ")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    shipped = (path.name for path in SHIPPED.iterdir() if (path / "config.json").is_file())
+    names = ", ".join(sorted({*PACKAGED, *shipped}))
+    return f"{names}, a folder with config.json, a GGUF file, or a name on the Hub"

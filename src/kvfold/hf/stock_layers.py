@@ -4,9 +4,11 @@ Sliding-window layers keep the stock layer: they are small already. Their update
 can be put back after an interrupt. Nothing here knows what a folding layer does.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -80,3 +82,39 @@ def bytes_of(layer: object) -> int:
     held = [thing.untyped_storage() for thing in vars(layer).values() if isinstance(thing, Tensor)]
     distinct = {storage.data_ptr(): storage.nbytes() for storage in held}
     return sum(distinct.values())
+
+
+class StockLayers:
+    """The layers of one cache that never fold. They change with every forward."""
+
+    def __init__(self, layers: Mapping[int, Any]) -> None:
+        self._layers = layers
+
+    @property
+    def size_bytes(self) -> int:
+        """Count the bytes that they hold."""
+        return sum(bytes_of(layer) for layer in self._layers.values())
+
+    def states(self) -> dict[int, StockState]:
+        """Remember what they hold, by their index in the model."""
+        return {index: StockState.of(layer) for index, layer in self._layers.items()}
+
+    def put_back(self, states: Mapping[int, StockState]) -> None:
+        """Let them hold again what they held."""
+        for index, state in states.items():
+            state.put_back(self._layers[index])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the newest columns; a negative number, as transformers gives it."""
+        for layer in self._layers.values():
+            layer.crop(tokens_to_remove)
+
+    def take_rows(self, rows: Sequence[int]) -> None:
+        """Pick these rows, in this order, repeats allowed."""
+        for layer in self._layers.values():
+            layer.batch_select_indices(torch.tensor(list(rows)))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for layer in self._layers.values():
+            layer.reset()

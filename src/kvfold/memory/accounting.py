@@ -18,7 +18,14 @@ from kvfold.memory.recorders import Record
 _OF_SLOTS = ("sinks", "folded", "tail")  # lines that hold slots
 
 
-def account(memory: Memory, *, plan: str, device: str, other_bytes: int, adapter_bytes: int = 0) -> Ledger:
+def account(
+    memory: Memory,
+    *,
+    plan: str,
+    device: str,
+    other_bytes: int,
+    adapter_bytes: int = 0,
+) -> Ledger:
     """Count what is held now.
 
     `device` is the model's, `other_bytes` what layers that never fold hold, `adapter_bytes` what a method has learned,

@@ -60,8 +60,21 @@ class ReceivedAttention(Record):
         raw = self.raw.new_zeros(*self.raw.shape[:2], tail.length)
         raw[:, :, : self.raw.shape[2]] = self.raw  # columns that were loaded without a forward have received nothing
         old, new = tail.keys[:, :, :before], tail.keys[:, :, before : tail.length]
-        raw[:, :, :before] += attention_sums(queries, old, weights, scale=seen.scale, counted=seen.valid)
-        raw[:, :, before:] += attention_sums(queries, new, weights, scale=seen.scale, causal=True, counted=seen.valid)
+        raw[:, :, :before] += attention_sums(
+            queries,
+            old,
+            weights,
+            scale=seen.scale,
+            counted=seen.valid,
+        )
+        raw[:, :, before:] += attention_sums(
+            queries,
+            new,
+            weights,
+            scale=seen.scale,
+            causal=True,
+            counted=seen.valid,
+        )
         if tail.padded:
             raw = raw.masked_fill(~tail.valid[:, None], 0.0)
         return replace(self, raw=raw, folded=folded)

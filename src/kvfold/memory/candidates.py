@@ -107,11 +107,26 @@ class _LayerChoice:
             past = self._past(group, heads)
             new = self._new(group).heads(heads)
             before = 0 if past is None else len(past)
-            masks.append(self._asked(group, allowed, new if past is None else _joined(past, new), before, heads))
+            masks.append(
+                self._asked(
+                    group,
+                    allowed,
+                    new if past is None else _joined(past, new),
+                    before,
+                    heads,
+                )
+            )
         self._write_history(group, [mask[:, :, : mask.shape[2] - group.new] for mask in masks])
         self._write(group, torch.cat([mask[:, :, mask.shape[2] - group.new :] for mask in masks], dim=1))
 
-    def _asked(self, group: _Group, slots: int, kv: KV, past: int, heads: slice) -> Bool[Tensor, "B H S"]:
+    def _asked(
+        self,
+        group: _Group,
+        slots: int,
+        kv: KV,
+        past: int,
+        heads: slice,
+    ) -> Bool[Tensor, "B H S"]:
         """Ask the method, unless there is nothing to choose, and check what it says."""
         if slots >= len(kv):
             return torch.ones(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)
@@ -129,7 +144,11 @@ class _LayerChoice:
         )
         return self._checked(self.choose(candidates), candidates)
 
-    def _checked(self, kept: Bool[Tensor, "B H S"], candidates: Candidates) -> Bool[Tensor, "B H S"]:
+    def _checked(
+        self,
+        kept: Bool[Tensor, "B H S"],
+        candidates: Candidates,
+    ) -> Bool[Tensor, "B H S"]:
         """Refuse a choice of too many slots, or of different ones for heads that share theirs."""
         method, kv = type(self.context.rules.select).__name__, candidates.kv
         if kept.shape != kv.positions.shape or int(kept.sum(dim=2).max()) > candidates.slots:

@@ -62,7 +62,13 @@ class Rows:
     ids: Int[Tensor, "B K"] | None = None  # rows are these tokens of the model, not rows of an adapter
 
     @classmethod
-    def at(cls, segment: Segment, placed: Sequence[Sequence[Row]], *, ids: Int[Tensor, "B S"] | None = None) -> "Rows":
+    def at(
+        cls,
+        segment: Segment,
+        placed: Sequence[Sequence[Row]],
+        *,
+        ids: Int[Tensor, "B S"] | None = None,
+    ) -> "Rows":
         """Place rows in the segment of each row of the batch; with `ids` they are the tokens that they stand at."""
         device, batch = segment.positions.device, len(segment.real)
         rows = torch.full((batch, max(map(len, placed), default=0)), NO_ROW)
@@ -137,7 +143,11 @@ class ModelAccess(Protocol):
 
     adapter: RowAdapter | None
 
-    def run(self, states: Mapping[int, LayerState], rows: Rows) -> Mapping[int, tuple[Tensor, Tensor]]:
+    def run(
+        self,
+        states: Mapping[int, LayerState],
+        rows: Rows,
+    ) -> Mapping[int, tuple[Tensor, Tensor]]:
         """Run rows over what the layers hold; give their keys and values by layer."""
         ...
 

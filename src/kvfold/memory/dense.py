@@ -33,7 +33,11 @@ class Codec(Protocol):
 
     lossless: ClassVar[bool]
 
-    def encode(self, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> Payload:
+    def encode(
+        self,
+        keys: Float[Tensor, "*slots D"],
+        values: Float[Tensor, "*slots E"],
+    ) -> Payload:
         """Write some slots."""
         ...
 
@@ -86,7 +90,12 @@ class DensePart(Part):
         )
 
     @classmethod
-    def from_state(cls, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], codec: Codec) -> "DensePart":
+    def from_state(
+        cls,
+        plain: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        codec: Codec,
+    ) -> "DensePart":
         """Build the part that was saved. Raises ValueError where counts and tensors do not fit each other."""
         counts = tuple(tuple(row) for row in plain["counts"])
         slots = ragged.total(counts)
@@ -226,4 +235,9 @@ def _blocks(counts: Counts) -> Iterator[Block]:
 
 def _block(rows: slice, heads: slice, start: int, stored: int) -> Block:
     shape = (rows.stop - rows.start, heads.stop - heads.start, stored)
-    return Block(rows=rows, heads=heads, span=slice(start, start + shape[0] * shape[1] * stored), shape=shape)
+    return Block(
+        rows=rows,
+        heads=heads,
+        span=slice(start, start + shape[0] * shape[1] * stored),
+        shape=shape,
+    )

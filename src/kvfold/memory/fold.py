@@ -39,11 +39,27 @@ def fold(
         states=pinned, rules=first, columns=columns, scales=scales, transcript=transcript, access=access
     )
     selection = first.select.choose(context)
-    return {layer: _folded(state, rules[layer], layer, selection, context) for layer, state in pinned.items()}
+    return {
+        layer: _folded(
+            state,
+            rules[layer],
+            layer,
+            selection,
+            context,
+        )
+        for layer, state in pinned.items()
+    }
 
 
-def fold_layer(state: LayerState, rules: Rules, layer: int, *, columns: int | None, scale: float,
-               transcript: Transcript) -> LayerState:  # fmt: skip
+def fold_layer(
+    state: LayerState,
+    rules: Rules,
+    layer: int,
+    *,
+    columns: int | None,
+    scale: float,
+    transcript: Transcript,
+) -> LayerState:
     """Fold one layer by a method that chooses layer by layer; `columns` of None folds the whole tail."""
     tail = state.tail
     assert tail is not None
@@ -52,7 +68,13 @@ def fold_layer(state: LayerState, rules: Rules, layer: int, *, columns: int | No
         return state if tail.slack_bytes == 0 else replace(state, tail=tail.after(0))
     if columns == 0 and not _can_choose_again(state, rules):
         return state
-    folded = fold({layer: state}, {layer: rules}, columns=columns, scales={layer: scale}, transcript=transcript)
+    folded = fold(
+        {layer: state},
+        {layer: rules},
+        columns=columns,
+        scales={layer: scale},
+        transcript=transcript,
+    )
     return folded[layer]
 
 
@@ -92,7 +114,13 @@ def _can_choose_again(state: LayerState, rules: Rules) -> bool:
     return state.folded is not None and (not rules.recent_queries or state.recent is not None)
 
 
-def _folded(state: LayerState, rules: Rules, layer: int, selection: Selection, context: FoldContext) -> LayerState:
+def _folded(
+    state: LayerState,
+    rules: Rules,
+    layer: int,
+    selection: Selection,
+    context: FoldContext,
+) -> LayerState:
     """Give one layer's state after a selection."""
     tail, columns = context.tail_of(layer), context.columns
     kept = selection.kept[layer]
@@ -123,8 +151,13 @@ def _folded(state: LayerState, rules: Rules, layer: int, selection: Selection, c
     )
 
 
-def _joined(held: Part | None, fresh: Part, history: Bool[Tensor, " slots"] | None, rules: Rules,
-            transcript: Transcript) -> Part:  # fmt: skip
+def _joined(
+    held: Part | None,
+    fresh: Part,
+    history: Bool[Tensor, " slots"] | None,
+    rules: Rules,
+    transcript: Transcript,
+) -> Part:
     """Append fresh slots to those held that stay; the first ones are put where the place says."""
     if held is None:
         return fresh if rules.placement is None else rules.placement.place(fresh, transcript)

@@ -60,8 +60,16 @@ class Text:
 class Forward:
     """One running forward. It changes: the first layer reads its text, and every layer takes its tokens."""
 
-    def __init__(self, layers: Mapping[int, Layer], before: Mark, *, new: int, stops: Sequence[int],
-                 text: Text, offloads: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        layers: Mapping[int, Layer],
+        before: Mark,
+        *,
+        new: int,
+        stops: Sequence[int],
+        text: Text,
+        offloads: bool,
+    ) -> None:
         self.before = before
         self.new = new
         self._layers, self._stops, self._text, self._offloads = layers, stops, text, offloads
@@ -70,8 +78,14 @@ class Forward:
         # Of the layers, not of this forward: one that refers to itself keeps old states until it is collected.
         self.scope = ForwardScope(transcript=transcript, folded_parts=partial(_folded_parts, layers))
 
-    def attend(self, index: int, new: NewTokens, *, scale: float,
-               valid: Bool[Tensor, "B fed"] | None = None) -> Float[Tensor, "B G Q D"]:  # fmt: skip
+    def attend(
+        self,
+        index: int,
+        new: NewTokens,
+        *,
+        scale: float,
+        valid: Bool[Tensor, "B fed"] | None = None,
+    ) -> Float[Tensor, "B G Q D"]:
         """Attend in one layer. `valid` may take back earlier columns that turned out to be pads."""
         layer = self._layers[index]
         tail = layer.state.tail
@@ -85,7 +99,12 @@ class Forward:
             layer.offload(self.scope.transcript)
         return output
 
-    def _read(self, seen: tuple[int, ...], new: NewTokens, valid: Bool[Tensor, "B fed"] | None) -> None:
+    def _read(
+        self,
+        seen: tuple[int, ...],
+        new: NewTokens,
+        valid: Bool[Tensor, "B fed"] | None,
+    ) -> None:
         """Check the mask, and write the delimiter classes of the new tokens into the transcript."""
         fed = self.before.fed
         real = [fed] * len(seen) if valid is None else valid.sum(dim=1).tolist()

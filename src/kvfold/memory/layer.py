@@ -70,8 +70,14 @@ class Layer:
         self.scale: float | None = None  # of the attention scores; the first forward says it
         self.timer: Timer | None = None
 
-    def attend(self, new: NewTokens, *, scale: float, forward: ForwardScope,
-               stops: Sequence[int] = ()) -> Float[Tensor, "B G Q D"]:  # fmt: skip
+    def attend(
+        self,
+        new: NewTokens,
+        *,
+        scale: float,
+        forward: ForwardScope,
+        stops: Sequence[int] = (),
+    ) -> Float[Tensor, "B G Q D"]:
         """Attend with new tokens, which join the tail. `stops` are counts of new columns after which to fold."""
         self.scale = scale
         count = len(new)
@@ -95,7 +101,13 @@ class Layer:
                 self.state, self.rules, self.index, columns=columns, scale=self.scale, transcript=transcript
             )
 
-    def load(self, keys: Float[Tensor, "B H S D"], values: Float[Tensor, "B H S E"], *, start: int) -> None:
+    def load(
+        self,
+        keys: Float[Tensor, "B H S D"],
+        values: Float[Tensor, "B H S E"],
+        *,
+        start: int,
+    ) -> None:
         """Append keys and values whose attention is not wanted, at positions from `start` on; records see nothing."""
         tail = Tail.empty(keys, values) if self.state.tail is None else self.state.tail
         rows, _, count, _ = keys.shape
@@ -175,8 +187,13 @@ def _seen_after(seen: tuple[int, ...], new: NewTokens) -> tuple[int, ...]:
     return tuple(old + int(more) for old, more in zip(before, added, strict=True))
 
 
-def _over_raw(new: NewTokens, tail: Tail, before: int, scale: float,
-              prefix: tuple[Tensor, Tensor] | None) -> list[Partial]:  # fmt: skip
+def _over_raw(
+    new: NewTokens,
+    tail: Tail,
+    before: int,
+    scale: float,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> list[Partial]:
     """Attend over earlier raw columns, and causally over the new ones; for one new token in one call."""
     queries, count = new.queries, len(new)
     if count == 1:
@@ -185,8 +202,15 @@ def _over_raw(new: NewTokens, tail: Tail, before: int, scale: float,
     return [over_tail(queries, tail, slice(0, before), scale), causal] if before else [causal]
 
 
-def over_tail(queries: Float[Tensor, "B G Q D"], tail: Tail, span: slice, scale: float, *, causal: bool = False,
-              prefix: tuple[Tensor, Tensor] | None = None) -> Partial:  # fmt: skip
+def over_tail(
+    queries: Float[Tensor, "B G Q D"],
+    tail: Tail,
+    span: slice,
+    scale: float,
+    *,
+    causal: bool = False,
+    prefix: tuple[Tensor, Tensor] | None = None,
+) -> Partial:
     """Attend over some columns of the tail, and over keys and values that stand before them."""
     keys, values = tail.keys[:, :, span], tail.values[:, :, span]
     mask = tail.valid[:, None, None, span] if tail.padded else None

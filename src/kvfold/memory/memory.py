@@ -5,7 +5,7 @@ knows no model: hf/cache.py puts it into one, and gives it access to one where m
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,11 +13,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.memory.context import ModelAccess
-from kvfold.memory.fold import fold, refuse_excess
+from kvfold.memory.fold import refuse_excess
+from kvfold.memory.fold_layers import fold_each, fold_jointly
 from kvfold.memory.forward import Boundaries, Forward, Mark, Text
-from kvfold.memory.layer import UNTIMED, Layer
+from kvfold.memory.layer import Layer
 from kvfold.memory.rules import Rules
-from kvfold.memory.state import LayerState
 from kvfold.memory.transcript import Transcript
 
 
@@ -58,7 +58,12 @@ class Memory:
             self._boundaries = replace(self._boundaries, prompt=self.fed + new)
         stops = self._boundaries.within(self.fed, new) if self.rules.folds and not waits else ()
         self._open = Forward(
-            self.layers, before, new=new, stops=stops, text=text or Text(), offloads=not waits and self._offloads
+            self.layers,
+            before,
+            new=new,
+            stops=stops,
+            text=text or Text(),
+            offloads=not waits and self.rules.offload_above is not None,
         )
         return self._open
 
@@ -87,7 +92,12 @@ class Memory:
 
     # Folds ------------------------------------------------------------------------------------------------------
 
-    def fold(self, valid: Bool[Tensor, "B fed"] | None = None, *, until: int | None = None) -> None:
+    def fold(
+        self,
+        valid: Bool[Tensor, "B fed"] | None = None,
+        *,
+        until: int | None = None,
+    ) -> None:
         """Fold the raw tail of every layer, all of it or only the columns before `until`.
 
         An interrupted fold goes on at the next forward or fold.
@@ -101,9 +111,14 @@ class Memory:
                 if tail is not None:
                     layer.state = layer.state.invalidated(valid[:, tail.start : tail.start + tail.length])
         if self.rules.select.chooses_jointly:
-            self._fold_jointly(self._folding)
+            self.transcript = fold_jointly(
+                self.layers,
+                self._folding,
+                self.transcript,
+                self.access,
+            )
         else:
-            self._fold_layers(self._folding, everything=until is None)
+            fold_each(self.layers, self._folding, self.transcript, everything=until is None)
         self._folding, self._fold_mask = None, None
 
     def set_rules(self, rules: Rules) -> None:
@@ -188,42 +203,6 @@ class Memory:
         self._undo()
         if self._folding is not None:
             self.fold(until=self._folding)
-
-    @property
-    def _offloads(self) -> bool:
-        return self.rules.offload_above is not None
-
-    def _fold_layers(self, until: int, *, everything: bool) -> None:
-        """Fold layer by layer the columns before `until`."""
-        for layer in self.layers.values():
-            tail = layer.state.tail
-            columns = 0 if tail is None else min(until - tail.start, tail.length)
-            if everything or columns > 0:
-                layer.fold(self.transcript, columns=max(columns, 0))
-
-    def _fold_jointly(self, until: int) -> None:
-        """Fold the columns before `until` in all layers, or in none."""
-        layers = {index: layer for index, layer in self.layers.items() if layer.state.tail is not None}
-        tail = next((layer.state.tail for layer in layers.values()), None)
-        columns = 0 if tail is None else until - tail.start
-        if columns <= 0:
-            return
-        timer = next(iter(layers.values())).timer
-        with UNTIMED if timer is None else timer("fold"), torch.inference_mode(False), torch.no_grad():
-            states = fold(
-                {index: layer.state for index, layer in layers.items()},
-                {index: layer.rules for index, layer in layers.items()},
-                columns=columns,
-                scales={index: layer.scale for index, layer in layers.items() if layer.scale is not None},
-                transcript=self.transcript,
-                access=self.access,
-            )
-        self._put_states(states)
-        self.transcript = self.transcript.without_columns(columns)
-
-    def _put_states(self, states: Mapping[int, LayerState]) -> None:
-        for index, state in states.items():
-            self.layers[index].state = state
 
     def _put_rules(self, rules: Rules) -> None:
         self.rules = rules

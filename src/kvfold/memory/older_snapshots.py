@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 
-def renewed(plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def renewed(
+    plain: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Give plain values and tensors under today's names; what is new already stays as it is."""
     if "text_length" in plain:
         return plain, dict(tensors)
@@ -37,8 +40,13 @@ def _layer(index: str, words: dict[str, Any], tensors: dict[str, Tensor]) -> dic
     return {**words, "records": records}
 
 
-def _sums(index: str, part: dict[str, Any] | None, sums: Tensor | None, raw: Tensor,
-          tensors: Mapping[str, Tensor]) -> tuple[list[list[int]], Tensor]:  # fmt: skip
+def _sums(
+    index: str,
+    part: dict[str, Any] | None,
+    sums: Tensor | None,
+    raw: Tensor,
+    tensors: Mapping[str, Tensor],
+) -> tuple[list[list[int]], Tensor]:
     """Give the folded slots of each row and head, and their sums in reading order."""
     rows, heads = raw.shape[:2]
     if part is None or sums is None:

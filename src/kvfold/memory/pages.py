@@ -1,7 +1,7 @@
 """Pages: the slots of a part as they lie in a tier, so that any few of them can be fetched and read.
 
-Each layout of parts has its pages: `part.pages(tier)` opens an empty one. What is fetched comes back as keys and values,
-so whoever attends does not know how a slot was written. Pages are a value over stores that change (store.py).
+Each layout of parts has its pages: `part.pages(tier)` opens an empty one. What is fetched comes back as keys and
+values, so whoever attends does not know how a slot was written. Pages are a value over stores that change (store.py).
 """
 
 from abc import ABC, abstractmethod
@@ -37,7 +37,11 @@ class Pages(ABC):
         """Fetch keys [S, D] and values of any slots to the device."""
 
     @abstractmethod
-    def window(self, start: int, stop: int) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S E"]]:
+    def window(
+        self,
+        start: int,
+        stop: int,
+    ) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S E"]]:
         """Fetch keys and values of slots start to stop of every head; anything where a head has fewer."""
 
     @abstractmethod
@@ -84,7 +88,11 @@ class DensePages(Pages):
         payload = self.store.gather(heads * self.store.capacity + slots, list(self.like.payload))
         return *self._decode(payload), sum(tensor.nbytes for tensor in payload.values())
 
-    def window(self, start: int, stop: int) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S E"]]:
+    def window(
+        self,
+        start: int,
+        stop: int,
+    ) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S E"]]:
         """Decode a window of every head."""
         return self._decode(self.store.window(start, stop, list(self.like.payload)))
 

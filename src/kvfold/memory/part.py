@@ -128,7 +128,11 @@ class Placement(Protocol):
         ...
 
     def from_state(
-        self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout, transcript: Transcript
+        self,
+        plain: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        layout: Layout,
+        transcript: Transcript,
     ) -> Part:
         """Build a part from its state. Raises ValueError for what contradicts itself."""
         ...

@@ -57,10 +57,20 @@ class QueryWindow(Record):
 
     def observe(self, seen: Observation) -> "QueryWindow":
         """Append queries, and drop the oldest ones beyond the width."""
-        return self._after(seen.queries.detach(), seen.log_sum_exp.detach(), seen.positions, seen.valid)
+        return self._after(
+            seen.queries.detach(),
+            seen.log_sum_exp.detach(),
+            seen.positions,
+            seen.valid,
+        )
 
-    def followed_by(self, queries: Float[Tensor, "B G Q D"], *, positions: Int[Tensor, "#B Q"],
-                    valid: Bool[Tensor, "B Q"] | None) -> "QueryWindow":  # fmt: skip
+    def followed_by(
+        self,
+        queries: Float[Tensor, "B G Q D"],
+        *,
+        positions: Int[Tensor, "#B Q"],
+        valid: Bool[Tensor, "B Q"] | None,
+    ) -> "QueryWindow":
         """Append queries whose log-sum-exp is not known yet; for readers of queries and positions only."""
         unknown = torch.zeros(queries.shape[:3], dtype=self.log_sum_exp.dtype, device=queries.device)
         return self._after(queries, unknown, positions, valid)
@@ -111,7 +121,13 @@ class QueryWindow(Record):
         """Yield queries, log-sum-exp and positions."""
         yield from (("queries", self.queries), ("log_sum_exp", self.log_sum_exp), ("positions", self.positions))
 
-    def _after(self, queries: Tensor, log_sum_exp: Tensor, positions: Tensor, valid: Tensor | None) -> "QueryWindow":
+    def _after(
+        self,
+        queries: Tensor,
+        log_sum_exp: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+    ) -> "QueryWindow":
         marked = positions.to(torch.int32)
         if valid is not None:
             marked = marked.masked_fill(~valid, PAD)
@@ -134,7 +150,13 @@ class QueryWindow(Record):
         width = int((kept != PAD).sum(dim=1).max()) if kept.shape[1] else 0
         return self._newest(self.queries, self.log_sum_exp, kept, width)
 
-    def _newest(self, queries: Tensor, log_sum_exp: Tensor, positions: Tensor, width: int) -> "QueryWindow":
+    def _newest(
+        self,
+        queries: Tensor,
+        log_sum_exp: Tensor,
+        positions: Tensor,
+        width: int,
+    ) -> "QueryWindow":
         """Keep the last `width` real queries of each row; a stable sort moves pads to the front, in order."""
         order = (positions != PAD).to(torch.int8).argsort(dim=1, stable=True)
         order = order[:, max(positions.shape[1] - width, 0) :]

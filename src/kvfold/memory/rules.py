@@ -17,7 +17,15 @@ from kvfold.memory.recorders import Recorder, TokenIds, combined
 class Allowance(Protocol):
     """A budget, as a layer reads it."""
 
-    def slots(self, *, seen: int, pinned: int, slot_bytes: int, token_bytes: int, shares: int) -> int:
+    def slots(
+        self,
+        *,
+        seen: int,
+        pinned: int,
+        slot_bytes: int,
+        token_bytes: int,
+        shares: int,
+    ) -> int:
         """Count the slots a head may hold in one row of one layer after `seen` tokens, sinks included."""
         ...
 

@@ -1,7 +1,7 @@
 """Snapshot: all that a memory holds as named tensors and plain values, and a memory made from them again.
 
-Exact: codes, scales, positions, sums and windows come back bit by bit; only the slack of raw tails, which holds nothing,
-is left out. It writes no files and knows no model: hf/snapshot.py adds the layers that never fold.
+Exact: codes, scales, positions, sums and windows come back bit by bit; only the slack of raw tails, which holds
+nothing, is left out. It writes no files and knows no model: hf/snapshot.py adds the layers that never fold.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,12 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
         states[index] = _state(plain["layers"][str(index)], of_layer, layer.rules, transcript)
         layer.scale = plain["layers"][str(index)]["scale"]
     memory.restore(
-        Mark(states=states, fed=plain["fed"], boundaries=Boundaries(**plain["boundaries"]), transcript=transcript)
+        Mark(
+            states=states,
+            fed=plain["fed"],
+            boundaries=Boundaries(**plain["boundaries"]),
+            transcript=transcript,
+        )
     )
 
 
@@ -98,7 +103,12 @@ def _grouped(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _state(plain: Plain, held: Mapping[str, dict[str, Tensor]], rules: Rules, transcript: Transcript) -> LayerState:
+def _state(
+    plain: Plain,
+    held: Mapping[str, dict[str, Tensor]],
+    rules: Rules,
+    transcript: Transcript,
+) -> LayerState:
     recorders = {recorder.name: recorder for recorder in rules.recorders}
     try:
         sinks, folded = plain["sinks"], None
@@ -119,7 +129,12 @@ def _state(plain: Plain, held: Mapping[str, dict[str, Tensor]], rules: Rules, tr
         _contradiction(f"{error} is missing or strange")
 
 
-def _folded(plain: Plain, tensors: dict[str, Tensor], rules: Rules, transcript: Transcript) -> Part:
+def _folded(
+    plain: Plain,
+    tensors: dict[str, Tensor],
+    rules: Rules,
+    transcript: Transcript,
+) -> Part:
     """Build the folded part by the place, where there is one, else by the layout."""
     if rules.placement is None:
         return rules.layout.from_state(plain, tensors)

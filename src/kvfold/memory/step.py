@@ -59,7 +59,11 @@ class AttentionStep:
         """Average the queries of each row and key/value head."""
         return self.queries.unflatten(1, (heads, -1)).float().mean(dim=(2, 3)).flatten(0, 1)
 
-    def newest(self, count: int, heads: int) -> tuple[Float[Tensor, "N K D"], Bool[Tensor, "N K"] | None]:
+    def newest(
+        self,
+        count: int,
+        heads: int,
+    ) -> tuple[Float[Tensor, "N K D"], Bool[Tensor, "N K"] | None]:
         """Group the last `count` recent queries and the first new one by KV head; which are valid (None: all)."""
         queries = self.queries[:, :, :1]
         group = queries.shape[1] // heads

@@ -99,7 +99,12 @@ class TierStore:
         self.lineage = object()  # the same for stores whose common slots are the same
         self._lock = threading.Lock()
 
-    def append(self, counts: tuple[int, ...], payload: Mapping[str, Tensor], sizes: Sequence[int]) -> "TierStore":
+    def append(
+        self,
+        counts: tuple[int, ...],
+        payload: Mapping[str, Tensor],
+        sizes: Sequence[int],
+    ) -> "TierStore":
         """Write `sizes[head]` slots behind the first `counts[head]` of each head; the payload is head after head.
 
         Gives this store, or a copy where another part has written there already.
@@ -149,7 +154,12 @@ class TierStore:
         twin.filled, twin.lineage = self.filled, copy.deepcopy(self.lineage, memo)
         return twin
 
-    def _copy(self, counts: tuple[int, ...], like: Mapping[str, Tensor], capacity: int) -> "TierStore":
+    def _copy(
+        self,
+        counts: tuple[int, ...],
+        like: Mapping[str, Tensor],
+        capacity: int,
+    ) -> "TierStore":
         """Copy the first slots into a store of another capacity, shaped for payloads like this."""
         twin = TierStore(self.tier, self.device)
         twin.capacity = capacity
@@ -163,7 +173,12 @@ class TierStore:
             twin.buffers[name] = target
         return twin
 
-    def _put(self, counts: tuple[int, ...], payload: Mapping[str, Tensor], sizes: Sequence[int]) -> None:
+    def _put(
+        self,
+        counts: tuple[int, ...],
+        payload: Mapping[str, Tensor],
+        sizes: Sequence[int],
+    ) -> None:
         for name, tensor in payload.items():
             buffer = self.buffers[name]
             for head, piece in enumerate(tensor.split(list(sizes))):

@@ -45,8 +45,14 @@ class Tail:
         """Mark the columns that are tokens of their row."""
         return self.positions[:, : self.length] != PAD
 
-    def append(self, keys: Float[Tensor, "B H Q D"], values: Float[Tensor, "B H Q E"], *,
-               positions: Int[Tensor, "B Q"], valid: Bool[Tensor, "B Q"] | None) -> "Tail":  # fmt: skip
+    def append(
+        self,
+        keys: Float[Tensor, "B H Q D"],
+        values: Float[Tensor, "B H Q E"],
+        *,
+        positions: Int[Tensor, "B Q"],
+        valid: Bool[Tensor, "B Q"] | None,
+    ) -> "Tail":
         """Write tokens behind the others; new buffers only when they do not fit."""
         stop = self.length + keys.shape[2]
         grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // 8)

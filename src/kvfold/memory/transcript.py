@@ -41,8 +41,12 @@ class Transcript:
         new = ids.to(torch.int32)
         return replace(self, ids=new if self.ids is None else torch.cat([self.ids, new], dim=1))
 
-    def with_classes(self, positions: Int[Tensor, "B Q"], classes: UInt8[Tensor, "B Q"] | None,
-                     valid: Bool[Tensor, "B Q"] | None) -> "Transcript":  # fmt: skip
+    def with_classes(
+        self,
+        positions: Int[Tensor, "B Q"],
+        classes: UInt8[Tensor, "B Q"] | None,
+        valid: Bool[Tensor, "B Q"] | None,
+    ) -> "Transcript":
         """Write the classes of new tokens at their positions; None writes that nothing is known of them."""
         if classes is None and self.classes is None:
             return self
@@ -101,7 +105,12 @@ class Transcript:
         if held is not None and positions < held.shape[1]:
             return held
         with torch.inference_mode(False):
-            grown = torch.zeros(rows, positions + positions // 8 + 1, dtype=torch.uint8, device=device)
+            grown = torch.zeros(
+                rows,
+                positions + positions // 8 + 1,
+                dtype=torch.uint8,
+                device=device,
+            )
         if held is not None:
             grown[:, : self.length] = held[:, : self.length]
         return grown

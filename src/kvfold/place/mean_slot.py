@@ -24,8 +24,14 @@ class SlotSums:
     values: Float[Tensor, "N E"]
 
     @classmethod
-    def extended(cls, held: "SlotSums | None", stored: Pages, before: Sequence[int],
-                 after: Sequence[int], device: torch.device) -> "SlotSums":  # fmt: skip
+    def extended(
+        cls,
+        held: "SlotSums | None",
+        stored: Pages,
+        before: Sequence[int],
+        after: Sequence[int],
+        device: torch.device,
+    ) -> "SlotSums":
         """Add the slots that came after `before` of each head."""
         keys, values = [], []
         for head, (start, stop) in enumerate(zip(before, after, strict=True)):

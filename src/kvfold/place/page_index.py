@@ -2,8 +2,8 @@
 
 A page is a sentence, or a stretch of fixed length. Pages are entries [N, M], N counting rows x heads; entries of size 0
 fill up heads that have fewer. A digest is one or two centres of a page's keys and, in some forms, a spread; a query's
-score for a page is q . centre + |q| . spread. Digests are stored as bfloat16 offsets from a per-head mean; the mean adds
-the same constant to every page's score, so the ranking is unchanged.
+score for a page is q . centre + |q| . spread. Digests are stored as bfloat16 offsets from a per-head mean; the mean
+adds the same constant to every page's score, so the ranking is unchanged.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,12 @@ class PageIndex:
     ragged: bool = False  # whether there are entries of size 0
 
     @classmethod
-    def empty(cls, heads: int, device: torch.device, reference: Tensor | None = None) -> "PageIndex":
+    def empty(
+        cls,
+        heads: int,
+        device: torch.device,
+        reference: Tensor | None = None,
+    ) -> "PageIndex":
         """Make an index of no pages; `reference` where digests are to be offsets from that of another index."""
         none = torch.zeros(heads, 0, dtype=torch.int32, device=device)
         return cls(
@@ -66,7 +71,12 @@ class PageIndex:
             ragged=self.ragged or there is not None,
         )
 
-    def scores(self, queries: Float[Tensor, "N K D"], *, scale: float) -> Float[Tensor, "N K M"]:
+    def scores(
+        self,
+        queries: Float[Tensor, "N K D"],
+        *,
+        scale: float,
+    ) -> Float[Tensor, "N K M"]:
         """Score each page for each query, by the better of its centres; float32, up to a constant a query."""
         assert self.centres is not None, "an index without pages has no scores"
         heads, pages, centres, size = self.centres.shape
@@ -78,10 +88,20 @@ class PageIndex:
         best = scores.unflatten(2, (pages, centres)).amax(dim=3) if centres > 1 else scores
         return best.float() * scale
 
-    def first_slot_selected(self, selected: Int[Tensor, "N budget"], *, stored: int) -> Bool[Tensor, "N M"]:
+    def first_slot_selected(
+        self,
+        selected: Int[Tensor, "N budget"],
+        *,
+        stored: int,
+    ) -> Bool[Tensor, "N M"]:
         """Tell of each page whether its first slot is among the selected ones; -1 is no slot."""
         # The entry behind the last slot stands for "no slot" and is never read.
-        table = torch.zeros(selected.shape[0], stored + 1, dtype=torch.bool, device=selected.device)
+        table = torch.zeros(
+            selected.shape[0],
+            stored + 1,
+            dtype=torch.bool,
+            device=selected.device,
+        )
         table.scatter_(1, selected.masked_fill(selected < 0, stored).long().clamp(max=stored), True)
         return table[:, :stored].gather(1, self.starts.long().clamp(max=stored - 1))
 
@@ -96,8 +116,14 @@ class PageIndex:
             yield "reference", self.reference
 
 
-def fill_budget(index: PageIndex, scores: Float[Tensor, "N M"] | None, *, counts: Sequence[int],
-                budgets: Sequence[int], newest: Sequence[int]) -> Int[Tensor, "N budget"]:  # fmt: skip
+def fill_budget(
+    index: PageIndex,
+    scores: Float[Tensor, "N M"] | None,
+    *,
+    counts: Sequence[int],
+    budgets: Sequence[int],
+    newest: Sequence[int],
+) -> Int[Tensor, "N budget"]:
     """Select exactly `budgets[head]` slots of each head: its `newest`, then whole pages in order of score.
 
     The last page is taken as far as it fits. -1 fills up heads with smaller budgets. Without scores the newest pages
@@ -124,13 +150,23 @@ def fill_budget(index: PageIndex, scores: Float[Tensor, "N M"] | None, *, counts
     if min(budgets) == most:
         return flat.view(len(budgets), most)
     room = torch.arange(most, device=device) < torch.tensor(list(budgets), device=device)[:, None]
-    return torch.full(room.shape, -1, dtype=torch.int32, device=device).masked_scatter_(room, flat)
+    return torch.full(
+        room.shape,
+        -1,
+        dtype=torch.int32,
+        device=device,
+    ).masked_scatter_(room, flat)
 
 
-def best_pages(index: PageIndex, scores: Float[Tensor, "B S"], *, slots: Sequence[int]) -> Bool[Tensor, "N M"]:
-    """Mark the pages with the best score of any of their slots, until `slots` of each row are taken, the last one whole.
+def best_pages(
+    index: PageIndex,
+    scores: Float[Tensor, "B S"],
+    *,
+    slots: Sequence[int],
+) -> Bool[Tensor, "N M"]:
+    """Mark the pages with the best score of any of their slots, until `slots` of each row are taken.
 
-    All heads of a row have the same pages.
+    The last page is taken whole. All heads of a row have the same pages.
     """
     heads = len(index.starts) // len(scores)
     starts, sizes = (side[::heads].long() for side in (index.starts, index.sizes))
@@ -146,7 +182,11 @@ def best_pages(index: PageIndex, scores: Float[Tensor, "B S"], *, slots: Sequenc
     return chosen.repeat_interleave(heads, dim=0)
 
 
-def _expanded(begins: Int[Tensor, " spans"], lengths: Int[Tensor, " spans"], total: int) -> Int[Tensor, " slots"]:
+def _expanded(
+    begins: Int[Tensor, " spans"],
+    lengths: Int[Tensor, " spans"],
+    total: int,
+) -> Int[Tensor, " slots"]:
     """List the slots of spans one after the other: begin, begin + 1, ... for each length."""
     # Counting up over everything, each span is off by where it begins less how much came before it.
     offsets = begins - (lengths.cumsum(dim=0) - lengths).to(torch.int32)
@@ -154,7 +194,11 @@ def _expanded(begins: Int[Tensor, " spans"], lengths: Int[Tensor, " spans"], tot
     return flat + offsets.repeat_interleave(lengths, output_size=total)
 
 
-def _reference(centres: Tensor, spreads: Tensor | None, sizes: Tensor) -> Float[Tensor, "N 2 D"]:
+def _reference(
+    centres: Tensor,
+    spreads: Tensor | None,
+    sizes: Tensor,
+) -> Float[Tensor, "N 2 D"]:
     """Average the centres and the spreads of each head's pages."""
     number = (sizes > 0).sum(dim=1).clamp(min=1)[:, None]
     sides = (centres, centres.new_zeros(()).expand_as(centres) if spreads is None else spreads)

@@ -4,7 +4,7 @@ A value, like the part that it belongs to. Layers choose together once after a f
 queries of every layer score the slots, and the pages with the best score of any layer are pinned in every layer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,21 @@ class PageSelection:
     since: tuple[int, ...] = ()  # of each row, tokens since it selected
     mean_query: Float[Tensor, "N D"] | None = None  # of the last selection
     pinned: Bool[Tensor, "N M"] | None = None  # pages that stay selected until the next forward of several tokens
+
+    @classmethod
+    def from_saved(cls, since: Sequence[int], tensors: Mapping[str, Tensor]) -> "PageSelection":
+        """Build a selection that was saved, by the names that files use."""
+        return cls(
+            slots=tensors.get("selected"),
+            since=tuple(since),
+            mean_query=tensors.get("before"),
+            pinned=tensors.get("firm"),
+        )
+
+    def saved(self) -> dict[str, Tensor]:
+        """Give every tensor held, by the names that files use."""
+        named = {"selected": self.slots, "before": self.mean_query, "firm": self.pinned}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def of_everything(self) -> "PageSelection":
         """Select nothing: everything is read."""

@@ -67,8 +67,14 @@ class PagePolicy:
         factor = (usual / lengths.clamp(min=2).float().log()).sqrt()[:, None, None]
         return Digest(centres=digest.centres, spreads=digest.spreads * factor)
 
-    def rank(self, index: PageIndex, queries: Float[Tensor, "N K D"], real: Bool[Tensor, "N K"] | None, *,
-             scale: float) -> Float[Tensor, "N M"]:  # fmt: skip
+    def rank(
+        self,
+        index: PageIndex,
+        queries: Float[Tensor, "N K D"],
+        real: Bool[Tensor, "N K"] | None,
+        *,
+        scale: float,
+    ) -> Float[Tensor, "N M"]:
         """Score pages: each query shares itself out over them, and the best share that a page gets counts."""
         scores = index.scores(queries, scale=scale)
         if index.ragged:
@@ -78,7 +84,12 @@ class PagePolicy:
             shares = shares.masked_fill(~real[..., None], -torch.inf)
         return shares.amax(dim=1)
 
-    def due(self, since: Sequence[int], step: AttentionStep, before: Float[Tensor, "N D"] | None) -> list[bool]:
+    def due(
+        self,
+        since: Sequence[int],
+        step: AttentionStep,
+        before: Float[Tensor, "N D"] | None,
+    ) -> list[bool]:
         """Tell which rows select anew, `since` tokens after they last did; `before` are their mean queries of then."""
         late = [tokens >= self.every for tokens in since]
         if self.when == "sentence" and (ended := step.sentence_ended) is not None:
@@ -86,7 +97,17 @@ class PagePolicy:
         if self.when == "drift" and before is not None:
             rows = step.queries.shape[0]
             # Group the first new query by KV head, as `before` is.
-            now = step.queries[:, :, 0].float().view(rows, before.shape[0] // rows, -1, before.shape[1]).mean(dim=2)
+            now = (
+                step.queries[:, :, 0]
+                .float()
+                .view(
+                    rows,
+                    before.shape[0] // rows,
+                    -1,
+                    before.shape[1],
+                )
+                .mean(dim=2)
+            )
             near = torch.nn.functional.cosine_similarity(now, before.view_as(now), dim=2).amin(dim=1)
             return [one or drifted for one, drifted in zip(late, (near < self.drift).tolist(), strict=True)]
         return late

@@ -7,7 +7,7 @@ together, each by its shares; the slots really lie elsewhere; forwards of severa
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from kvfold.memory.transcript import Transcript
 from kvfold.place.base import Place
 from kvfold.place.digests import DIGESTS
 from kvfold.place.offloaded import OffloadedPart
+from kvfold.place.page_selection import PageSelection
 from kvfold.place.policy import PagePolicy
 from kvfold.place.sentences import ENDS, Ends, Splitter, read_ends
 from kvfold.place.tiers import tier_of
@@ -77,15 +78,15 @@ class SentKV(Place):
             )
         if not 0 <= self.query_scores <= 1 or self.around < 0:
             raise PlanError(
-                f"query_scores={self.query_scores}, around={self.around} was asked for; a share of the budget, and tokens on either "
-                "side; give 0 to 1, and 0 or more"
+                f"query_scores={self.query_scores}, around={self.around} was asked for; a share of the budget, and "
+                "tokens on either side; give 0 to 1, and 0 or more"
             )
         if self.stay < 0:
             raise PlanError(f"stay={self.stay} was asked for; what is there may be ahead, not behind; give 0 or more")
         if self.every < 1 or self.queries < 1 or self.recent < 1 or self.offload_above < 2:
             raise PlanError(
-                f"every={self.every}, queries={self.queries}, recent={self.recent}, offload_above={self.offload_above} was asked for; "
-                "each counts tokens; give 1 or more, and offload_above=2 or more"
+                f"every={self.every}, queries={self.queries}, recent={self.recent}, offload_above={self.offload_above} "
+                "was asked for; each counts tokens; give 1 or more, and offload_above=2 or more"
             )
 
     @property
@@ -149,7 +150,7 @@ class OpenedSentKV:
         words = {name: value for name, value in plain.items() if name != "since"}
         part = layout.from_state(words, slots)
         offloaded = OffloadedPart.of(part, self.policy, transcript, reference=ours.get("usual"))
-        return offloaded.with_saved_selection(plain["since"], ours)
+        return replace(offloaded, selection=PageSelection.from_saved(plain["since"], ours))
 
 
 def _delimiters(settings: SentKV) -> Ends | None:

@@ -5,7 +5,7 @@ import torch
 from strangers import stranger
 
 from kvfold.bench.ask import divergence
-from kvfold.bench.ask.divergence import Beside, compare, joined
+from kvfold.bench.ask.divergence import CachePair, compare, joined
 from kvfold.chat.rows import Rows
 
 PLANS = ["none", "streaming_llm(keep=0.4)", "h2o(keep=0.4) + int8", "snapkv(keep=0.4)", "int4"]
@@ -18,7 +18,7 @@ def words(count, seed):
 
 def read_all(plan, rows, *, model=None):
     """Each row in chunks, folded after each, compared from the second on."""
-    pair = Beside(model or stranger(), plan, rows=len(rows))
+    pair = CachePair(model or stranger(), plan, rows=len(rows))
     pair.feed([chunks[0] for chunks in rows])
     pair.fold()
     found = []
@@ -92,10 +92,10 @@ def test_memory_bounds_the_width_of_a_forward_and_changes_no_result(monkeypatch)
 
 def test_right_means_that_the_true_token_would_be_said():
     chunks = [words(30, 1), words(6, 2)]
-    pair = Beside(stranger(), "snapkv(keep=0.4)", rows=1)
+    pair = CachePair(stranger(), "snapkv(keep=0.4)", rows=1)
     pair.feed([chunks[0]])
     pair.fold()
-    said = pair.own.answer([chunks[1]], max_new_tokens=5)[0]
+    said = pair.folded.answer([chunks[1]], max_new_tokens=5)[0]
     read = pair.read([[*chunks[1], *said[:-1]]], [[*chunks[1][1:], *said]])[0]
     assert read.right[-5:].all()
     assert not read.right[:5].all()
@@ -104,14 +104,17 @@ def test_right_means_that_the_true_token_would_be_said():
 @pytest.mark.parametrize("plan", ["full", "int8", "snapkv(keep=0.4)", "none"])
 def test_greedy_counts_the_tokens_said_alike_and_leaves_the_rows_as_they_were(plan):
     histories, prompts = [words(40, 1), words(31, 2)], [words(3, 3), words(5, 4)]
-    pair = Beside(stranger(), plan, rows=2)
+    pair = CachePair(stranger(), plan, rows=2)
     pair.feed(histories)
     pair.fold()
     alike, pace = pair.greedy(prompts, most=12)
     assert pair.greedy(prompts, most=12)[0] == alike
     assert pace.steps == 11
     for row, count in enumerate(alike):
-        own, full = pair.own.answer(prompts, max_new_tokens=12)[row], pair.full.answer(prompts, max_new_tokens=12)[row]
+        own, full = (
+            pair.folded.answer(prompts, max_new_tokens=12)[row],
+            pair.full.answer(prompts, max_new_tokens=12)[row],
+        )
         assert own[:count] == full[:count]
         assert count == 12 or own[count] != full[count]
     assert (alike == [12, 12]) == (plan == "full") or plan == "int8"

@@ -68,7 +68,7 @@ def test_a_quantised_cache_holds_what_it_says_and_one_without_its_package_says_s
 
 
 def test_the_stock_cache_feeds_a_second_turn_once(rivals):
-    said = rivals.scene("transformers:DynamicCache", "second_turn", first=TEXT[:70], second=TEXT[70:82], new_tokens=4)
+    said = rivals.check("transformers:DynamicCache", "second_turn", first=TEXT[:70], second=TEXT[70:82], new_tokens=4)
     assert said["fed"] == 13
 
 
@@ -89,14 +89,14 @@ def test_presses_that_mask_or_zero_hold_everything_whatever_they_claim(rivals, m
 
 @needs_kvpress
 def test_a_press_feeds_history_twice_on_the_second_turn(rivals):
-    said = rivals.scene("kvpress:SnapKV(keep=0.5)", "second_turn", first=TEXT[:70], second=TEXT[70:82], new_tokens=4)
+    said = rivals.check("kvpress:SnapKV(keep=0.5)", "second_turn", first=TEXT[:70], second=TEXT[70:82], new_tokens=4)
     assert said["fed"] > 13
     assert said["held"]["stored_bytes"] == said["held"]["full_bytes"]
 
 
 @needs_kvpress
 def test_a_padded_row_under_a_press_does_not_read_what_it_reads_alone(rivals):
-    said = rivals.scene("kvpress:StreamingLLM(keep=0.5)", "padded", ids=TEXT[:60], pads=100)
+    said = rivals.check("kvpress:StreamingLLM(keep=0.5)", "padded", ids=TEXT[:60], pads=100)
     assert said["pads"] > 0
     assert said["difference"] > 0.1 * said["largest"]
 
@@ -112,4 +112,4 @@ def test_a_context_shorter_than_a_press_window_is_a_failure_that_says_so(rivals)
 @needs_kvpress
 def test_every_method_of_the_catalogue_is_there(rivals):
     for method in PEERS["kvpress"].methods:
-        rivals.scene(f"kvpress:{method}(keep=0.9)", "second_turn", first=TEXT[:70], second=[5], new_tokens=2)
+        rivals.check(f"kvpress:{method}(keep=0.9)", "second_turn", first=TEXT[:70], second=[5], new_tokens=2)

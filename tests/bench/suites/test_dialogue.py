@@ -8,11 +8,11 @@ import pytest
 import torch
 from strangers import stranger
 
-from kvfold.bench.ask.divergence import Compared
+from kvfold.bench.ask.divergence import Comparison
 from kvfold.bench.ask.transcript import transcript
 from kvfold.bench.choices import choose
 from kvfold.bench.suites import find
-from kvfold.bench.suites.dialogue import SUITE, DialogueSuite, _measured
+from kvfold.bench.suites.dialogue import SUITE, DialogueSuite, _metrics
 from kvfold.chat.rows import Rows
 from kvfold.errors import DataError, SuiteError
 
@@ -61,7 +61,7 @@ def test_the_full_cache_is_the_ceiling_and_nothing_the_floor(suite):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_histories_of_different_length_are_measured_together_as_alone(suite, plan):
+def test_histories_of_different_length_are_metrics_together_as_alone(suite, plan):
     samples = suite.samples(n=3, seed=0)
     assert len({len(sample.messages) for sample in samples}) > 1
     for sample, together in zip(samples, suite.ask(stranger(), plan, samples), strict=True):
@@ -96,7 +96,7 @@ def compared(tokens, **wrong):
     for place in wrong.get("at", ()):
         right[place] = False
     numbers = torch.arange(tokens, dtype=torch.float)
-    return Compared(divergence=numbers, agrees=right, likelihood=-numbers, full_likelihood=-numbers, right=right)
+    return Comparison(divergence=numbers, agrees=right, likelihood=-numbers, full_likelihood=-numbers, right=right)
 
 
 def test_the_score_may_be_the_likelihood(suite):
@@ -115,10 +115,10 @@ def test_every_token_of_a_value_must_be_right_and_no_other(suite):
     places = [i for i in range(first, len(read.tokens)) if i in read.stretch(value.message, value.start, value.end)]
     assert stranger().tokenizer.decode([read.tokens[i] for i in places]).strip() == said == "San Jose"
     prediction = [i - first - 1 for i in places]  # token i is prediction by the one before it
-    assert _measured(sample, read, compared(count, at=set(range(count)) - set(prediction)))["exact"] == 1.0
+    assert _metrics(sample, read, compared(count, at=set(range(count)) - set(prediction)))["exact"] == 1.0
     for place in prediction:
-        assert _measured(sample, read, compared(count, at=[place]))["exact"] == 0.0
-    assert _measured(sample, read, compared(count))["value_log_likelihood"] == -sum(prediction) / len(prediction)
+        assert _metrics(sample, read, compared(count, at=[place]))["exact"] == 0.0
+    assert _metrics(sample, read, compared(count))["value_log_likelihood"] == -sum(prediction) / len(prediction)
 
 
 def test_replies_after_the_first_turn_are_compared_and_no_words_of_the_user(suite):
@@ -130,8 +130,8 @@ def test_replies_after_the_first_turn_are_compared_and_no_words_of_the_user(suit
     assert "Take 2 minutes." in text
     assert "time" not in text
     assert "When would" not in text
-    assert _measured(sample, read, compared(count, at=set(range(count)) - set(own)))["top1"] == 1.0
-    assert _measured(sample, read, compared(count, at=own))["top1"] == 0.0
+    assert _metrics(sample, read, compared(count, at=set(range(count)) - set(own)))["top1"] == 1.0
+    assert _metrics(sample, read, compared(count, at=own))["top1"] == 0.0
 
 
 def test_dialogues_can_be_joined_and_cut(errands):

@@ -63,30 +63,30 @@ def test_a_text_folds_after_its_context_and_by_its_stride(book):
     suite = choose(SHORT, data=book)
     tokenizer = stranger().tokenizer
     sample = suite.samples(n=1, seed=0)[0]
-    course = suite.course(tokenizer, sample)
-    assert [len(chunk) for chunk in course.context] == [40]
-    assert [len(chunk) for chunk in course.scored] == [16, 16, 16, 2]
+    chunked = suite.chunks(tokenizer, sample)
+    assert [len(chunk) for chunk in chunked.context] == [40]
+    assert [len(chunk) for chunk in chunked.scored] == [16, 16, 16, 2]
     tokens = tokenizer(sample.text)["input_ids"][:91]
-    assert [t for chunk in (*course.context, *course.scored) for t in chunk] == tokens[:90]
-    assert [t for chunk in course.following for t in chunk] == tokens[41:91]
+    assert [t for chunk in (*chunked.context, *chunked.scored) for t in chunk] == tokens[:90]
+    assert [t for chunk in chunked.following for t in chunk] == tokens[41:91]
 
 
 def test_a_dialogue_folds_after_every_turn_and_is_compared_from_its_middle():
     suite = FidelitySuite()
     sample = suite.samples(n=1, seed=0)[0]
-    course = suite.course(stranger().tokenizer, sample)
-    assert (len(course.context), len(course.scored)) == (8, 8)
-    ends = [stranger().tokenizer.decode(chunk, skip_special_tokens=False) for chunk in course.context]
+    chunked = suite.chunks(stranger().tokenizer, sample)
+    assert (len(chunked.context), len(chunked.scored)) == (8, 8)
+    ends = [stranger().tokenizer.decode(chunk, skip_special_tokens=False) for chunk in chunked.context]
     assert all(text.endswith("<|end|>") and text.count("<|user|>") == 1 for text in ends)
-    assert [len(chunk) for chunk in course.scored] == [len(chunk) for chunk in course.following]
-    assert course.scored[0][1:] + course.scored[1][:1] == course.following[0]
+    assert [len(chunk) for chunk in chunked.scored] == [len(chunk) for chunk in chunked.following]
+    assert chunked.scored[0][1:] + chunked.scored[1][:1] == chunked.following[0]
 
 
 def test_a_context_makes_one_long_text_of_dialogues():
     sample = SHORT.samples(n=1, seed=0)[0]
-    course = SHORT.course(stranger().tokenizer, sample)
-    assert [len(chunk) for chunk in course.context] == [40]
-    assert list(accumulate(len(chunk) for chunk in course.scored))[-1] == 50
+    chunked = SHORT.chunks(stranger().tokenizer, sample)
+    assert [len(chunk) for chunk in chunked.context] == [40]
+    assert list(accumulate(len(chunk) for chunk in chunked.scored))[-1] == 50
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -128,7 +128,7 @@ def test_what_is_out_of_range_is_said(tmp_path):
     with pytest.raises(DataError, match="set a shorter context or continuation"):
         choose(SUITE, data=path).samples(n=1, seed=0)
     with pytest.raises(SuiteError, match=r"this tokenizer makes \d of 6152 characters; set a shorter context"):
-        SUITE.course(stranger().tokenizer, Passage(family="x", text="a few words"))
+        SUITE.chunks(stranger().tokenizer, Passage(family="x", text="a few words"))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="KVFOLD_DATA names no folder with eval/")

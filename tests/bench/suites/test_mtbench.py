@@ -71,7 +71,7 @@ def data(tmp_path):
 
 def suite(name, data, *given, folder=None):
     chosen = choose(find(name), given=["reply_tokens=4", *given], data=data / f"{name}.jsonl")
-    return chosen if folder is None else chosen.at(folder)
+    return chosen if folder is None else chosen.bound_to(folder)
 
 
 def judged(name, data, judge, *given, folder=None):

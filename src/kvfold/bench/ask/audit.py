@@ -1,4 +1,4 @@
-"""The check that runs with every record: is what a plan says it holds what is there, and did it read what it was fed?
+"""The audit of every benchmark: are a ledger's bytes those that are really held, and was each token read once?
 
 Rows that a suite opens are these. Whenever their ledger is read, the cache object is walked and its distinct storages
 are summed; bytes that the ledger does not have are a lie about savings. The tokens that the cache has seen must be
@@ -18,51 +18,54 @@ from kvfold.errors import SuiteError
 
 
 class AuditedRows(Rows):
-    """Rows whose ledger is not taken at its word. It changes with every feed and fold."""
+    """Rows whose ledger is checked whenever it is read. It changes with every feed and fold."""
 
     def ledger(self) -> Ledger | None:
-        """What the rows hold. Raises SuiteError where the cache holds more, or has read more than it was fed."""
-        spent = super().ledger()
-        if spent is not None:
-            check_bytes(spent, bytes_held(self.cache, outside=self.model))
-            check_fed(spent, fed=sum(self.fed_tokens), columns=self.mask.shape[1])
-        return spent
+        """Give the checked ledger. Raises SuiteError where the cache holds more, or has read more than it was fed."""
+        ledger = super().ledger()
+        if ledger is not None:
+            check_bytes(ledger, bytes_held(self.cache, outside=self.model))
+            check_fed(ledger, fed=sum(self.fed_tokens), columns=self.mask.shape[1])
+        return ledger
 
     def trial(self, chunks: Sequence[Sequence[int]], *, singly: int = 0) -> list[Float[Tensor, "_ vocabulary"]]:
-        """What `read` says, the last `singly` tokens read one by one; afterwards the rows are as they were."""
+        """Give the logits of `read`, the last `singly` tokens read one by one, and put the rows back."""
         assert self.folded is not None, "a stock cache has no way back"
-        mask, fed, mark = self.mask, self.fed_tokens, self.folded.mark()
         assert all(len(chunk) > singly for chunk in chunks), "a chunk begins with tokens that are read together"
-        steps = [[chunk[: len(chunk) - singly] for chunk in chunks]]
-        steps += [[chunk[len(chunk) - left :][:1] for chunk in chunks] for left in range(singly, 0, -1)]
+        mask, fed, mark = self.mask, self.fed_tokens, self.folded.mark()
+        together = [chunk[: len(chunk) - singly] for chunk in chunks]
+        steps = [together]
+        for left in range(singly, 0, -1):  # tokens that are still to be read, counted from each chunk's end
+            steps.append([chunk[len(chunk) - left :][:1] for chunk in chunks])
         try:
-            read = [self.read(step) for step in steps]
-            return [torch.cat(row) for row in zip(*read, strict=True)]
+            logits = [self.read(step) for step in steps]
+            return [torch.cat(row) for row in zip(*logits, strict=True)]
         finally:
             self.mask, self.fed_tokens = mask, fed
             self.folded.restore(mark)
 
 
-def check_bytes(spent: Ledger, walked: dict[str, int]) -> None:
-    """Raises SuiteError where the bytes found by walking are not those of the ledger: stored, other and learned."""
-    found, said = sum(walked.values()), spent.stored_bytes + spent.other_bytes + spent.weight_bytes
-    if found != said:
+def check_bytes(ledger: Ledger, walked: dict[str, int]) -> None:
+    """Compare the bytes found by walking with the ledger's: stored, other and learned. Raises SuiteError."""
+    found = sum(walked.values())
+    claimed = ledger.stored_bytes + ledger.other_bytes + ledger.weight_bytes
+    if found != claimed:
         raise SuiteError(
-            f"{spent.plan} says that it holds {said} bytes; its cache keeps {found} bytes alive; "
+            f"{ledger.plan} says that it holds {claimed} bytes; its cache keeps {found} bytes alive; "
             "a saving counts when it is freed: mend its ledger, or what it still refers to"
         )
 
 
-def check_fed(spent: Ledger, *, fed: int, columns: int) -> None:
-    """Raises SuiteError where a cache has seen other tokens than those that its rows were fed."""
-    if spent.seen != fed or spent.fed != columns:
+def check_fed(ledger: Ledger, *, fed: int, columns: int) -> None:
+    """Compare the tokens that a cache has seen with those that its rows were fed. Raises SuiteError."""
+    if ledger.seen != fed or ledger.fed != columns:
         raise SuiteError(
-            f"{spent.plan} was fed {fed} tokens in {columns} columns; its cache has seen {spent.seen} in {spent.fed}; "
-            "a turn feeds its own tokens and nothing twice: mend what counts or feeds them"
+            f"{ledger.plan} was fed {fed} tokens in {columns} columns; its cache has seen {ledger.seen} in "
+            f"{ledger.fed}; a turn feeds its own tokens and nothing twice: mend what counts or feeds them"
         )
-    every = spent.seen * spent.layers * spent.kv_heads
-    if spent.slots > every:
+    every = ledger.seen * ledger.layers * ledger.kv_heads
+    if ledger.slots > every:
         raise SuiteError(
-            f"{spent.plan} holds {spent.slots} slots for {fed} tokens, which fill {every}; history is in it twice; "
+            f"{ledger.plan} holds {ledger.slots} slots for {fed} tokens, which fill {every}; history is in it twice; "
             "mend what stores it"
         )

@@ -1,12 +1,12 @@
-"""The same tokens through a plan's cache and through the full one beside it, and how far apart what they expect is.
+"""The same tokens through a plan's cache and through the full cache, and how far their predictions are apart.
 
-Everything is teacher-forced and goes through the cached path in chunks. Expectations over the whole vocabulary live for
+Everything is teacher-forced and goes through the cached path in chunks. Logits over the whole vocabulary live for
 one piece of a chunk only, as wide as memory allows; what stays is a few numbers per token. It knows token ids, and
 nothing of texts or scores.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import takewhile
 
 import torch
@@ -25,21 +25,21 @@ Chunks = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """For each token that one row read: how well the folded cache and the full one knew what came next."""
+class Comparison:
+    """For each token that one row read: how well the folded cache and the full one predicted the next token."""
 
-    divergence: Float[Tensor, " tokens"]  # of the folded cache's expectation from the full cache's, KL in nats
-    agrees: Bool[Tensor, " tokens"]  # the two expect the same token most
+    divergence: Float[Tensor, " tokens"]  # KL of the folded cache's prediction from the full cache's, in nats
+    agrees: Bool[Tensor, " tokens"]  # the likeliest token is the same under both
     likelihood: Float[Tensor, " tokens"]  # log-probability that the folded cache gave to the true next token
     full_likelihood: Float[Tensor, " tokens"]
-    right: Bool[Tensor, " tokens"]  # the folded cache expected the true next token most
+    right: Bool[Tensor, " tokens"]  # the true next token is the folded cache's likeliest
 
 
-class Beside:
+class CachePair:
     """Rows under a plan and the same rows under `full`. It changes with every feed and fold."""
 
     def __init__(self, subject: Subject, plan: str, *, rows: int) -> None:
-        self.own = open_rows(subject, plan, count=rows)
+        self.folded = open_rows(subject, plan, count=rows)
         self.full = open_rows(subject, "full", count=rows)
         vocabulary = subject.model.get_output_embeddings().weight.shape[0]
         self._width = max(1, LOGITS // (vocabulary * rows))
@@ -47,67 +47,77 @@ class Beside:
     def feed(self, chunks: Chunks) -> None:
         """Read a chunk a row and compare nothing."""
         for piece in _pieces(chunks, PIECE):
-            self.own.feed(piece)
+            self.folded.feed(piece)
             self.full.feed(piece)
 
     def fold(self) -> None:
-        """Fold all that was read; in the full cache too, where it only lets go of pads."""
-        self.own.fold()
+        """Fold all that was read; the full cache drops its pads only."""
+        self.folded.fold()
         self.full.fold()
 
-    def read(self, chunks: Chunks, following: Chunks) -> list[Compared]:
-        """Read a chunk a row and compare what is expected after each token; `following` are the true next tokens."""
-        found: list[list[Compared]] = [[] for _ in chunks]
+    def read(self, chunks: Chunks, following: Chunks) -> list[Comparison]:
+        """Read a chunk a row and compare the predictions after each token; `following` are the true next tokens."""
+        found: list[list[Comparison]] = [[] for _ in chunks]
         for piece, truth in zip(_pieces(chunks, self._width), _pieces(following, self._width), strict=True):
-            rows = zip(self.own.read(piece), self.full.read(piece), truth, strict=True)
-            for row, (own, full, tokens) in enumerate(rows):
-                if tokens:
-                    found[row].append(compare(own, full, torch.tensor(tokens)))
+            folded_logits = self.folded.read(piece)
+            full_logits = self.full.read(piece)
+            for row, tokens in enumerate(truth):
+                if tokens:  # a row whose chunk has ended reads nothing more
+                    one = compare(folded_logits[row], full_logits[row], torch.tensor(tokens))
+                    found[row].append(one)
         return [joined(pieces) for pieces in found]
 
     def greedy(self, prompts: Chunks, *, most: int) -> tuple[list[int], Pace | None]:
-        """How many tokens both caches say alike after these prompts, at most so many, and the pace of the plan's.
+        """Count the tokens of each greedy answer before the caches differ, and give the pace of the plan's cache.
 
-        Neither prompts nor answers are remembered.
+        An answer has at most `most` tokens. Neither prompts nor answers are remembered.
         """
-        pairs = zip(
-            self.own.answer(prompts, max_new_tokens=most), self.full.answer(prompts, max_new_tokens=most), strict=True
-        )
-        alike = [sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*pair, strict=True))) for pair in pairs]
-        return alike, self.own.pace
+        folded_answers = self.folded.answer(prompts, max_new_tokens=most)
+        full_answers = self.full.answer(prompts, max_new_tokens=most)
+        same = [_common_prefix(one, other) for one, other in zip(folded_answers, full_answers, strict=True)]
+        return same, self.folded.pace
 
-    def spent(self) -> Ledger:
-        """What the plan's cache holds."""
-        ledger = self.own.ledger()
+    def ledger(self) -> Ledger:
+        """Give the ledger of the plan's cache."""
+        ledger = self.folded.ledger()
         assert ledger is not None, "a plan has a ledger"
         return ledger
 
 
-def compare(own: Float[Tensor, "T V"], full: Float[Tensor, "T V"], truth: Int[Tensor, " T"]) -> Compared:
-    """Two expectations after each of some tokens, in logits, and what truly came next."""
+def compare(folded: Float[Tensor, "T V"], full: Float[Tensor, "T V"], truth: Int[Tensor, " T"]) -> Comparison:
+    """Compare two caches' logits after each of T tokens, over a vocabulary of V, with the true next tokens."""
     full = full.float().log_softmax(dim=-1)
-    own = own.to(full.device).float().log_softmax(dim=-1)
-    truth = truth.to(full.device)[:, None]
-    terms = full.exp() * (full - own)
-    return Compared(
-        divergence=terms.masked_fill(full == -torch.inf, 0.0)
-        .sum(dim=-1)
-        .clamp(min=0.0)
-        .cpu(),  # never below by rounding
-        agrees=(own.argmax(dim=-1) == full.argmax(dim=-1)).cpu(),
-        likelihood=own.gather(1, truth)[:, 0].cpu(),
+    folded = folded.to(full.device).float().log_softmax(dim=-1)
+    truth = truth.to(full.device)[:, None]  # T 1, to gather by
+    # Where the full cache excludes a token, p log p is 0 and not nan; a sum below 0 is rounding.
+    terms = full.exp() * (full - folded)
+    terms = terms.masked_fill(full == -torch.inf, 0.0)
+    return Comparison(
+        divergence=terms.sum(dim=-1).clamp(min=0.0).cpu(),
+        agrees=(folded.argmax(dim=-1) == full.argmax(dim=-1)).cpu(),
+        likelihood=folded.gather(1, truth)[:, 0].cpu(),
         full_likelihood=full.gather(1, truth)[:, 0].cpu(),
-        right=(own.argmax(dim=-1) == truth[:, 0]).cpu(),
+        right=(folded.argmax(dim=-1) == truth[:, 0]).cpu(),
     )
 
 
-def joined(pieces: Sequence[Compared]) -> Compared:
-    """One row's tokens in a row. None at all is allowed."""
-    names = ("divergence", "agrees", "likelihood", "full_likelihood", "right")
-    empty = {name: torch.zeros(0, dtype=torch.bool if name in ("agrees", "right") else torch.float) for name in names}
-    return Compared(**{name: torch.cat([empty[name], *(getattr(one, name) for one in pieces)]) for name in names})
+def joined(pieces: Sequence[Comparison]) -> Comparison:
+    """Concatenate the pieces of one row, of which there may be none."""
+    found = {}
+    for field in fields(Comparison):
+        dtype = torch.bool if field.name in ("agrees", "right") else torch.float
+        nothing = torch.zeros(0, dtype=dtype)
+        found[field.name] = torch.cat([nothing, *(getattr(one, field.name) for one in pieces)])
+    return Comparison(**found)
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = zip(one, other, strict=False)  # answers may stop at different lengths
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _pieces(chunks: Chunks, width: int) -> list[list[list[int]]]:
+    """The chunks cut at the same columns, so that every piece is at most `width` wide; shorter rows end earlier."""
     widest = max(len(chunk) for chunk in chunks)
-    return [[list(chunk[start : start + width]) for chunk in chunks] for start in range(0, widest, width)]
+    starts = range(0, widest, width)
+    return [[list(chunk[start : start + width]) for chunk in chunks] for start in starts]

@@ -65,7 +65,7 @@ class JudgedSuite(Suite):
         )
         return chosen | {"scored_by": judge}
 
-    def at(self, folder: Path) -> "JudgedSuite":
+    def bound_to(self, folder: Path) -> "JudgedSuite":
         """The same suite, keeping replies and judgements in that folder unless another was chosen."""
         return self if self.folder is not None else replace(self, folder=folder)
 

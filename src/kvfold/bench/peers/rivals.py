@@ -48,8 +48,8 @@ class Rivals:
         plan = self.parse(text)
         return PeerRows(self.process(plan.peer), plan, rows=count)
 
-    def scene(self, text: str, do: str, **request: Any) -> dict[str, Any]:
-        """One of the scenes that need no rows, carried out by a rival."""
+    def check(self, text: str, do: str, **request: Any) -> dict[str, Any]:
+        """Let a rival carry out one of the fault checks, which need no rows."""
         plan = self.parse(text)
         return self.process(plan.peer).ask(do, method=plan.method, settings=dict(plan.settings), **request)
 

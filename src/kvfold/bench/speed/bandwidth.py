@@ -1,7 +1,7 @@
-"""What this machine's memory does: how fast it is read, and the most of it that was in use.
+"""The memory of this machine: how fast it is read, and how much of it the process uses, now and at most.
 
 A step of decoding reads every weight and every attended slot once, so bytes over read bandwidth is the time that no
-kernel can beat. Peak memory is the process's own, from the system where it keeps one.
+kernel can beat. Use of memory comes from the system, and is 0 where the system does not keep it.
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ _TURNS = 5
 
 @cache
 def read_bandwidth(device: str = "cpu") -> float:
-    """Bytes a second that a device reads, the processor with so many threads: the best of turns over a large buffer."""
+    """Measure the bytes a second that a device reads: the best of several sums over a large buffer."""
     numbers = torch.ones(_BUFFER_BYTES // 4, device=device)
     seconds = []
     for _ in range(_TURNS):
@@ -29,7 +29,7 @@ def read_bandwidth(device: str = "cpu") -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done what it was asked; a clock read before says when it was asked."""
+    """Wait until a device has finished its queue; without it a clock measures when work was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -45,14 +45,21 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory since the last reset: of the device where there is one, else resident memory of the process.
-
-    0 where the system does not tell.
-    """
+    """Read the most memory since the last reset: of the device where there is one, else of the process (VmHWM)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    return _status_bytes("VmHWM")
+
+
+def anonymous_bytes() -> int:
+    """Read the memory of this process that is no file's (RssAnon)."""
+    return _status_bytes("RssAnon")
+
+
+def _status_bytes(name: str) -> int:
+    """A line of Linux's status of this process, which counts in KiB."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)

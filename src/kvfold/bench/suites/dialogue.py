@@ -2,7 +2,7 @@
 
 Dialogues are read turn by turn and folded after each. Where a reply repeats a value that was last said some turns ago,
 the words before it are given and the value must be what the model would say greedily, token for token; that share is
-the score. Beside it: how likely the values were, and how far the replies' expectations are from the full cache's.
+the score. Records also hold how likely the values were, and the divergence of the replies from the full cache's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from typing import Literal
 
 from kvfold.bench.ask.asking import has_sliding_layers
 from kvfold.bench.ask.cost import pace_fields, size_fields
-from kvfold.bench.ask.divergence import Beside, Compared, joined
+from kvfold.bench.ask.divergence import CachePair, Comparison, joined
 from kvfold.bench.ask.transcript import Form, Transcript, transcript
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
@@ -25,7 +25,7 @@ PACE_TOKENS = 8  # said greedily once at the end, only to see how long that take
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialogueSuite(Suite):
-    """Values that replies repeat. Nothing in it changes."""
+    """Values that replies repeat."""
 
     joined: int = 1  # dialogues that follow one another in one history
     turns: int | None = None  # of a history, from its start; none: all
@@ -47,7 +47,7 @@ class DialogueSuite(Suite):
                 raise SuiteError(f"--set {name}={value} was given; it counts from 1; give 1 or more")
 
     def samples(self, *, n: int, seed: int) -> Sequence[History]:
-        """Histories with some value that is last said early enough."""
+        """Draw histories in which a reply repeats a value that was last said early enough."""
         if self.data is None:
             raise DataError(
                 "the suite dialogue was asked for; it reads real dialogues and was given none; "
@@ -56,7 +56,7 @@ class DialogueSuite(Suite):
         return histories(self.data, n=n, seed=seed, joined=self.joined, turns=self.turns, distance=self.distance)
 
     def shortcut(self, samples: Sequence[History]) -> None:
-        """None: what can be guessed without the history is what the floor scores."""
+        """Give None: what can be guessed without the history is what the floor scores."""
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[History]) -> list[Outcome]:
         """Read every history through both caches, all together where the model allows it."""
@@ -65,26 +65,28 @@ class DialogueSuite(Suite):
 
     def _together(self, subject: Subject, plan: str, samples: Sequence[History]) -> Iterator[Outcome]:
         scripts = [transcript(subject.tokenizer, sample.messages, form=self.form) for sample in samples]
-        pair = Beside(subject, plan, rows=len(samples))
+        pair = CachePair(subject, plan, rows=len(samples))
         # Nothing is folded before the first turn ends, so nothing is compared in it.
         pair.feed([script.tokens[: script.turns[0].stop] for script in scripts])
         pair.fold()
-        compared = [joined(pieces) for pieces in zip(*_later_turns(pair, scripts), strict=True)]
-        cost = size_fields(pair.spent(), rows=len(samples))
+        turns = _later_turns(pair, scripts)
+        compared = [joined(pieces) for pieces in zip(*turns, strict=True)]
+        sizes = size_fields(pair.ledger(), rows=len(samples))
         _, pace = pair.greedy([_question(script) for script in scripts], most=PACE_TOKENS)
-        cost |= pace_fields(pace)
+        cost = sizes | pace_fields(pace)
         for sample, script, one in zip(samples, scripts, compared, strict=True):
-            measured = _measured(sample, script, one)
-            score = measured["exact"] if self.score == "exact" else exp(measured["value_log_likelihood"])
-            yield Outcome(family=sample.family, score=score, metrics=measured, **cost)
+            metrics = _metrics(sample, script, one)
+            score = metrics["exact"] if self.score == "exact" else exp(metrics["value_log_likelihood"])
+            yield Outcome(family=sample.family, score=score, metrics=metrics, **cost)
 
 
-def _later_turns(pair: Beside, scripts: Sequence[Transcript]) -> Iterator[list[Compared]]:
-    """What each turn after the first gave, a value per row; the very last token is only ever a true next one."""
+def _later_turns(pair: CachePair, scripts: Sequence[Transcript]) -> Iterator[list[Comparison]]:
+    """Read turn after turn from the second on; each gives a comparison per row."""
     for step in range(1, max(len(script.turns) for script in scripts)):
-        turns = [script.turns[step] if step < len(script.turns) else range(0) for script in scripts]
         chunks, following = [], []
-        for turn, script in zip(turns, scripts, strict=True):
+        for script in scripts:
+            turn = script.turns[step] if step < len(script.turns) else range(0)
+            # The true next tokens stand one further on; the very last token of all is never read itself.
             truth = script.tokens[turn.start + 1 : turn.stop + 1]
             chunks.append(script.tokens[turn.start : turn.start + len(truth)])
             following.append(truth)
@@ -97,18 +99,18 @@ def _question(script: Transcript) -> tuple[int, ...]:
     return script.tokens[script.turns[-1].start : script.replies[-1].start]
 
 
-def _measured(sample: History, script: Transcript, one: Compared) -> dict[str, float]:
-    """How well the values of a history were prediction, and how far its replies are from the full cache's."""
-    before = script.turns[0].stop + 1  # what was expected of token i stands at i - before
+def _metrics(sample: History, script: Transcript, one: Comparison) -> dict[str, float]:
+    """How well the values of a history were predicted, and how far its replies are from the full cache's."""
+    before = script.turns[0].stop + 1  # the prediction of token i stands at i - before
     spans = [script.stretch(value.message, value.start, value.end) for value in sample.values]
     hits = [bool(one.right[span.start - before : span.stop - before].all()) for span in spans]
-    asked = [token - before for span in spans for token in span]
-    replies = [token - before for reply in script.replies[1:] for token in reply]
+    in_values = [token - before for span in spans for token in span]
+    in_replies = [token - before for reply in script.replies[1:] for token in reply]
     return {
         "exact": sum(hits) / len(hits),
-        "value_log_likelihood": float(one.likelihood[asked].double().mean()),
-        "kl": float(one.divergence[replies].double().mean()),
-        "top1": float(one.agrees[replies].double().mean()),
+        "value_log_likelihood": float(one.likelihood[in_values].double().mean()),
+        "kl": float(one.divergence[in_replies].double().mean()),
+        "top1": float(one.agrees[in_replies].double().mean()),
     }
 
 

@@ -1,4 +1,4 @@
-"""far: what a step of decoding, or a prompt, costs when most slots lie in a far tier, beside our own `full`.
+"""far: the time of a step of decoding, or of a prompt, when most slots lie in a far tier, against our `full`.
 
 `decode`: on a cache filled to `tokens`, plan and `full` take turns, one token each; the score is how many times
 faster the attention stage is (attending, selecting, fetching, folding, over all layers), summed over the turns, since
@@ -9,14 +9,13 @@ spent on cutting, summarising and moving. Random weights do: time and bytes do n
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from kvfold.bench.ask.cost import size_fields
-from kvfold.bench.speed.bandwidth import peak_memory_bytes, reset_peak_memory, synchronise
+from kvfold.bench.speed.bandwidth import anonymous_bytes, peak_memory_bytes, reset_peak_memory, synchronise
 from kvfold.bench.speed.models import feed, fill
 from kvfold.bench.speed.stages import observed
 from kvfold.bench.subject import Subject
@@ -41,73 +40,73 @@ class FarSuite(Suite):
     beside: bool = True  # whether `full` takes turns with the plan; no for memories that it does not fit
 
     def samples(self, *, n: int, seed: int) -> Sequence[int]:
-        """Numbers of turns."""
+        """Number the turns."""
         return range(seed, seed + n)
 
     def shortcut(self, samples: Sequence[int]) -> None:
-        """There is none."""
+        """Give None: there is no question."""
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
-        """All turns of a plan."""
+        """Measure all turns of a plan."""
+        measure = self._decode if self.stage == "decode" else self._prefill
         with torch.no_grad():
-            return (
-                self._decode(subject, plan, samples)
-                if self.stage == "decode"
-                else self._prefill(subject, plan, samples)
-            )
+            return measure(subject, plan, samples)
 
     def _decode(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         plans = [plan, "full"] if self.beside else [plan]
-        caches = [cache(subject.model, text, prompt_tokens=0) for text in plans]
-        for own in caches:
-            fill(own, subject.model, self.tokens, seed=samples[0])
-        watches = [_Stopwatch(own, subject.model) for own in caches]
+        watches = []
+        for text in plans:
+            past = cache(subject.model, text, prompt_tokens=0)
+            fill(past, subject.model, self.tokens, seed=samples[0])
+            watches.append(_Stopwatch(past, subject.model))
         first: dict[str, float] = {}
         for turn in range(_WARM_UP + len(samples)):
             if turn == _WARM_UP:
-                first = _counters(caches[0].ledger())
+                first = _counters(watches[0].past.ledger())
                 for watch in watches:
                     watch.reset()
-            for number in (0, 1) if turn % 2 else (1, 0):  # who goes first changes from turn to turn
-                if number < len(caches):
-                    watches[number].step(turn)
-        ledger = caches[0].ledger()
-        own, full = watches[0], watches[-1]
-        metrics = {
-            "attention_speedup": full.attention / own.attention,
-            "step_speedup": full.whole / own.whole,
-            "predicted_step_speedup": full.whole / (own.attention + full.whole - full.attention),
-            "attention_seconds": own.attention / len(samples),
-            "full_attention_seconds": full.attention / len(samples),
-            "step_seconds": own.whole / len(samples),
-            "full_step_seconds": full.whole / len(samples),
-        } | _difference(_counters(ledger), first)
-        return [self._outcome(ledger, metrics["attention_speedup"], metrics, step=metrics["step_seconds"])] * len(
-            samples
-        )
+            # Who goes first changes from turn to turn.
+            for watch in watches if turn % 2 else reversed(watches):
+                watch.step(turn)
+        ledger = watches[0].past.ledger()
+        metrics = _speedups(watches[0], watches[-1], turns=len(samples)) | _difference(_counters(ledger), first)
+        outcome = self._outcome(ledger, metrics["attention_speedup"], metrics, step=metrics["step_seconds"])
+        return [outcome] * len(samples)
 
     def _prefill(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         outcomes = []
         for number in samples:
-            own = cache(subject.model, plan, prompt_tokens=self.tokens)
+            past = cache(subject.model, plan, prompt_tokens=self.tokens)
             reset_peak_memory()
             began = perf_counter()
             for start in range(0, self.tokens, self.piece):
-                feed(own, subject.model, min(self.piece, self.tokens - start), seed=number + start)
+                feed(past, subject.model, min(self.piece, self.tokens - start), seed=number + start)
             synchronise(subject.model.device)
             seconds = perf_counter() - began
-            spent = _counters(own.ledger())
-            moving = spent.get("index_seconds", 0.0) + spent.get("write_seconds", 0.0)
-            metrics = {"prefill_seconds": seconds, "index_share": spent.get("index_seconds", 0.0) / seconds,
-                       "index_and_move_share": moving / seconds, **spent}  # fmt: skip
-            outcomes.append(self._outcome(own.ledger(), 1 - moving / seconds, metrics, first=seconds))
+            counters = _counters(past.ledger())
+            indexing = counters.get("index_seconds", 0.0)
+            moving = indexing + counters.get("write_seconds", 0.0)
+            metrics = {
+                "prefill_seconds": seconds,
+                "index_share": indexing / seconds,
+                "index_and_move_share": moving / seconds,
+                **counters,
+            }
+            outcomes.append(self._outcome(past.ledger(), 1 - moving / seconds, metrics, first=seconds))
         return outcomes
 
-    def _outcome(self, ledger: Ledger, score: float, metrics: dict[str, float], *, first: float = 0.0,
-                 step: float = 0.0) -> Outcome:  # fmt: skip
+    def _outcome(
+        self, ledger: Ledger, score: float, metrics: dict[str, float], *, first: float = 0.0, step: float = 0.0
+    ) -> Outcome:
         memory = {"anonymous_bytes": anonymous_bytes(), "peak_memory_bytes": peak_memory_bytes()}
-        return Outcome(family=f"{self.stage} at {self.tokens}", score=score, metrics=metrics | memory,
-                       ttft_seconds=first, tpot_seconds=step, **size_fields(ledger, rows=1))  # fmt: skip
+        return Outcome(
+            family=f"{self.stage} at {self.tokens}",
+            score=score,
+            metrics=metrics | memory,
+            ttft_seconds=first,
+            tpot_seconds=step,
+            **size_fields(ledger, rows=1),
+        )
 
 
 class _Stopwatch:
@@ -144,30 +143,34 @@ class _Stopwatch:
         self.attention += perf_counter() - began
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that is no file's (RssAnon); 0 where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+def _speedups(plan: _Stopwatch, full: _Stopwatch, *, turns: int) -> dict[str, float]:
+    """How many times faster the plan is than `full`, and the seconds of a turn of both."""
+    # What a step would take if nothing but its attention changed.
+    predicted = plan.attention + full.whole - full.attention
+    return {
+        "attention_speedup": full.attention / plan.attention,
+        "step_speedup": full.whole / plan.whole,
+        "predicted_step_speedup": full.whole / predicted,
+        "attention_seconds": plan.attention / turns,
+        "full_attention_seconds": full.attention / turns,
+        "step_seconds": plan.whole / turns,
+        "full_step_seconds": full.whole / turns,
+    }
 
 
 def _counters(ledger: Ledger) -> dict[str, float]:
-    """What was selected and fetched so far."""
-    traffic = ledger.traffic
-    if traffic is None:
+    """What was selected and fetched so far, all counters but `fetched`; empty where nothing lies in a far tier."""
+    if ledger.traffic is None:
         return {}
-    names = ("selections", "wanted", "reused", "reused_evenly", "fetched_bytes", "index_seconds", "write_seconds",
-             "select_seconds", "fetch_seconds", "attend_seconds")  # fmt: skip
-    return {name: float(getattr(traffic, name)) for name in names}
+    return {name: float(value) for name, value in ledger.traffic.counts().items() if name != "fetched"}
 
 
 def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     """What came in between, and the share that was reused."""
     found = {name: value - before[name] for name, value in after.items()}
-    reuse = {"reuse": found["reused"] / found["wanted"]} if found.get("wanted") else {}
-    return found | reuse
+    if found.get("wanted"):
+        found["reuse"] = found["reused"] / found["wanted"]
+    return found
 
 
 SUITE = FarSuite()

@@ -1,14 +1,13 @@
 """faults: what goes wrong without an error, when a cache is used as chats and batches use it?
 
 Two families. `second_turn`: `generate` is called twice with one cache and the whole text; right is to read the last
-token of the reply and the new ones, nothing else. `padding`: a short row beside a longer one; right is to expect what
-it expects alone. It scores conduct, not memory, so dropping everything can be right too and there is no headroom
-between floor and ceiling. Rivals take part by --peers.
+token of the reply and the new ones, nothing else. `padding`: a short row padded to the width of a longer one; right is
+to predict what it predicts alone. It scores conduct, not memory, so dropping everything can be right too and there is
+no headroom between floor and ceiling. Rivals take part by --peers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -24,11 +23,11 @@ ROUNDING = 32  # times the dtype's step, relative to the largest logit: what pad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """One sample: which scene, and the text it is played with."""
+class FaultSample:
+    """One sample: which check, and the text that it is made with."""
 
     kind: str
-    words: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,50 +42,48 @@ class FaultsSuite(Suite):
     version = 1
     rows = 8
 
-    def samples(self, *, n: int, seed: int) -> Sequence[Text]:
-        """The two scenes in turn, each with the words of a held-out dialogue."""
-        return [Text(kind=KINDS[i % 2], words=_words(i, seed)) for i in range(n)]
+    def samples(self, *, n: int, seed: int) -> Sequence[FaultSample]:
+        """Alternate the two checks, each with the words of a held-out dialogue."""
+        return [FaultSample(kind=KINDS[i % 2], text=_text(i, seed)) for i in range(n)]
 
-    def shortcut(self, samples: Sequence[Text]) -> None:
-        """None: nothing is remembered here."""
+    def shortcut(self, samples: Sequence[FaultSample]) -> None:
+        """Give None: nothing is remembered here."""
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[Text]) -> list[Outcome]:
-        """Play one scene each."""
-        return [self._play(subject, plan, sample) for sample in samples]
+    def ask(self, subject: Subject, plan: str, samples: Sequence[FaultSample]) -> list[Outcome]:
+        """Make one check for each sample."""
+        return [self._check(subject, plan, sample) for sample in samples]
 
-    def _play(self, subject: Subject, plan: str, sample: Text) -> Outcome:
-        ids = subject.tokenizer(sample.words, add_special_tokens=False)["input_ids"]
+    def _check(self, subject: Subject, plan: str, sample: FaultSample) -> Outcome:
+        ids = subject.tokenizer(sample.text, add_special_tokens=False)["input_ids"]
         if len(ids) < self.tokens + self.new:
             raise SuiteError(
                 f"{self.tokens + self.new} tokens were asked for; a text has {len(ids)} here; give smaller settings"
             )
         first, second = ids[: self.tokens], ids[self.tokens : self.tokens + self.new]
         if sample.kind == "second_turn":
-            scene = second_turn(subject, plan, first, second)
+            check = second_turn(subject, plan, first, second)
             expected = len(second) + 1  # the reply's last token has not been read yet
-            right, metrics = scene.seen["fed"] == expected, {"fed": scene.seen["fed"], "fed_expected": expected}
+            metrics = check.found | {"fed_expected": expected}
+            right = check.found["fed"] == expected
         else:
-            scene = padded(subject, plan, first, pads=self.pads)
+            check = padded(subject, plan, first, pads=self.pads)
+            metrics = check.found
             step = torch.finfo(getattr(torch, subject.dtype)).eps
-            right, metrics = scene.seen["difference"] <= ROUNDING * step, scene.seen
+            right = check.found["difference"] <= ROUNDING * step
         return Outcome(
             family=sample.kind,
             score=float(right),
-            metrics=_floats(metrics),
+            metrics={name: float(value) for name, value in metrics.items()},
             ttft_seconds=0.0,
             tpot_seconds=0.0,
-            **scene.sizes,
+            **check.sizes,
         )
 
 
-def _words(number: int, seed: int) -> str:
+def _text(number: int, seed: int) -> str:
     family = FAMILIES[number // 2 % len(FAMILIES)]
-    told = dialogue(family, split="heldout", turns=TURNS, seed=seed * 1_000_003 + number)
-    return " ".join(message.content for message in told.messages)
-
-
-def _floats(values: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items()}
+    made = dialogue(family, split="heldout", turns=TURNS, seed=seed * 1_000_003 + number)
+    return " ".join(message.content for message in made.messages)
 
 
 SUITE = FaultsSuite()

@@ -1,7 +1,7 @@
 """fidelity: how near does a model with a folded cache stay to itself with the full one, on any text?
 
 A context is read and folded; what follows is read through the folded cache in chunks, the true tokens given, while
-the plan goes on folding; the full cache reads the same tokens beside it. A text folds at the end of its context and
+the plan goes on folding; the full cache reads the same tokens. A text folds at the end of its context and
 every `stride` tokens after it, a dialogue after every turn. The score is top-1 agreement: how often both expect the
 same token most. It needs no skill of the model, so it says something about any.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from kvfold.bench.ask.asking import has_sliding_layers
 from kvfold.bench.ask.cost import pace_fields, size_fields
-from kvfold.bench.ask.divergence import Beside, joined
+from kvfold.bench.ask.divergence import CachePair, Comparison, joined
 from kvfold.bench.ask.transcript import Form, transcript
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
@@ -27,8 +27,8 @@ CHARACTERS = 8  # of text that are taken for each token that is wanted; more tha
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """What one row reads: folded chunk after chunk, at first without and then with comparison."""
+class ChunkedText:
+    """The chunks that one row reads and folds one by one, at first without and then with comparison."""
 
     family: str
     context: tuple[tuple[int, ...], ...]
@@ -38,7 +38,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FidelitySuite(Suite):
-    """Two caches beside each other. Nothing in it changes."""
+    """A plan's cache and the full one on the same tokens."""
 
     context: int | None = None  # tokens; none: 512 of a text, the first half of a dialogue turn by turn
     continuation: int = 256  # tokens that are compared, of a text or where a context is set
@@ -65,15 +65,15 @@ class FidelitySuite(Suite):
             )
 
     def samples(self, *, n: int, seed: int) -> Sequence[Passage]:
-        """Stretches of the file's texts, or its dialogues; without a file the generator's held-out dialogues."""
+        """Cut stretches of the file's texts, or take its dialogues; without a file generate held-out dialogues."""
         tokens = (self.context or TEXT_CONTEXT) + self.continuation + 1
         return passages(self.data, n=n, seed=seed, characters=CHARACTERS * tokens, whole=self.context is None)
 
     def shortcut(self, samples: Sequence[Passage]) -> None:
-        """None: there is no question."""
+        """Give None: there is no question."""
 
     def metrics(self, outcomes: Sequence[Outcome]) -> Mapping[str, float]:
-        """Means over samples; the ratio of perplexities comes from the likelihood of all their tokens together."""
+        """Average over samples; the ratio of perplexities comes from the likelihood of all their tokens together."""
         sums = {name: sum(one.metrics[name] for one in outcomes) for name in outcomes[0].metrics}
         lost = (sums["full_likelihood"] - sums["likelihood"]) / sums["tokens"]
         return {
@@ -85,12 +85,12 @@ class FidelitySuite(Suite):
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[Passage]) -> list[Outcome]:
         """Read every sample through both caches, all together where the model allows it."""
-        courses = [self.course(subject.tokenizer, sample) for sample in samples]
-        groups = [[course] for course in courses] if has_sliding_layers(subject) else [courses]
+        texts = [self.chunks(subject.tokenizer, sample) for sample in samples]
+        groups = [[text] for text in texts] if has_sliding_layers(subject) else [texts]
         return [outcome for group in groups for outcome in self._together(subject, plan, group)]
 
-    def course(self, tokenizer: Any, sample: Passage) -> Course:
-        """The tokens of a passage, cut where its cache folds."""
+    def chunks(self, tokenizer: Any, sample: Passage) -> ChunkedText:
+        """Tokenise a passage and cut it where its cache folds."""
         if sample.messages and self.context is None:
             return self._by_turns(tokenizer, sample)
         if sample.messages:
@@ -104,53 +104,59 @@ class FidelitySuite(Suite):
                 f"{wanted} tokens were to be read; this tokenizer makes {len(tokens)} of {CHARACTERS * wanted} "
                 "characters; set a shorter context or continuation"
             )
-        return _course(sample.family, tokens, [context, *range(context + self.stride, wanted, self.stride), wanted], 1)
+        folds = range(context + self.stride, wanted, self.stride)
+        return _chunked(sample.family, tokens, [context, *folds, wanted], 1)
 
-    def _by_turns(self, tokenizer: Any, sample: Passage) -> Course:
+    def _by_turns(self, tokenizer: Any, sample: Passage) -> ChunkedText:
         read = transcript(tokenizer, sample.messages, form=self.form)
         ends = [turn.stop for turn in read.turns]
-        return _course(sample.family, read.tokens, ends, len(ends) // 2)
+        return _chunked(sample.family, read.tokens, ends, len(ends) // 2)
 
-    def _together(self, subject: Subject, plan: str, courses: Sequence[Course]) -> Iterator[Outcome]:
-        pair = Beside(subject, plan, rows=len(courses))
+    def _together(self, subject: Subject, plan: str, texts: Sequence[ChunkedText]) -> Iterator[Outcome]:
+        pair = CachePair(subject, plan, rows=len(texts))
         # Contexts of fewer chunks start later, so that all of them end together.
-        longest = max(len(course.context) for course in courses)
+        longest = max(len(text.context) for text in texts)
         for step in range(-longest, 0):
-            pair.feed([course.context[step] if -step <= len(course.context) else () for course in courses])
+            pair.feed([text.context[step] if -step <= len(text.context) else () for text in texts])
             pair.fold()
-        cost = size_fields(pair.spent(), rows=len(courses))
-        alike, pace = pair.greedy([course.scored[0][:1] for course in courses], most=self.greedy)
-        cost |= pace_fields(pace)
-        compared = [joined(pieces) for pieces in zip(*self._scored(pair, courses), strict=True)]
-        for course, one, same in zip(courses, compared, alike, strict=True):
+        sizes = size_fields(pair.ledger(), rows=len(texts))
+        same, pace = pair.greedy([text.scored[0][:1] for text in texts], most=self.greedy)
+        cost = sizes | pace_fields(pace)
+        compared = [joined(pieces) for pieces in zip(*_scored(pair, texts), strict=True)]
+        for text, one, same_tokens in zip(texts, compared, same, strict=True):
             top1 = float(one.agrees.double().mean())
-            measured = {
+            metrics = {
                 "kl": float(one.divergence.double().mean()),
                 "top1": top1,
-                "divergence_tokens": float(same),
+                "divergence_tokens": float(same_tokens),
                 "likelihood": float(one.likelihood.double().sum()),
                 "full_likelihood": float(one.full_likelihood.double().sum()),
                 "tokens": float(len(one.agrees)),
             }
-            yield Outcome(family=course.family, score=top1, metrics=measured, **cost)
-
-    def _scored(self, pair: Beside, courses: Sequence[Course]) -> Iterator[Any]:
-        """What each step of the continuations gave, a value per row."""
-        for step in range(max(len(course.scored) for course in courses)):
-            yield pair.read(
-                [course.scored[step] if step < len(course.scored) else () for course in courses],
-                [course.following[step] if step < len(course.scored) else () for course in courses],
-            )
-            pair.fold()
+            yield Outcome(family=text.family, score=top1, metrics=metrics, **cost)
 
 
-def _course(family: str, tokens: Sequence[int], ends: Sequence[int], context: int) -> Course:
-    """Tokens cut at these ends, the first `context` chunks uncompared; the last token is only ever a true next one."""
+def _scored(pair: CachePair, texts: Sequence[ChunkedText]) -> Iterator[list[Comparison]]:
+    """Read the continuations chunk after chunk; each gives a comparison per row."""
+    for step in range(max(len(text.scored) for text in texts)):
+        chunks = [text.scored[step] if step < len(text.scored) else () for text in texts]
+        following = [text.following[step] if step < len(text.scored) else () for text in texts]
+        yield pair.read(chunks, following)
+        pair.fold()
+
+
+def _chunked(family: str, tokens: Sequence[int], ends: Sequence[int], context: int) -> ChunkedText:
+    """Cut tokens at these ends; the first `context` chunks are not compared."""
+    # The last token is only ever a true next one, so the last chunk ends before it.
     ends = [*ends[:-1], ends[-1] - 1]
-    cuts = [tuple(tokens[start:end]) for start, end in pairwise([0, *ends])]
-    after = [tuple(tokens[start + 1 : end + 1]) for start, end in pairwise([0, *ends])]
-    return Course(
-        family=family, context=tuple(cuts[:context]), scored=tuple(cuts[context:]), following=tuple(after[context:])
+    spans = list(pairwise([0, *ends]))
+    chunks = [tuple(tokens[start:end]) for start, end in spans]
+    following = [tuple(tokens[start + 1 : end + 1]) for start, end in spans]
+    return ChunkedText(
+        family=family,
+        context=tuple(chunks[:context]),
+        scored=tuple(chunks[context:]),
+        following=tuple(following[context:]),
     )
 
 

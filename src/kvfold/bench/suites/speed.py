@@ -1,4 +1,4 @@
-"""speed: time per token, per prefill and per fold, as ratios to our own `full` and to the stock cache.
+"""speed: time per token, per prefill and per fold, as ratios to our `full` and to the stock cache.
 
 Made on models of real shapes with random weights (`--model smollm2-135m`, a config.json, or any model). The plan, our
 `full` and the stock cache take turns within one run, so a machine that is slow for a while is slow for all three;
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from kvfold.bench.ask.cost import size_fields
 from kvfold.bench.speed.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory, synchronise
 from kvfold.bench.speed.models import feed, fill, fill_stock
 from kvfold.bench.speed.stages import Stages, staged
@@ -23,15 +24,15 @@ from kvfold.hf.generation import stock_cache
 from kvfold.open import cache
 
 STAGES = ("decode", "prefill", "talk")
-_SAID, _WRITTEN = 128, 64  # tokens of a turn of talk: read in one forward, and written one by one
+_READ_TOKENS, _WRITTEN_TOKENS = 128, 64  # tokens of a turn of talk: read in one forward, and written one by one
 _WARM_UP = 2  # turns that are not counted
 _STAGED = 3  # forwards after the turns, in which stages are timed
-_GUESSED = 1024  # tokens from which the floor of a longer cache is prediction
+_SHORT_CACHE = 1024  # tokens of the cache from which the floor of a longer one is predicted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One turn of each of the three, in seconds."""
+class TurnSeconds:
+    """The seconds of one turn of each of the three caches."""
 
     plan: float
     full: float
@@ -51,7 +52,7 @@ class Speed(Suite):
     stage: str = "decode"  # after `tokens`: one token, or a turn of talk with its fold; or a prompt with its fold
 
     def samples(self, *, n: int, seed: int) -> Sequence[int]:
-        """Numbers of turns."""
+        """Number the turns."""
         if self.stage not in STAGES:
             raise SuiteError(f"stage {self.stage!r} was asked for; speed knows {', '.join(STAGES)}; give one of them")
         if self.tokens < 1:
@@ -59,30 +60,31 @@ class Speed(Suite):
         return range(seed, seed + n)
 
     def shortcut(self, samples: Sequence[int]) -> None:
-        """There is none."""
+        """Give None: there is no question."""
 
     def prediction(self, subject: Subject, plan: str) -> str:
-        """The floor of one turn: bytes that must be read over the bandwidth measured here."""
-        made = _Decode(subject, plan, min(self.tokens, _GUESSED), seed=0)
-        held = made.ledger.stored if self.stage != "prefill" else 1.0
-        forwards = 1 + _WRITTEN if self.stage == "talk" else 1
-        cache_bytes = forwards * held * made.ledger.full_bytes * self.tokens / made.ledger.seen
-        moved, speed = cache_bytes + forwards * _weight_bytes(subject.model), read_bandwidth(subject.model.device.type)
+        """Predict the least time of one turn: the bytes that must be read over the bandwidth measured here."""
+        ledger = _Decode(subject, plan, min(self.tokens, _SHORT_CACHE), seed=0).ledger
+        stored = ledger.stored if self.stage != "prefill" else 1.0
+        forwards = 1 + _WRITTEN_TOKENS if self.stage == "talk" else 1
+        cache_bytes = forwards * stored * ledger.full_bytes * self.tokens / ledger.seen
+        moved = cache_bytes + forwards * _weight_bytes(subject.model)
+        speed = read_bandwidth(subject.model.device.type)
         return (
             f"a turn takes at least {1000 * moved / speed:.1f} ms: {moved / 1e6:.0f} MB at {speed / 1e9:.1f} GB/s, "
             f"{cache_bytes / 1e6:.0f} MB of them the cache"
         )
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
-        """Every turn of a plan, beside full and stock."""
-        bench = {"decode": _Decode, "prefill": _Prefill, "talk": _Talk}[self.stage]
+        """Measure every turn of a plan, in turn with full and stock."""
+        stage = {"decode": _Decode, "prefill": _Prefill, "talk": _Talk}[self.stage]
         with torch.no_grad():
-            made = bench(subject, plan, self.tokens, seed=samples[0])
+            made = stage(subject, plan, self.tokens, seed=samples[0])
             reset_peak_memory()
             turns = [made.turn(number) for number in range(_WARM_UP + len(samples))][_WARM_UP:]
             peak = peak_memory_bytes()
             stages = [made.stages(number) for number in range(_STAGED)]
-        ledger = made.ledger
+        sizes = size_fields(made.ledger, rows=1)
         shared = {
             "peak_memory_bytes": peak,
             "moved_bytes": made.moved_bytes,
@@ -95,15 +97,10 @@ class Speed(Suite):
             Outcome(
                 family=f"{self.stage} at {self.tokens}",
                 score=turn.full / turn.plan,
-                stored=ledger.stored,
-                resident=ledger.resident,
-                attended=ledger.attended,
-                stored_bytes=ledger.stored_bytes,
-                resident_bytes=ledger.resident_bytes,
-                full_bytes=ledger.full_bytes,
                 ttft_seconds=turn.plan if self.stage == "prefill" else 0.0,
                 tpot_seconds=turn.plan if self.stage == "decode" else 0.0,
                 metrics=_metrics(turn) | shared,
+                **sizes,
             )
             for turn in turns
         ]
@@ -114,7 +111,7 @@ class Speed(Suite):
         return {name: _median([outcome.metrics[name] for outcome in outcomes]) for name in names}
 
 
-def _metrics(turn: Turn) -> dict[str, float]:
+def _metrics(turn: TurnSeconds) -> dict[str, float]:
     return {
         "speedup_over_full": turn.full / turn.plan,
         "speedup_over_stock": turn.stock / turn.plan,
@@ -134,20 +131,20 @@ class _Decode:
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
         self.model = subject.model
         self.plan, self.full = (cache(self.model, text, prompt_tokens=0) for text in (plan, "full"))
-        for own in (self.plan, self.full):
-            fill(own, self.model, tokens, seed=seed)
+        for past in (self.plan, self.full):
+            fill(past, self.model, tokens, seed=seed)
         self.stock = fill_stock(self.model, tokens, seed=seed)
         self.ledger = self.plan.ledger()
         self.moved_bytes = self.ledger.stored_bytes + _weight_bytes(self.model)
 
-    def turn(self, number: int) -> Turn:
+    def turn(self, number: int) -> TurnSeconds:
         """One token through each; who goes first changes from turn to turn."""
         work: dict[str, Callable[[], None]] = {
             "plan": partial(_step, self.model, self.plan, number),
             "full": partial(_step, self.model, self.full, number),
             "stock": partial(_step, self.model, self.stock, number),
         }
-        return Turn(**_in_turn(self.model, work, number))
+        return TurnSeconds(**_in_turn(self.model, work, number))
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one token."""
@@ -159,13 +156,13 @@ class _Talk(_Decode):
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
         super().__init__(subject, plan, tokens, seed=seed)
-        self.fold_shares: list[float] = []  # of each turn: its fold over the time to read its tokens at once
+        self.fold_shares: list[float] = []  # of each turn: seconds of its fold over those of reading its tokens at once
 
-    def turn(self, number: int) -> Turn:
+    def turn(self, number: int) -> TurnSeconds:
         """One turn through each."""
         caches = {"plan": self.plan, "full": self.full, "stock": self.stock}
         work = {name: partial(self._talk, past, number) for name, past in caches.items()}
-        return Turn(**_in_turn(self.model, work, number))
+        return TurnSeconds(**_in_turn(self.model, work, number))
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one turn."""
@@ -173,16 +170,16 @@ class _Talk(_Decode):
 
     def _talk(self, past: Any, number: int) -> None:
         start = perf_counter()
-        _feed(self.model, past, _SAID, number)
+        _feed(self.model, past, _READ_TOKENS, number)
         read = perf_counter() - start
-        for token in range(_WRITTEN):
+        for token in range(_WRITTEN_TOKENS):
             _step(self.model, past, number + token)
         if past is not self.stock:
             start = perf_counter()
             past.fold()
             synchronise(self.model.device)
         if past is self.plan:
-            self.fold_shares.append((perf_counter() - start) / (read * (_SAID + _WRITTEN) / _SAID))
+            self.fold_shares.append((perf_counter() - start) / (read * (_READ_TOKENS + _WRITTEN_TOKENS) / _READ_TOKENS))
 
 
 class _Prefill:
@@ -196,14 +193,14 @@ class _Prefill:
         self.ledger = first.ledger()
         self.moved_bytes = self.ledger.full_bytes + _weight_bytes(self.model)
 
-    def turn(self, number: int) -> Turn:
+    def turn(self, number: int) -> TurnSeconds:
         """The prompt through each; who goes first changes from turn to turn."""
         work: dict[str, Callable[[], None]] = {
             "plan": partial(_feed, self.model, self.new(self.text), self.tokens, number),
             "full": partial(_feed, self.model, self.new("full"), self.tokens, number),
             "stock": partial(_feed, self.model, None, self.tokens, number),
         }
-        return Turn(**_in_turn(self.model, work, number))
+        return TurnSeconds(**_in_turn(self.model, work, number))
 
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one prompt."""

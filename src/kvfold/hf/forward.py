@@ -1,0 +1,92 @@
+"""RunningForward: the forward that a model runs over a folded cache, from its first layer to its last.
+
+The memory and the stock layers begin it together, keep it together when the last layer is done, and are put back
+together when it never got there: the next one finds everything as it was.
+"""
+
+from kvfold.errors import CacheError
+from kvfold.hf.binding import ModelLease
+from kvfold.hf.stock_layers import StockLayers, StockState
+from kvfold.memory.forward import Forward, Text
+from kvfold.memory.memory import Memory
+
+
+class RunningForward:
+    """At most one forward of one cache. It changes with every layer."""
+
+    def __init__(self, memory: Memory, stock: StockLayers, lease: ModelLease, *, last: int) -> None:
+        self.may_roll_back = False  # the newest tokens may be taken back: folds wait for the forward after
+        self._memory, self._stock, self._lease = memory, stock, lease
+        self._last = last  # index of the model's last layer
+        self._reached = -1  # the newest layer of the running forward
+        self._forward: Forward | None = None
+        self._before: dict[int, StockState] = {}  # stock layers as they were when it began
+
+    @property
+    def forward(self) -> Forward:
+        """Give the memory's forward, through which folding layers attend."""
+        assert self._forward is not None, "no forward has begun"
+        return self._forward
+
+    def begins_with(self, index: int) -> bool:
+        """Tell whether a layer is the first of a new forward: layers come in order."""
+        return self._reached < 0 or index <= self._reached
+
+    def begin(self, rows: int, new: int, *, plan: str) -> None:
+        """Begin a forward of `new` columns. Raises ModelError where transformers would drop the cache on its way."""
+        if self._lease.drop_watch is not None:
+            self._lease.drop_watch.refuse_recomputing(self._memory.fed, new)
+        self._before = self._stock.states()
+        text = self._text(rows, new, plan)  # before a fold that runs text itself
+        self._forward = self._memory.begin(new, text=text, may_roll_back=self.may_roll_back)
+
+    def reaches(self, index: int) -> None:
+        """Note the layer that runs."""
+        self._reached = index
+
+    def finish(self, index: int) -> None:
+        """Note that a layer is done; after the last one the forward's tokens stay."""
+        if index == self._last:
+            self._memory.commit()
+            self._forward, self._reached, self._before = None, -1, {}
+
+    def undo(self) -> None:
+        """Take back a forward that never reached its last layer."""
+        if self._reached < 0:
+            return
+        if self._forward is not None:
+            self._memory.restore(self._forward.before)
+        self._stock.put_back(self._before)
+        self._forward, self._reached, self._before = None, -1, {}
+
+    def crop(self, columns: int) -> None:
+        """Take back the newest columns of every layer, or of none.
+
+        Raises CacheError where they are folded already, or where a sliding layer cannot go back.
+        """
+        self.undo()
+        before = self._stock.states()
+        try:
+            self._stock.crop(-columns)
+            self._memory.crop(columns)
+        except Exception as error:
+            self._stock.put_back(before)
+            if isinstance(error, CacheError):
+                raise
+            raise CacheError(
+                f"asked to remove {columns} tokens; a sliding layer has dropped what they pushed out of its window; "
+                "call activate_past_recording() before they are fed"
+            ) from error
+
+    def _text(self, rows: int, new: int, plan: str) -> Text:
+        """Read the new tokens as text, as far as the plan wants them.
+
+        Raises CacheError where a method reads ids and there are none.
+        """
+        ids, rules = self._lease.take_token_ids(rows, new), self._memory.rules
+        if ids is None and rules.reads_ids:
+            raise CacheError(
+                f"{plan} was to read embeddings; it goes by the text when it folds, and needs ids; feed input_ids"
+            )
+        classes = None if rules.delimiters is None else self._lease.delimiter_classes(ids)
+        return Text(ids=ids if rules.reads_ids else None, classes=classes)

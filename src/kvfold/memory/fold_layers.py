@@ -1,0 +1,54 @@
+"""Folding all layers of a memory: each by itself, or all together where a method chooses jointly.
+
+Layers that have seen nothing are left alone. A joint fold changes every layer or none.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from kvfold.memory.context import ModelAccess
+from kvfold.memory.fold import fold
+from kvfold.memory.layer import UNTIMED, Layer
+from kvfold.memory.transcript import Transcript
+
+
+def fold_each(
+    layers: Mapping[int, Layer],
+    until: int,
+    transcript: Transcript,
+    *,
+    everything: bool,
+) -> None:
+    """Fold layer by layer the columns before `until`; with `everything` layers without such columns evict too."""
+    for layer in layers.values():
+        tail = layer.state.tail
+        columns = 0 if tail is None else min(until - tail.start, tail.length)
+        if everything or columns > 0:
+            layer.fold(transcript, columns=max(columns, 0))
+
+
+def fold_jointly(
+    layers: Mapping[int, Layer],
+    until: int,
+    transcript: Transcript,
+    access: ModelAccess | None,
+) -> Transcript:
+    """Fold the columns before `until` in all layers, or in none; give the transcript afterwards."""
+    filled = {index: layer for index, layer in layers.items() if layer.state.tail is not None}
+    first = next(iter(filled.values()), None)
+    columns = 0 if first is None or first.state.tail is None else until - first.state.tail.start
+    if first is None or columns <= 0:
+        return transcript
+    with UNTIMED if first.timer is None else first.timer("fold"), torch.inference_mode(False), torch.no_grad():
+        states = fold(
+            {index: layer.state for index, layer in filled.items()},
+            {index: layer.rules for index, layer in filled.items()},
+            columns=columns,
+            scales={index: layer.scale for index, layer in filled.items() if layer.scale is not None},
+            transcript=transcript,
+            access=access,
+        )
+    for index, state in states.items():
+        layers[index].state = state
+    return transcript.without_columns(columns)

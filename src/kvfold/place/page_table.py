@@ -1,0 +1,183 @@
+"""PageTable: the offloaded slots of one layer, their index, and what is selected of them for new queries.
+
+A value over a store that changes. Rows and heads are one dimension of N entries here. It scores pages by the policy,
+fills each head's budget with the best ones, and is extended by folds. It does not attend.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kvfold.attention.scores import POOL, max_attention_scores, pool_and_dilate
+from kvfold.memory import ragged
+from kvfold.memory.pages import Pages
+from kvfold.memory.part import Part
+from kvfold.memory.ragged import Counts
+from kvfold.memory.recent_queries import QueryWindow
+from kvfold.memory.step import AttentionStep
+from kvfold.memory.transcript import Transcript
+from kvfold.place.page_index import PageIndex, best_pages, fill_budget
+from kvfold.place.page_selection import PageSelection, joint_query_scores
+from kvfold.place.policy import PagePolicy
+
+WINDOW_SLOTS = 4096  # slots of each head on the device at a time when everything is read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageTable:
+    """Slots in a tier, and the index of their pages on the device."""
+
+    policy: PagePolicy
+    counts: Counts
+    stored: Pages
+    index: PageIndex
+
+    @classmethod
+    def empty(cls, like: Part, policy: PagePolicy, reference: Tensor | None) -> "PageTable":
+        """Open a table without slots for parts like this one."""
+        device = next(iter(like.tensors()))[1].device
+        return cls(
+            policy=policy,
+            counts=tuple(tuple(0 for _ in row) for row in like.counts),
+            stored=like.pages(policy.tier),
+            index=PageIndex.empty(len(ragged.flat(like.counts)), device, reference),
+        )
+
+    @property
+    def heads(self) -> int:
+        """Count the heads of a row."""
+        return len(self.counts[0])
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """List the slots of each of the N heads."""
+        return ragged.flat(self.counts)
+
+    def budgets(self) -> list[int]:
+        """List how many slots each head may read."""
+        return [min(self.policy.budget_of(held), held) for held in self.held]
+
+    def newest(self) -> list[int]:
+        """List how many of each head's newest slots are always read."""
+        pairs = zip(self.held, self.index.closed, strict=True)
+        return [self.policy.newest(held, closed) for held, closed in pairs]
+
+    def appended(self, fresh: Part) -> "PageTable":
+        """Offload slots behind the others. They are not indexed yet."""
+        stored = self.stored.append(self.counts, fresh)
+        return replace(self, stored=stored, counts=ragged.added(self.counts, fresh.counts))
+
+    def indexed(self, transcript: Transcript) -> "PageTable":
+        """Cut the text into pages from each head's last cut on, and digest the finished ones."""
+        lengths = []
+        for head, (first, held) in enumerate(zip(self.index.closed, self.held, strict=True)):
+            positions = self.stored.positions(head, first, held)
+            classes = transcript.classes_at(head // self.heads, positions)
+            lengths.append(self.policy.cut(classes))
+        if not any(lengths):
+            return self
+        keys = []
+        for head, (first, of_head) in enumerate(zip(self.index.closed, lengths, strict=True)):
+            if of_head:
+                keys.append(self.stored.keys(head, first, first + sum(of_head)))
+        joined = torch.cat(keys)
+        flat = torch.tensor([length for of_head in lengths for length in of_head], device=joined.device)
+        digest = self.policy.digest(joined, flat)
+        return replace(self, index=self.index.extend(lengths, digest))
+
+    def query_scores(
+        self,
+        recent: QueryWindow | None,
+        scale: float,
+    ) -> Float[Tensor, "B S"] | None:
+        """Score each slot by the maximum attention of recent queries, pooled and dilated.
+
+        None where heads hold different slots, where nothing is indexed yet, or where no queries were recorded.
+        """
+        alike = all(len({*row}) == 1 for row in self.counts)
+        if recent is None or not alike or not self.index.closed[0]:
+            return None
+        held, most = self.held, max(self.held)
+        found = []
+        for start in range(0, most, WINDOW_SLOTS):
+            stop = min(start + WINDOW_SLOTS, most)
+            keys = self.stored.window(start, stop)[0].unflatten(0, (-1, self.heads))  # B H S D
+            # All heads of a row have the same positions: the first one's are read.
+            rows = range(0, len(held), self.heads)
+            at = torch.stack([self.stored.positions(head, start, stop) for head in rows])
+            visible = recent.positions[..., None] >= at[:, None].to(keys.device)  # B W S
+            of_window = max_attention_scores(
+                recent.queries,
+                keys,
+                recent.log_sum_exp,
+                scale=scale,
+                seen=visible,
+            )
+            found.append(of_window)
+        scores = torch.cat(found, dim=2)
+        counts = torch.tensor(held[:: self.heads], device=scores.device)[:, None, None]
+        behind = torch.arange(scores.shape[2], device=scores.device) >= counts
+        return pool_and_dilate(scores.masked_fill_(behind, 0.0), pool=POOL, reach=self.policy.around)
+
+    def select(self, step: AttentionStep, current: PageSelection) -> PageSelection:
+        """Select slots for new queries; what is selected now has an advantage."""
+        pinned = current.pinned
+        # After a forward of several tokens, which read everything, layers choose together.
+        if current.slots is None and self.policy.reads_all and self.policy.query_scores:
+            pinned = self._pinned(step, pinned)
+        return PageSelection(
+            slots=self._filled(step, current, pinned),
+            since=(step.queries.shape[2],) * len(self.counts),
+            mean_query=step.mean_query(self.heads),
+            pinned=pinned,
+        )
+
+    def _pinned(
+        self,
+        step: AttentionStep,
+        before: Tensor | None,
+    ) -> Bool[Tensor, "N M"] | None:
+        """Mark the pages with the best scores of any layer, as far as their share of the budget goes."""
+        scores = joint_query_scores(step)
+        if scores is None:
+            return before
+        # A budget that one attended token and its surroundings would take is better spent by the index.
+        least = 2 * self.policy.around
+        slots = []
+        for budget, newest in zip(self.budgets()[:: self.heads], self.newest()[:: self.heads], strict=True):
+            share = int(self.policy.query_scores * (budget - newest))
+            slots.append(max(share - least, 0))
+        return best_pages(self.index, scores, slots=slots)
+
+    def _filled(
+        self,
+        step: AttentionStep,
+        current: PageSelection,
+        pinned: Bool[Tensor, "N M"] | None,
+    ) -> Int[Tensor, "N budget"]:
+        """Fill each head's budget, page by page in order of score."""
+        held, budgets = self.held, self.budgets()
+        scores = None
+        if self.index.centres is not None and _any_smaller(budgets, held):
+            queries, real = step.newest(self.policy.choosing, self.heads)
+            scores = self.policy.rank(self.index, queries, real, scale=step.scale)
+            if self.policy.stay and current.slots is not None:
+                there = self.index.first_slot_selected(current.slots, stored=max(held))
+                scores = scores + self.policy.stay * there
+            if pinned is not None:
+                scores = scores.masked_fill(pinned, torch.inf)
+        return fill_budget(
+            self.index,
+            scores,
+            counts=held,
+            budgets=budgets,
+            newest=self.newest(),
+        )
+
+
+def _any_smaller(budgets: Sequence[int], held: Sequence[int]) -> bool:
+    """Tell whether any head may read fewer slots than it holds."""
+    return any(budget < count for budget, count in zip(budgets, held, strict=True))
