@@ -1,103 +1,127 @@
-"""Slots are fetched from a far tier as their layout reads them, dense, rounded or of few dimensions."""
+"""Pages in a tier are read as their layout reads them: dense, rounded or of few dimensions."""
 
 import pytest
 import torch
 
 import ranks
-from kvfold.attention.partial import Partial
+from kvfold.encode.dense import Dense
 from kvfold.encode.int4 import Int4
 from kvfold.encode.lowrank.part import LowRankPart
-from kvfold.memory.kv import KV
-from kvfold.memory.part import Part
-from kvfold.memory.step import AttentionStep, ForwardScope
+from kvfold.memory.dense import DensePart
 from kvfold.memory.transcript import Transcript
-from kvfold.place.sentkv import SentKV
+from kvfold.place.tiers.disk import DiskTier
+from kvfold.place.tiers.host import HostTier
+from memories import HEADS, SIZE, slots
 
-ROWS, HEADS, SIZE = 2, 2, 8
-TEXT = Transcript()
-
-
-def memory(tokens, *, first=0):
-    torch.manual_seed(first)
-    positions = torch.arange(first, first + tokens).expand(ROWS, HEADS, -1)
-    return KV(torch.randn(ROWS, HEADS, tokens, SIZE), torch.randn(ROWS, HEADS, tokens, SIZE), positions)
+ROWS, FIRST, SECOND = 2, 60, 31
 
 
-def low_rank(kv, **way):
-    torch.manual_seed(5)
-    form = ranks.form(HEADS, SIZE, **way)
-    everything = torch.ones(kv.positions.shape, dtype=torch.bool)
-    return LowRankPart.of(kv, everything, lambda keys, values, positions: positions.long() * 5 % 8, form)
-
-
-def as_bytes(kv):
-    return low_rank(kv, parts=HEADS, int8=True)
+def dense(kv):
+    return DensePart.of(kv, Dense())
 
 
 def rounded(kv):
     return Int4().pack(kv, torch.ones(kv.positions.shape, dtype=torch.bool))
 
 
-def policy(budget=24):
-    return SentKV(budget=budget, length=5, window=2, recent=2).open(pinned=0)
+def low_rank(kv, **way):
+    torch.manual_seed(5)
+    form = ranks.form(HEADS, SIZE, **way)
+    every = torch.ones(kv.positions.shape, dtype=torch.bool)
+    return LowRankPart.of(kv, every, lambda keys, values, positions: positions.long() * 5 % 8, form)
 
 
-@pytest.mark.parametrize("made", [low_rank, as_bytes])
-def test_latents_lie_on_disk_as_well(made, tmp_path):
-    on_disk = SentKV(budget=24, length=5, window=2, recent=2, tier="disk", directory=str(tmp_path)).open(pinned=0)
-    first, second, both = pieces(made)
-    part, queries = on_disk.place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 3, SIZE)
-    assert near(answer(part, queries), answer(both, queries))
+def low_rank_as_bytes(kv):
+    return low_rank(kv, parts=HEADS, int8=True)
 
 
-def answer(part: Part, queries: torch.Tensor) -> Partial:
-    """What a part answers where nothing is to be selected anew."""
-    return part.attend(AttentionStep(queries=queries, scale=0.3))[0]
+@pytest.fixture(params=[dense, rounded, low_rank, low_rank_as_bytes])
+def make(request):
+    return request.param
 
 
-def near(one: Partial, other: Partial) -> bool:
-    return torch.allclose(one.output, other.output, atol=1e-5) and torch.allclose(
-        one.log_sum_exp, other.log_sum_exp, atol=1e-5
-    )
+@pytest.fixture(params=["host", "disk"])
+def tier(request, tmp_path):
+    return HostTier() if request.param == "host" else DiskTier.open(directory=str(tmp_path), limit_bytes=None)
 
 
-def pieces(made) -> tuple[Part, Part, Part]:
-    """The first part, the second, and both as one."""
-    first, second = made(memory(60)), made(memory(31, first=60))
-    return first, second, made(memory(60)).extend(second, TEXT)
+def none_of(part):
+    return tuple((0,) * len(row) for row in part.counts)
 
 
-@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
-def test_everything_is_read_as_the_layout_reads_it(made):
-    first, second, both = pieces(made)
-    part, queries = policy().place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 3, SIZE)
-    assert near(answer(part, queries), answer(both, queries))
-    for (name, one), (_, other) in zip(part.stored.whole(part.counts).tensors(), both.tensors(), strict=True):
+@pytest.fixture
+def stored(make, tier):
+    """Pages of two parts, and the two as one part."""
+    first, second = make(slots(FIRST, rows=ROWS)), make(slots(SECOND, rows=ROWS, first=FIRST))
+    pages = first.pages(tier).append(none_of(first), first).append(first.counts, second)
+    return pages, first.extend(second, Transcript())
+
+
+def test_all_slots_come_back_as_the_part_that_they_would_be(stored):
+    pages, both = stored
+    whole = pages.whole(both.counts)
+    assert whole.counts == both.counts
+    for (name, one), (other_name, other) in zip(whole.tensors(), both.tensors(), strict=True):
+        assert name == other_name
         assert torch.equal(one, other), name
-    assert torch.equal(part.read().positions, both.read().positions)
 
 
-@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
-def test_what_is_selected_is_fetched_and_nothing_else(made):
-    first, second, both = pieces(made)
-    part, queries = policy().place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 1, SIZE)
-    found, after = part.attend(AttentionStep(queries=queries, scale=0.3, forward=ForwardScope()))
-    whole = both.read()
-    slots = after.selection.slots.long().view(ROWS, HEADS, -1, 1).expand(-1, -1, -1, SIZE)
-    keys, values = whole.keys.gather(2, slots), whole.values.gather(2, slots)
-    scores = queries.view(ROWS, HEADS, 2, SIZE) @ keys.mT * 0.3
-    assert torch.allclose(found.output.view(ROWS, HEADS, 2, SIZE), scores.softmax(-1) @ values, atol=1e-5)
-    assert after.working.stats.fetched == 24 * ROWS * HEADS
-    if made is low_rank:
-        in_full = 24 * ROWS * HEADS * 2 * SIZE * 4
-        assert after.working.stats.fetched_bytes < in_full * HEADS  # latents of all heads, fewer than in full
+def test_any_slots_of_any_heads_are_fetched(stored):
+    pages, both = stored
+    heads = torch.tensor([3, 0, 2, 1, 3])
+    some = torch.tensor([90, 0, 59, 60, 7])
+    keys, values, moved = pages.fetch(heads, some)
+    kv = both.read()
+    assert torch.allclose(keys, kv.keys.flatten(0, 1)[heads, some], atol=1e-5)
+    assert torch.allclose(values, kv.values.flatten(0, 1)[heads, some], atol=1e-5)
+    assert moved > 0
 
 
-@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
-def test_rows_and_what_is_kept_lie_as_their_layout_would_have_them(made):
-    first, second, both = pieces(made)
-    part = policy().place(first, TEXT).extend(second, TEXT)
-    queries = torch.randn(ROWS, 4, 2, SIZE)
-    assert near(answer(part.take_rows([1, 0]), queries), answer(both.take_rows([1, 0]), queries))
-    kept = torch.arange(91).repeat(ROWS * HEADS) % 3 > 0
-    assert near(answer(part.keep(kept), queries), answer(both.keep(kept), queries))
+def test_bytes_that_move_are_those_that_are_stored(make, tier):
+    part = make(slots(FIRST, rows=ROWS))
+    pages = part.pages(tier).append(none_of(part), part)
+    every = torch.arange(FIRST)
+    _, _, moved = pages.fetch(torch.zeros_like(every), every)
+    if make in (dense, rounded):
+        of_slots = sum(tensor.nbytes for tensor in part.payload.values())
+        assert moved == of_slots // (ROWS * HEADS)
+    else:
+        latents = [part.keys, part.values] + ([] if part.scales is None else [part.scales])
+        assert moved < sum(tensor.nbytes for tensor in latents)  # of one row
+
+
+def test_a_window_is_read_for_every_head(stored):
+    pages, both = stored
+    keys, values = pages.window(57, 64)
+    kv = both.read()
+    assert torch.allclose(keys, kv.keys[:, :, 57:64].flatten(0, 1), atol=1e-5)
+    assert torch.allclose(values, kv.values[:, :, 57:64].flatten(0, 1), atol=1e-5)
+
+
+def test_keys_and_positions_of_one_head_are_read_without_values(stored):
+    pages, both = stored
+    kv = both.read()
+    assert torch.allclose(pages.keys(2, 10, 70), kv.keys[1, 0, 10:70], atol=1e-5)
+    assert pages.positions(1, 55, 65).tolist() == list(range(55, 65))
+
+
+def test_pages_of_one_history_have_one_lineage(make, tier):
+    first, second = make(slots(FIRST, rows=ROWS)), make(slots(SECOND, rows=ROWS, first=FIRST))
+    pages = first.pages(tier).append(none_of(first), first)
+    assert pages.append(first.counts, second).lineage is pages.lineage
+    other = make(slots(FIRST, rows=ROWS))
+    assert other.pages(tier).append(none_of(other), other).lineage is not pages.lineage
+
+
+def test_older_pages_still_read_their_slots(make, tier):
+    first, second = make(slots(FIRST, rows=ROWS)), make(slots(SECOND, rows=ROWS, first=FIRST))
+    pages = first.pages(tier).append(none_of(first), first)
+    pages.append(first.counts, second)
+    again = pages.whole(first.counts)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(again.tensors(), first.tensors(), strict=True))
+
+
+def test_everything_held_is_named_once(stored):
+    names = [name for name, _ in stored[0].tensors()]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if "." in name]

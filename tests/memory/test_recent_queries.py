@@ -5,29 +5,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvfold.memory.recent_queries import RecentQueries
-from kvfold.memory.recorders import FoldEvent, Observation
-from kvfold.memory.tail import Tail
+from kvfold.memory.recorders import Observation
+from memories import fold_event, tail_of
 
-NO_KEYS = torch.empty(2, 2, 0, 2)
-NO_TAIL = Tail.empty(NO_KEYS, NO_KEYS)
+QUERY_HEADS = 4
 
 
-def fed(window, positions, width):
-    """A window after queries that carry their position in every number, one row list a row."""
+def queries_at(positions):
+    """Queries and log-sum-exps that carry their position in every number, one list of positions a row."""
     marked = torch.tensor(positions)
-    valid = marked >= 0
-    seen = Observation(
-        queries=marked[:, None, :, None].expand(-1, 4, -1, 2).float(),
-        log_sum_exp=marked[:, None].expand(-1, 4, -1).float(),
-        scale=1.0,
-        positions=marked,
-        valid=None if valid.all() else valid,
-        tail=NO_TAIL,
-        before=0,
-        folded=None,
-        hidden_states=None,
-    )
-    return (RecentQueries(width).open(NO_KEYS) if window is None else window).observe(seen)
+    queries = marked[:, None, :, None].expand(-1, QUERY_HEADS, -1, 2).float()
+    return queries, marked[:, None].expand(-1, QUERY_HEADS, -1).float()
+
+
+def opened(width, rows=2):
+    return RecentQueries(width).open(torch.empty(rows, 2, 0, 2))
+
+
+def fed(window, positions):
+    """The window after these queries; -1 is a pad."""
+    marked = torch.tensor(positions)
+    queries, log_sum_exp = queries_at(positions)
+    valid = None if bool((marked >= 0).all()) else marked >= 0
+    tail = tail_of(marked >= 0)
+    return window.observe(
+        Observation(
+            queries=queries, log_sum_exp=log_sum_exp, scale=1.0, positions=marked, valid=valid, tail=tail, before=0,
+            folded=None, hidden_states=None,
+        )
+    )  # fmt: skip
 
 
 def held(window):
@@ -48,65 +54,77 @@ def test_it_holds_the_newest_real_queries_of_each_row_however_they_came(columns,
         for row, real in enumerate(column):
             rows[row].append(counts[row] if real else -1)
             counts[row] += real
-    window, at = None, 0
+    window, at = opened(width), 0
     while at < len(columns):
         step = data.draw(st.integers(1, len(columns) - at))
-        window = fed(window, [row[at : at + step] for row in rows], width)
+        window = fed(window, [row[at : at + step] for row in rows])
         at += step
     wanted = [[position for position in row if position >= 0][-width:] for row in rows]
     assert held(window) == wanted
 
 
+def test_a_crop_drops_the_queries_of_tokens_that_are_taken_back():
+    window = fed(opened(4), [[0, 1, 2, 3], [5, 6, 7, -1]])
+    assert held(window.crop([2, 7], columns=2)) == [[0, 1], [5, 6]]
+    assert held(window.crop([0, 0], columns=4)) == [[], []]
+
+
 def test_queries_leave_by_position():
-    window = fed(None, [[0, 1, 2, 3], [5, 6, 7, -1]], 4)
-    assert held(window.crop([2, 7], 2)) == [[0, 1], [5, 6]]
+    window = fed(opened(4), [[0, 1, 2, 3], [5, 6, 7, -1]])
     assert held(window.since(torch.tensor([2, 7]))) == [[2, 3], [7]]
     assert held(window.invalidate(torch.tensor([[1, -1], [5, 7]]))) == [[0, 2, 3], [6]]
     assert held(window.take_rows([1, 1])) == [[5, 6, 7], [5, 6, 7]]
-    assert held(window.crop([0, 0], 4)) == [[], []]
 
 
-def folded(window, *, raw, seen, for_select=True):
-    """The window after a fold that left so many raw columns."""
-    keys = torch.zeros(2, 2, raw, 2)
-    positions = torch.arange(raw).expand(2, -1)
-    tail = NO_TAIL if raw == 0 else NO_TAIL.append(keys, keys, positions=positions, valid=None)
-    none = torch.zeros(2, 2, 0, dtype=torch.bool)
-    return window.fold(
-        FoldEvent(columns=0, kept=none, history=None, counts=None, made=0, tail=tail, seen=seen, for_select=for_select)
-    )
+def test_the_newest_few_are_a_view_of_the_window():
+    window = fed(opened(4), [[0, 1, 2, 3], [4, 5, 6, 7]])
+    few = window.last(2)
+    assert held(few) == [[2, 3], [6, 7]]
+    assert few.queries.untyped_storage().data_ptr() == window.queries.untyped_storage().data_ptr()
+    assert held(window.last(9)) == held(window)
 
 
-def test_a_fold_leaves_the_queries_of_tokens_that_are_still_raw():
-    window = fed(None, [[0, 1, 2, 3], [5, 6, 7, 8]], 4)
-    assert held(folded(window, raw=2, seen=(4, 9))) == [[2, 3], [7, 8]]
-    assert folded(window, raw=0, seen=(4, 9)) is None
+def test_heads_are_sliced_with_their_sums():
+    window = fed(opened(3), [[0, 1, 2], [3, 4, 5]]).heads(slice(2, 4))
+    assert window.queries.shape[1] == window.log_sum_exp.shape[1] == 2
 
 
-def test_a_fold_leaves_everything_where_only_the_place_reads_queries():
-    window = fed(None, [[0, 1, 2, 3], [5, 6, 7, 8]], 4)
-    assert folded(window, raw=0, seen=(4, 9), for_select=False) is window
+def test_queries_without_sums_follow_for_readers_of_queries_only():
+    window = fed(opened(3), [[0, 1], [0, 1]])
+    later = window.followed_by(queries_at([[2, 3], [2, 3]])[0], positions=torch.tensor([[2, 3]]), valid=None)
+    assert later.positions.tolist() == [[1, 2, 3]] * 2
+    assert (later.log_sum_exp[:, :, 1:] == 0).all()
+    assert held(window) == [[0, 1], [0, 1]]
 
 
-def test_queries_that_just_attended_follow_the_recorded_ones_without_a_log_sum_exp():
-    window = fed(None, [[0, 1, 2], [5, 6, -1]], 3)
-    new = torch.tensor([[3, 4], [7, 8]])
-    later = window.followed_by(new[:, None, :, None].expand(-1, 4, -1, 2).float(), positions=new, valid=None)
-    assert later.positions.tolist() == [[2, 3, 4], [6, 7, 8]]
-    assert later.queries[:, 0, :, 0].tolist() == [[2, 3, 4], [6, 7, 8]]
-    assert later.log_sum_exp[:, 0].tolist() == [[2, 0, 0], [6, 0, 0]]
+def test_a_fold_keeps_the_queries_of_tokens_that_are_still_raw():
+    tail = tail_of([[True] * 5])
+    window = fed(opened(5, rows=1), [[0, 1, 2, 3, 4]])
+    kept = torch.ones(1, 2, 3, dtype=torch.bool)
+    assert held(window.fold(fold_event(tail, 3, kept))) == [[3, 4]]
 
 
-def test_two_members_share_one_window_and_each_reads_as_much_as_it_named():
-    both = RecentQueries(2).joined(RecentQueries(4))
-    assert both == RecentQueries(4)
-    window = fed(both.open(NO_KEYS), [[0, 1, 2, 3], [5, 6, 7, 8]], 4)
-    assert held(window.last(2)) == [[2, 3], [7, 8]]
-    assert window.last(2).heads(slice(1, 3)).queries.shape == (2, 2, 2, 2)
+def test_a_fold_of_everything_leaves_no_window():
+    tail = tail_of([[True] * 3])
+    window = fed(opened(5, rows=1), [[0, 1, 2]])
+    kept = torch.ones(1, 2, 3, dtype=torch.bool)
+    assert window.fold(fold_event(tail, 3, kept)) is None
 
 
-def test_a_window_is_built_again_from_its_tensors():
-    window = fed(None, [[0, 1, -1], [5, 6, 7]], 4)
-    again = RecentQueries(4).restore(window.plain(), dict(window.tensors()))
-    assert held(again) == [[0, 1], [5, 6, 7]]
-    assert held(fed(again, [[2, 3, 4], [8, 9, 10]], 4)) == [[1, 2, 3, 4], [7, 8, 9, 10]]
+def test_a_fold_changes_nothing_for_a_place_that_reads_the_window_alone():
+    tail = tail_of([[True] * 3])
+    window = fed(opened(5, rows=1), [[0, 1, 2]])
+    event = fold_event(tail, 3, torch.ones(1, 2, 3, dtype=torch.bool), for_select=False)
+    assert window.fold(event) is window
+
+
+def test_of_two_settings_the_wider_one_serves_both():
+    assert RecentQueries(4).joined(RecentQueries(9)) == RecentQueries(9)
+    assert RecentQueries(4).joined(RecentQueries(2)) == RecentQueries(4)
+
+
+def test_what_was_saved_comes_back():
+    window = fed(opened(3), [[0, 1, -1], [0, 1, 2]])
+    again = RecentQueries(3).restore(window.plain(), dict(window.tensors()))
+    assert held(again) == held(window)
+    assert held(fed(again, [[2], [3]])) == [[0, 1, 2], [1, 2, 3]]

@@ -1,0 +1,103 @@
+"""An offloaded part answers what its layout would answer on the device: dense, rounded or of few dimensions."""
+
+import pytest
+import torch
+
+import ranks
+from kvfold.attention.partial import Partial
+from kvfold.encode.int4 import Int4
+from kvfold.encode.lowrank.part import LowRankPart
+from kvfold.memory.kv import KV
+from kvfold.memory.part import Part
+from kvfold.memory.step import AttentionStep, ForwardScope
+from kvfold.memory.transcript import Transcript
+from kvfold.place.sentkv import SentKV
+
+ROWS, HEADS, SIZE = 2, 2, 8
+TEXT = Transcript()
+
+
+def memory(tokens, *, first=0):
+    torch.manual_seed(first)
+    positions = torch.arange(first, first + tokens).expand(ROWS, HEADS, -1)
+    return KV(torch.randn(ROWS, HEADS, tokens, SIZE), torch.randn(ROWS, HEADS, tokens, SIZE), positions)
+
+
+def low_rank(kv, **way):
+    torch.manual_seed(5)
+    form = ranks.form(HEADS, SIZE, **way)
+    everything = torch.ones(kv.positions.shape, dtype=torch.bool)
+    return LowRankPart.of(kv, everything, lambda keys, values, positions: positions.long() * 5 % 8, form)
+
+
+def as_bytes(kv):
+    return low_rank(kv, parts=HEADS, codes=True)
+
+
+def rounded(kv):
+    return Int4().pack(kv, torch.ones(kv.positions.shape, dtype=torch.bool))
+
+
+def policy(budget=24):
+    return SentKV(budget=budget, length=5, window=2, recent=2).open(pinned=0)
+
+
+@pytest.mark.parametrize("made", [low_rank, as_bytes])
+def test_latents_lie_on_disk_as_well(made, tmp_path):
+    on_disk = SentKV(budget=24, length=5, window=2, recent=2, tier="disk", directory=str(tmp_path)).open(pinned=0)
+    first, second, both = pieces(made)
+    part, queries = on_disk.place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 3, SIZE)
+    assert near(answer(part, queries), answer(both, queries))
+
+
+def answer(part: Part, queries: torch.Tensor) -> Partial:
+    """What a part answers where nothing is to be selected anew."""
+    return part.attend(AttentionStep(queries=queries, scale=0.3))[0]
+
+
+def near(one: Partial, other: Partial) -> bool:
+    return torch.allclose(one.output, other.output, atol=1e-5) and torch.allclose(
+        one.log_sum_exp, other.log_sum_exp, atol=1e-5
+    )
+
+
+def pieces(made) -> tuple[Part, Part, Part]:
+    """The first part, the second, and both as one."""
+    first, second = made(memory(60)), made(memory(31, first=60))
+    return first, second, made(memory(60)).extend(second, TEXT)
+
+
+@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
+def test_everything_is_read_as_the_layout_reads_it(made):
+    first, second, both = pieces(made)
+    part, queries = policy().place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 3, SIZE)
+    assert near(answer(part, queries), answer(both, queries))
+    for (name, one), (_, other) in zip(part.stored.whole(part.counts).tensors(), both.tensors(), strict=True):
+        assert torch.equal(one, other), name
+    assert torch.equal(part.read().positions, both.read().positions)
+
+
+@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
+def test_what_is_selected_is_fetched_and_nothing_else(made):
+    first, second, both = pieces(made)
+    part, queries = policy().place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 1, SIZE)
+    found, after = part.attend(AttentionStep(queries=queries, scale=0.3, forward=ForwardScope()))
+    whole = both.read()
+    slots = after.selection.slots.long().view(ROWS, HEADS, -1, 1).expand(-1, -1, -1, SIZE)
+    keys, values = whole.keys.gather(2, slots), whole.values.gather(2, slots)
+    scores = queries.view(ROWS, HEADS, 2, SIZE) @ keys.mT * 0.3
+    assert torch.allclose(found.output.view(ROWS, HEADS, 2, SIZE), scores.softmax(-1) @ values, atol=1e-5)
+    assert after.working.stats.fetched == 24 * ROWS * HEADS
+    if made is low_rank:
+        in_full = 24 * ROWS * HEADS * 2 * SIZE * 4
+        assert after.working.stats.fetched_bytes < in_full * HEADS  # latents of all heads, fewer than in full
+
+
+@pytest.mark.parametrize("made", [low_rank, as_bytes, rounded])
+def test_rows_and_what_is_kept_lie_as_their_layout_would_have_them(made):
+    first, second, both = pieces(made)
+    part = policy().place(first, TEXT).extend(second, TEXT)
+    queries = torch.randn(ROWS, 4, 2, SIZE)
+    assert near(answer(part.take_rows([1, 0]), queries), answer(both.take_rows([1, 0]), queries))
+    kept = torch.arange(91).repeat(ROWS * HEADS) % 3 > 0
+    assert near(answer(part.keep(kept), queries), answer(both.keep(kept), queries))
