@@ -22,7 +22,7 @@ from kvfold.train.dynakv.loss import RATES, RankBatch, RankCost, RankLoss
 from kvfold.train.dynakv.rates import GRID, TextBatch, gate_logits, rates_at, spread_at, with_rates
 from kvfold.train.dynakv.settings import DynaSettings
 from kvfold.train.dynakv.student import BLOCK, Reading, Student
-from kvfold.train.dynakv.texts import Rows
+from kvfold.train.dynakv.texts import TokenRows
 from kvfold.train.loop import Trainer
 from kvfold.train.optimisers import ParameterGroup
 from kvfold.train.processes import device
@@ -42,7 +42,7 @@ class DynaRun(Run):
         self.model.float().requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
         torch.manual_seed(settings.seed)
         self.rng = random.Random(settings.seed)
-        self.rows = Rows(self.tokenizer, settings.data, length=settings.length)
+        self.rows = TokenRows(self.tokenizer, settings.data, length=settings.length)
         self.fixed = self._fixed_batches()
         self.measured = self._measured()
         self.start = with_rates(self.model, self.measured.under(settings.basis), self.fixed)
