@@ -66,9 +66,16 @@ class DensePart(Part):
     payload: Payload  # each tensor [slots, ...]
     positions: Int[Tensor, " slots"]
     blocks: tuple[Block, ...] = field(init=False, compare=False)
+    # Keys and values [B, H, S, D] of each block as they lie, where nothing is encoded: views are made once.
+    rectangles: tuple[tuple[Tensor, Tensor], ...] | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(_blocks(self.counts)))
+        blocks = tuple(_blocks(self.counts))
+        object.__setattr__(self, "blocks", blocks)
+        rectangles = None
+        if self.codec.lossless:
+            rectangles = tuple(self.codec.decode(self._views(block), self.dtype) for block in blocks)
+        object.__setattr__(self, "rectangles", rectangles)
 
     @classmethod
     def of(cls, kv: KV, codec: Codec, *, kept: Bool[Tensor, "B H S"] | None = None) -> "DensePart":
@@ -124,21 +131,17 @@ class DensePart(Part):
         """Attend every query to every slot of its row and head."""
         queries = step.queries
         if len(self.blocks) == 1:
-            return self._attend_block(self.blocks[0], queries, step.scale), self
+            return self._attend_block(0, queries, step.scale), self
         whole = nothing(queries)
         group = queries.shape[1] // len(self.counts[0])
-        for block in self.blocks:
+        for at, block in enumerate(self.blocks):
+            if block.shape[2] == 0:  # an empty head reads nothing
+                continue
             of_group = slice(block.heads.start * group, block.heads.stop * group)
-            answer = self._attend_block(block, queries[block.rows, of_group], step.scale)
+            answer = self._attend_block(at, queries[block.rows, of_group], step.scale)
             whole.output[block.rows, of_group] = answer.output
             whole.log_sum_exp[block.rows, of_group] = answer.log_sum_exp
         return whole, self
-
-    def rectangle(self) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S D"]] | None:
-        """View keys and values as they lie, where nothing is encoded and every row and head holds as many."""
-        if len(self.blocks) != 1 or not self.codec.lossless or not self.slots:
-            return None
-        return self.codec.decode(self._views(self.blocks[0]), self.dtype)
 
     def read(self, heads: slice = slice(None)) -> KV:
         """Decode the slots of some heads. Each row and head holds as many."""
@@ -197,15 +200,18 @@ class DensePart(Part):
             for name, tensor in self.payload.items()
         }
 
-    def _attend_block(self, block: Block, queries: Tensor, scale: float) -> Partial:
-        stored = block.shape[2]
-        if stored == 0:
+    def _attend_block(self, at: int, queries: Tensor, scale: float) -> Partial:
+        """Attend over one block; a lossy codec is decoded piece by piece, so that no widened copy of all is there."""
+        if self.rectangles is not None:
+            keys, values = self.rectangles[at]
+            return partial(queries, keys, values, scale=scale)
+        block = self.blocks[at]
+        if block.shape[2] == 0:
             return nothing(queries)
-        # A lossy codec is decoded piece by piece, so that a widened copy of everything is never there.
-        step = stored if self.codec.lossless else _DECODED_SLOTS
         answers = []
-        for first in range(0, stored, step):
-            keys, values = self.codec.decode(self._views(block, slice(first, first + step)), self.dtype)
+        for first in range(0, block.shape[2], _DECODED_SLOTS):
+            some = slice(first, first + _DECODED_SLOTS)
+            keys, values = self.codec.decode(self._views(block, some), self.dtype)
             answers.append(partial(queries, keys, values, scale=scale))
         return merge(answers)
 

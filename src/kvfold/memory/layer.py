@@ -17,6 +17,7 @@ from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
 from kvfold.memory.dense import DensePart
 from kvfold.memory.fold import fold_layer
+from kvfold.memory.recent_queries import RecentQueries
 from kvfold.memory.recorders import Observation
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
@@ -43,9 +44,6 @@ class NewTokens:
     positions: Int[Tensor, "#B Q"]
     valid: Bool[Tensor, "B Q"] | None  # None: no pads
     hidden_states: Float[Tensor, "B Q width"] | None = None  # what entered the layer, where a method records it
-
-    def __len__(self) -> int:
-        return self.queries.shape[2]
 
     def piece(self, start: int, stop: int) -> "NewTokens":
         """Cut out some of the columns."""
@@ -80,7 +78,7 @@ class Layer:
     ) -> Float[Tensor, "B G Q D"]:
         """Attend with new tokens, which join the tail. `stops` are counts of new columns after which to fold."""
         self.scale = scale
-        count = len(new)
+        count = new.queries.shape[2]
         if not stops and (new.valid is None or count <= _PADDED_PIECE):
             return self._attend_piece(new, scale, forward)
         outputs = []
@@ -122,10 +120,14 @@ class Layer:
             self.fold(transcript, columns=tail.length - limit // 2)
 
     def _attend_piece(self, new: NewTokens, scale: float, forward: ForwardScope) -> Tensor:
-        state, count = self.state, len(new)
+        state, count = self.state, new.queries.shape[2]
         tail = Tail.empty(new.keys, new.values) if state.tail is None else state.tail
         before = tail.length
-        near = self._sinks_to_copy(before, count)
+        # Sinks that lie as they came are copied before a short tail: that is quicker than merging a part more.
+        near = None
+        if count == 1 and before < _NEAR and isinstance(state.sinks, DensePart):
+            near = state.sinks.rectangles
+            near = near[0] if near is not None and len(near) == 1 else None
         answers = []
         if near is None and state.sinks is not None and state.sinks.slots:
             answers.append(state.sinks.attend(AttentionStep(queries=new.queries, scale=scale))[0])
@@ -136,7 +138,7 @@ class Layer:
                 scale=scale,
                 positions=new.positions,
                 valid=new.valid,
-                recent=state.recent,
+                recent=state.records.get(RecentQueries.name),
                 forward=forward,
             )
             answer, folded = folded.attend(step)
@@ -144,16 +146,16 @@ class Layer:
         with UNTIMED if self.timer is None else self.timer("append"):
             positions = new.positions.expand(new.queries.shape[0], -1)
             tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid)
-        whole = merge([*answers, *_over_raw(new, tail, before, scale, near)])
+        if count == 1:
+            columns = slice(0, before + 1)
+            answers.append(over_tail(new.queries, tail, columns, scale, prefix=near))
+        else:
+            answers += _over_columns(new, tail, before, scale)
+        whole = merge(answers)
         self.state = replace(state, tail=tail, folded=folded, seen=_seen_after(state.seen, new))
         if self.rules.recorders:
             self._record(new, whole, before, scale)
         return whole.output
-
-    def _sinks_to_copy(self, before: int, count: int) -> tuple[Tensor, Tensor] | None:
-        """Give the sinks' keys and values where copying them before a short tail saves a merge."""
-        sinks = self.state.sinks
-        return sinks.rectangle() if count == 1 and before < _NEAR and isinstance(sinks, DensePart) else None
 
     def _record(self, new: NewTokens, whole: Partial, before: int, scale: float) -> None:
         """Let the records see the new tokens."""
@@ -182,23 +184,16 @@ def _seen_after(seen: tuple[int, ...], new: NewTokens) -> tuple[int, ...]:
     """Count the real tokens of each row after new ones."""
     before = seen or (0,) * new.queries.shape[0]
     if new.valid is None:
-        return tuple(old + len(new) for old in before)
+        return tuple(old + new.queries.shape[2] for old in before)
     added = new.valid.sum(dim=1).tolist()
     return tuple(old + int(more) for old, more in zip(before, added, strict=True))
 
 
-def _over_raw(
-    new: NewTokens,
-    tail: Tail,
-    before: int,
-    scale: float,
-    prefix: tuple[Tensor, Tensor] | None,
-) -> list[Partial]:
-    """Attend over earlier raw columns, and causally over the new ones; for one new token in one call."""
-    queries, count = new.queries, len(new)
-    if count == 1:
-        return [over_tail(queries, tail, slice(0, before + 1), scale, prefix=prefix)]
-    causal = over_tail(queries, tail, slice(before, before + count), scale, causal=True)
+def _over_columns(new: NewTokens, tail: Tail, before: int, scale: float) -> list[Partial]:
+    """Attend over earlier raw columns, and causally over the new ones."""
+    queries = new.queries
+    stop = before + queries.shape[2]
+    causal = over_tail(queries, tail, slice(before, stop), scale, causal=True)
     return [over_tail(queries, tail, slice(0, before), scale), causal] if before else [causal]
 
 
