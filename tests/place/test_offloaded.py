@@ -72,7 +72,7 @@ def test_everything_is_read_as_the_layout_reads_it(made):
     first, second, both = pieces(made)
     part, queries = policy().place(first, TEXT).extend(second, TEXT), torch.randn(ROWS, 4, 3, SIZE)
     assert near(answer(part, queries), answer(both, queries))
-    for (name, one), (_, other) in zip(part.stored.whole(part.counts).tensors(), both.tensors(), strict=True):
+    for (name, one), (_, other) in zip(part.table.stored.whole(part.counts).tensors(), both.tensors(), strict=True):
         assert torch.equal(one, other), name
     assert torch.equal(part.read().positions, both.read().positions)
 
