@@ -70,8 +70,8 @@ KEEPS ?= 0.5,0.2,0.06
 RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; kvpress:ObservedAttention; \
   kvpress:ThinK; transformers:DynamicCache; transformers:QuantizedCache(backend='fp8')
 AGAINST_SONIC ?= sonic; kvzip; h2o; streaming_llm; snapkv; first; mean_pool; summary
-AGAINST_DYNAKV ?= dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.3); dynakv(rate=0.2); dynakv(rate=0.3, deal='even'); \
-  dynakv(rate=0.2, deal='even'); dynakv(rate=0.3, deal='random'); dynakv(rate=0.2, deal='random'); pca(rate=0.3); pca(rate=0.2)
+AGAINST_DYNAKV ?= dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.3); dynakv(rate=0.2); dynakv(rate=0.3, allocation='even'); \
+  dynakv(rate=0.2, allocation='even'); dynakv(rate=0.3, allocation='random'); dynakv(rate=0.2, allocation='random'); pca(rate=0.3); pca(rate=0.2)
 BYTES ?= dynakv(rate=0.47, int8=True)
 AT_SIX_PERCENT ?= chunkkv(keep=0.235) + $(BYTES); chunkkv(keep=0.11) + $(BYTES); chunkkv(keep=0.45) + $(BYTES); chunkkv(keep=0.12) + dynakv(rate=0.47); \
   chunkkv(keep=0.06); chunkkv(keep=0.12); snapkv(keep=0.235) + $(BYTES); snapkv(keep=0.06); dynakv(rate=0.1, int8=True)

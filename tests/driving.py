@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from fakes import exact_twin, model_of
-from kvfold.encode.lowrank.part import Form
+from kvfold.encode.lowrank.format import LowRankFormat
 from kvfold.encode.lowrank.ranks import RankedLayout
 from kvfold.hf.cache import FoldedCache
 from kvfold.memory.dense import DensePart
@@ -157,7 +157,7 @@ def storages(thing: object) -> dict[int, int]:
     todo = [thing]
     while todo:
         one = todo.pop()
-        if id(one) in done or isinstance(one, type | torch.nn.Module | str | bytes | Form | RankedLayout):
+        if id(one) in done or isinstance(one, type | torch.nn.Module | str | bytes | LowRankFormat | RankedLayout):
             continue
         done.add(id(one))
         if isinstance(one, torch.Tensor):

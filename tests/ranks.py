@@ -4,8 +4,8 @@ import torch
 
 from kvfold.adapters.ranks import inverse, left_out
 from kvfold.attention.basis import Bases, Basis
+from kvfold.encode.lowrank.format import LowRankFormat
 from kvfold.encode.lowrank.gate import Gate
-from kvfold.encode.lowrank.part import Form
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.rotary import rotary_of
@@ -26,10 +26,10 @@ def levels_of(size):
     return tuple((step * size // 8, min(step + 1, 8) * size // 8 if step else 0) for step in steps)
 
 
-def form(heads, size, *, rotary=None, parts=1, codes=False):
+def form(heads, size, *, rotary=None, parts=1, int8=False):
     pair = [basis(heads * size, heads, own) for own in (parts, 1)]
     levels = tuple((keys // parts * parts, values) for keys, values in levels_of(heads * size))
-    return Form(bases=Bases(keys=pair[0], values=pair[1], rotary=rotary), levels=levels, codes=codes)
+    return LowRankFormat(bases=Bases(keys=pair[0], values=pair[1], rotary=rotary), levels=levels, int8=int8)
 
 
 def gate(own):

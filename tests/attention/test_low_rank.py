@@ -145,9 +145,9 @@ def part_of(own, *, dtype, device, rows=3, slots=700):
     return LowRankPart.of(KV(keys, values, positions), kept.expand(rows, HEADS, slots), deal, own)
 
 
-def kernel_and_blocks(device, dtype, parts, codes):
+def kernel_and_blocks(device, dtype, parts, int8):
     """What the kernel answers, and what the blocks answer to the same queries, wider."""
-    own = form(HEADS, SIZE, parts=parts, codes=codes)
+    own = form(HEADS, SIZE, parts=parts, int8=int8)
     own = replace(own, bases=Bases(keys=moved(own.bases.keys, device), values=moved(own.bases.values, device)))
     part = part_of(own, dtype=dtype, device=device)
     queries = torch.randn(3, 6, 2, SIZE, device=device).to(dtype)
@@ -160,11 +160,11 @@ def kernel_and_blocks(device, dtype, parts, codes):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("parts", [1, HEADS])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_kernel_answers_for_all_rows_and_levels_what_the_blocks_answer(dtype, parts, codes):
-    found, wanted = kernel_and_blocks("cuda", dtype, parts, codes)
+def test_the_kernel_answers_for_all_rows_and_levels_what_the_blocks_answer(dtype, parts, int8):
+    found, wanted = kernel_and_blocks("cuda", dtype, parts, int8)
     close = 0.03 if dtype == torch.bfloat16 else 0.005
     assert found.output.dtype == dtype
     assert (found.output.float() - wanted.output).abs().max() < close * wanted.output.abs().max()

@@ -10,6 +10,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from kvfold.chat.chat import Chat
 from kvfold.errors import BudgetError, CacheError, DataError, ModelError, PlanError
+from kvfold.memory.accounting import account
 
 PLANS = ["full", "none", "streaming_llm(keep=0.4)", "h2o(keep=0.4) + int8", "snapkv(keep=0.4, window=8) + int4"]
 TALK = ["Where does Anna live?", "And the cat?", "The lamp costs 30.", "How are you today?"]
@@ -114,7 +115,7 @@ def test_a_stride_folds_inside_a_turn(begin):
     pieces = chat.send("Where does Anna live?")
     held = []
     for _ in pieces:
-        held.append(chat.cache.memory.ledger(device="cpu", other_bytes=0).slots // 4)
+        held.append(account(chat.cache.memory, plan="", device="cpu", other_bytes=0, adapter_bytes=0).slots // 4)
     assert len(chat.ids) > 80
     assert max(held) <= 40 + 16
 
@@ -213,7 +214,7 @@ def test_an_interrupt_between_two_layers_folds_goes_on_at_the_next_turn(begin, m
     assert state(one) == state(other)
 
 
-def interrupt(columns=None):
+def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 

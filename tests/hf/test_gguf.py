@@ -128,6 +128,13 @@ def test_the_second_load_and_a_copy_of_the_file_read_what_the_first_wrote(sound,
     assert fingerprint(load(str(copy))[0]) == fingerprint(first)
 
 
+def test_the_model_is_called_by_what_was_asked_for_and_still_knows_its_folder(sound, package, home):
+    for asked, name in ((str(sound), "pocket.gguf"), ("smollm2", "smollm2")):
+        model, _ = load(asked)
+        assert model.config.name_or_path == name
+        assert model.name_or_path == str(home / "gguf" / left_in(home)[0])
+
+
 def test_another_file_of_the_same_name_is_another_model(model, sound, tmp_path, home):
     other = tiny_gguf.write(tmp_path / sound.name, model)
     assert fingerprint(load(str(other))[0]) != fingerprint(load(str(sound))[0])

@@ -32,7 +32,7 @@ def low_rank(kv, **way):
 
 
 def low_rank_as_bytes(kv):
-    return low_rank(kv, parts=HEADS, codes=True)
+    return low_rank(kv, parts=HEADS, int8=True)
 
 
 @pytest.fixture(params=[dense, rounded, low_rank, low_rank_as_bytes])

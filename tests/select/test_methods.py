@@ -1,12 +1,18 @@
 """Each method against its paper's rule written out: what stays, in small cases that a person can check."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contexts import window_of
 from kvfold.errors import KvfoldError
-from kvfold.memory.kv import KV, Observed
+from kvfold.memory.attention_sums import AttentionSums
+from kvfold.memory.candidates import Candidates
+from kvfold.memory.kv import KV
+from kvfold.memory.recent_queries import RecentQueries
 from kvfold.plan import members
 from kvfold.select.base import best, newest
 from kvfold.select.full import Full
@@ -23,19 +29,20 @@ def memory(slots, *, rows=1, heads=2, first=4):
     return KV(torch.randn(rows, heads, slots, 4), torch.randn(rows, heads, slots, 4), positions)
 
 
-def observed(kv, *, mass=None, window=3):
-    """Queries that stand behind every slot."""
-    rows, heads, slots = kv.positions.shape
+def candidates(kv, slots, *, sums=None, window=3):
+    """So many of these slots may stay; queries stand behind every slot."""
+    rows, heads, held = kv.positions.shape
     seen = int(kv.positions.max()) + 1
     queries = torch.randn(rows, heads * 2, window, 4)
     scores = queries @ kv.keys.repeat_interleave(2, dim=1).mT * 0.5
-    return Observed(
+    return Candidates(
+        kv=kv,
+        slots=slots,
         scale=0.5,
         seen=torch.full((rows,), seen),
-        mass=torch.rand(rows, heads, slots) if mass is None else mass,
-        queries=queries,
-        query_positions=torch.arange(seen - window, seen).expand(rows, window),
-        log_sum_exp=scores.logsumexp(dim=-1),
+        shared_heads=False,
+        attention_sums=torch.rand(rows, heads, held) if sums is None else sums,
+        recent=window_of(queries, scores.logsumexp(dim=-1), torch.arange(seen - window, seen).expand(rows, window)),
     )
 
 
@@ -45,7 +52,7 @@ def positions(kv, kept):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, kind in SELECTS.items() if name not in ("full", "none") and not kind.by_pass]
+    "name", [name for name, kind in SELECTS.items() if name not in ("full", "none") and not kind.chooses_jointly]
 )
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
@@ -53,7 +60,7 @@ def test_a_choice_keeps_at_most_what_it_may_and_something(name, data):
     slots = data.draw(st.integers(2, 40))
     allowed = data.draw(st.integers(1, slots - 1))
     kv = memory(slots, rows=data.draw(st.integers(1, 3)), heads=data.draw(st.integers(1, 3)))
-    kept = SELECTS[name](tokens=9).choose(kv, allowed, observed(kv, window=data.draw(st.integers(1, 5))))
+    kept = SELECTS[name](tokens=9).choose_slots(candidates(kv, allowed, window=data.draw(st.integers(1, 5))))
     assert kept.shape == kv.positions.shape
     counts = kept.sum(dim=2)
     assert (counts <= allowed).all()
@@ -63,40 +70,40 @@ def test_a_choice_keeps_at_most_what_it_may_and_something(name, data):
 
 def test_streaming_llm_keeps_the_newest():
     kv = memory(10)
-    assert positions(kv, StreamingLLM(tokens=9).choose(kv, 3, observed(kv))) == [11, 12, 13]
+    assert positions(kv, StreamingLLM(tokens=9).choose_slots(candidates(kv, 3))) == [11, 12, 13]
 
 
 def test_h2o_keeps_the_newest_half_and_the_heaviest():
     kv = memory(10)
-    mass = torch.tensor([0, 9, 0, 0, 8, 0, 7, 0, 0, 0.0]).expand(1, 2, 10)
-    chosen = H2O(tokens=9, normalise=False).choose(kv, 4, observed(kv, mass=mass))
+    sums = torch.tensor([0, 9, 0, 0, 8, 0, 7, 0, 0, 0.0]).expand(1, 2, 10)
+    chosen = H2O(tokens=9, normalise=False).choose_slots(candidates(kv, 4, sums=sums))
     assert positions(kv, chosen) == [5, 8, 12, 13]
 
 
 def test_h2o_divides_by_how_many_queries_could_see_a_slot():
     kv = memory(10)
-    mass = torch.tensor([5, 5, 5, 5, 4, 4, 0, 0, 0, 0.0]).expand(1, 2, 10)  # a slot at 13 - n was seen by n + 1 queries
-    chosen = H2O(tokens=9).choose(kv, 4, observed(kv, mass=mass))
+    sums = torch.tensor([5, 5, 5, 5, 4, 4, 0, 0, 0, 0.0]).expand(1, 2, 10)  # a slot at 13 - n was seen by n + 1 queries
+    chosen = H2O(tokens=9).choose_slots(candidates(kv, 4, sums=sums))
     assert positions(kv, chosen) == [7, 9, 12, 13]
-    plain = H2O(tokens=9, normalise=False).choose(kv, 4, observed(kv, mass=mass))
+    plain = H2O(tokens=9, normalise=False).choose_slots(candidates(kv, 4, sums=sums))
     assert positions(kv, plain) == [4, 5, 12, 13]
 
 
 def test_h2o_gives_all_to_one_side_when_told():
     kv = memory(10)
-    mass = torch.arange(10, 0, -1).float().expand(1, 2, 10)
-    assert positions(kv, H2O(tokens=9, recent=1.0).choose(kv, 3, observed(kv, mass=mass))) == [11, 12, 13]
-    assert positions(kv, H2O(tokens=9, recent=0.0).choose(kv, 3, observed(kv, mass=mass))) == [4, 5, 13]
+    sums = torch.arange(10, 0, -1).float().expand(1, 2, 10)
+    assert positions(kv, H2O(tokens=9, recent=1.0).choose_slots(candidates(kv, 3, sums=sums))) == [11, 12, 13]
+    assert positions(kv, H2O(tokens=9, recent=0.0).choose_slots(candidates(kv, 3, sums=sums))) == [4, 5, 13]
 
 
-def test_snapkv_votes_are_the_attention_of_its_window():
+def test_snapkv_scores_are_the_attention_of_its_window():
     kv = memory(12)
-    seen = observed(kv)
-    found = SnapKV(tokens=9).votes(kv, seen)
-    scores = (seen.queries @ kv.keys.repeat_interleave(2, dim=1).mT * 0.5).masked_fill(
-        seen.query_positions[0][:, None] < kv.positions[0, 0], -torch.inf
+    seen = candidates(kv, 3)
+    found = SnapKV(tokens=9).scores(seen)
+    scores = (seen.recent.queries @ kv.keys.repeat_interleave(2, dim=1).mT * 0.5).masked_fill(
+        seen.recent.positions[0][:, None] < kv.positions[0, 0], -torch.inf
     )
-    weights = (scores - seen.log_sum_exp[..., None]).exp()
+    weights = (scores - seen.recent.log_sum_exp[..., None]).exp()
     wanted = weights.sum(dim=2).unflatten(1, (2, 2)).mean(dim=2)
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
@@ -106,34 +113,35 @@ def test_snapkv_keeps_its_window_and_what_it_looks_at():
     keys[0, 0, 5] = 10.0  # every query looks here
     kv = KV(keys, keys, torch.arange(20).expand(1, 1, 20))
     queries = torch.ones(1, 1, 2, 4)
-    seen = Observed(
+    seen = Candidates(
+        kv=kv,
+        slots=5,
         scale=1.0,
         seen=torch.tensor([20]),
-        queries=queries,
-        query_positions=torch.tensor([[18, 19]]),
-        log_sum_exp=(queries @ keys.mT).logsumexp(dim=-1),
+        shared_heads=False,
+        recent=window_of(queries, (queries @ keys.mT).logsumexp(dim=-1), torch.tensor([[18, 19]])),
     )
-    kept = SnapKV(tokens=9, window=2, pool=3).choose(kv, 5, seen)
+    kept = SnapKV(tokens=9, window=2, pool=3).choose_slots(seen)
     assert positions(kv, kept) == [4, 5, 6, 18, 19]
 
 
 def test_snapkv_ignores_queries_that_are_no_tokens():
     kv = memory(12)
-    seen = observed(kv)
-    blank = Observed(
-        scale=0.5,
-        seen=seen.seen,
-        queries=torch.cat([torch.full_like(seen.queries[:, :, :1], 1e4), seen.queries], dim=2),
-        query_positions=torch.cat([torch.tensor([[-1]]), seen.query_positions], dim=1),
-        log_sum_exp=torch.cat([torch.zeros(1, 4, 1), seen.log_sum_exp], dim=2),
+    seen = candidates(kv, 3)
+    recent = seen.recent
+    blank = window_of(
+        torch.cat([torch.full_like(recent.queries[:, :, :1], 1e4), recent.queries], dim=2),
+        torch.cat([torch.zeros(1, 4, 1), recent.log_sum_exp], dim=2),
+        torch.cat([torch.tensor([[-1]]), recent.positions], dim=1),
     )
-    assert torch.allclose(SnapKV(tokens=9).votes(kv, blank), SnapKV(tokens=9).votes(kv, seen))
+    method = SnapKV(tokens=9)
+    assert torch.allclose(method.scores(replace(seen, recent=blank)), method.scores(seen))
 
 
 def test_full_and_none_keep_everything_and_nothing():
     kv = memory(5)
-    assert Full().choose(kv, 5, observed(kv)).all()
-    assert not Nothing().choose(kv, 0, observed(kv)).any()
+    assert Full().choose_slots(candidates(kv, 5)).all()
+    assert not Nothing().choose_slots(candidates(kv, 0)).any()
     assert Full().budget is None
     assert Nothing().budget.slots(seen=9, pinned=4, slot_bytes=1, token_bytes=1, shares=1) == 4
     assert Nothing().budget.slots(seen=2, pinned=4, slot_bytes=1, token_bytes=1, shares=1) == 2
@@ -153,4 +161,5 @@ def test_every_method_says_whether_it_looks_at_queries_and_its_paper(name):
         method = kind(tokens=9)
     except KvfoldError:
         method = kind()
-    assert kind.query_aware == bool(method.needs.queries or method.needs.mass)
+    reads_queries = any(isinstance(recorder, RecentQueries | AttentionSums) for recorder in method.records)
+    assert kind.query_aware == reads_queries

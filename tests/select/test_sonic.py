@@ -12,6 +12,7 @@ from fakes import fresh, model_of, text
 from folding import adapter_for
 from kvfold.adapters.files import load_adapter
 from kvfold.errors import BudgetError, FileError, ModelError, PlanError
+from kvfold.hf import passes
 from kvfold.hf.load import SHIPPED
 from kvfold.plan import Plan
 from kvfold.select.sonic import ROWS, SAVED, spread
@@ -120,11 +121,11 @@ def test_an_interrupted_pass_is_done_again(plan, monkeypatch):
     ids = text(1, 30, seed=1)
     with torch.no_grad():
         model(ids, past_key_values=cache)
-    before, runner = cache.ledger(), cache.memory.runner
-    cache.memory.runner = lambda request: (_ for _ in ()).throw(KeyboardInterrupt)
+    before = cache.ledger()
+    monkeypatch.setattr(passes, "run", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         cache.fold()
-    cache.memory.runner = runner
+    monkeypatch.undo()
     assert before.seen == 30
     cache.fold()
     assert cache.ledger().slots < before.slots

@@ -16,8 +16,8 @@ from kvfold.adapters.files import TENSORS, WORDS, folder_for, words_for, write_f
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
 from kvfold.encode.base import Encode
+from kvfold.encode.lowrank.format import Levels, LowRankFormat
 from kvfold.encode.lowrank.gate import Gate
-from kvfold.encode.lowrank.part import Form, Levels
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.errors import FileError, ModelError
 from kvfold.hf.binding import ModelBinding
@@ -143,7 +143,7 @@ def _layer_ranks(
     out = left_out(levels, len(keys.mean), len(values.mean))
     learned = {key: tensors[f"{prefix}.gate.{key}"] for key in _GATE}
     return LayerRanks(
-        form=Form(bases=Bases(keys=keys, values=values, rotary=rotary), levels=levels),
+        form=LowRankFormat(bases=Bases(keys=keys, values=values, rotary=rotary), levels=levels),
         gate=Gate(left_out=out.to(keys.mean.device), **learned),
         rates=tuple(words["rates"]),
     )

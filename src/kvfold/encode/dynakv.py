@@ -7,11 +7,13 @@ the paper has a model for each; by default keys are written as they are scored (
 reconstructed. basis="joint" is the paper's.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from kvfold.encode.base import Learned
-from kvfold.encode.lowrank.ranks import BasisName, Dealing, RankedLayout, Ranks, by_gate, check_rate
+from kvfold.encode.lowrank.ranks import AllocationName, BasisName, RankedLayout, Ranks, allocated_by_gate, check_rate
 from kvfold.memory.part import Layout
 
 
@@ -21,20 +23,24 @@ class DynaKV(Learned):
 
     rate: float = 0.47  # kept share of all dimensions of keys and values, over tokens and layers
     basis: BasisName = "mixed"
-    deal: Dealing = "learned"  # "random" gives the gate's ranks to other tokens, "even" one rank to a layer's tokens
+    allocation: AllocationName = "learned"  # "random" shuffles the gate's ranks, "even" gives all tokens one rank
     int8: bool = False  # latents as bytes, with one scale for a slot's keys and one for its values
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2603.04411"
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"deal": "allocation"})
 
     def __post_init__(self) -> None:
         check_rate(self.rate)
 
     def bound(self, ranks: Ranks) -> Layout:
-        """The adapter's forms, with levels dealt by its gates within the rate."""
+        """Take the adapter's formats, with levels allocated by its gates within the rate."""
         learned = ranks.under(self.basis)
-        forms = {
-            index: by_gate(own, learned.rate_of(index, self.rate), self.deal, codes=self.int8)
-            for index, own in learned.layers.items()
-        }
-        weights = (own.form if self.deal == "even" else own for own in learned.layers.values())  # no gate is asked then
-        return RankedLayout(forms=forms, learned_bytes=sum(own.weight_bytes for own in weights))
+        formats = {}
+        for index, of_layer in learned.layers.items():
+            rate = learned.rate_of(index, self.rate)
+            formats[index] = allocated_by_gate(of_layer, rate, self.allocation, int8=self.int8)
+        if self.allocation == "even":  # no gate is asked
+            learned_bytes = sum(of_layer.form.weight_bytes for of_layer in learned.layers.values())
+        else:
+            learned_bytes = sum(of_layer.weight_bytes for of_layer in learned.layers.values())
+        return RankedLayout(formats=formats, learned_bytes=learned_bytes)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvfold.encode.base import Learned
-from kvfold.encode.lowrank.ranks import BasisName, RankedLayout, Ranks, check_rate, one_level
+from kvfold.encode.lowrank.ranks import BasisName, RankedLayout, Ranks, check_rate, single_level
 from kvfold.memory.part import Layout
 
 
@@ -32,5 +32,5 @@ class Pca(Learned):
         for index, own in measured.layers.items():
             sides = (own.form.bases.keys, own.form.bases.values)
             keys, values = (max(round(self.rate * len(side.mean) / side.parts), 1) * side.parts for side in sides)
-            forms[index] = one_level(own.form, (keys, values))
-        return RankedLayout(forms=forms, learned_bytes=sum(own.form.weight_bytes for own in measured.layers.values()))
+            forms[index] = single_level(own.form, (keys, values))
+        return RankedLayout(formats=forms, learned_bytes=sum(own.form.weight_bytes for own in measured.layers.values()))

@@ -144,7 +144,8 @@ def _positions(cache: FoldedCache, given: Tensor | None, valid: Tensor | None, q
 
 def _refuse(module: torch.nn.Module, cache: FoldedCache, given: Any, dropout: float, kwargs: dict[str, Any]) -> None:
     """Everything that this attention would get wrong is an error."""
-    if not cache.lease.has_module(module):
+    lease = cache.lease
+    if module not in lease.modules and not lease.has_module(module):  # a call less, in every layer of every step
         raise CacheError(
             f"a cache of {cache.lease.name} was used with another model; what it holds means nothing there; "
             "make a new one by kvfold.cache(model, ...)"

@@ -55,8 +55,6 @@ class FoldedCache(Cache):
         self._running = RunningForward(memory, self._stock, lease, last=len(layers) - 1)
         self._branched = False  # rows are beams of one past
 
-    # What transformers asks -------------------------------------------------------------------------------------
-
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
@@ -142,8 +140,6 @@ class FoldedCache(Cache):
     def batch_size(self) -> int:
         """Rows held, -1 before the first forward."""
         return len(self.memory.seen) or -1
-
-    # What users ask ---------------------------------------------------------------------------------------------
 
     def fold(self, valid: Bool[Tensor, "B fed"] | None = None, *, until: int | None = None) -> None:
         """Fold what is still raw, all or only columns before `until`. `valid` marks tokens, False for pads.

@@ -51,6 +51,9 @@ def load(
     model = _model(name_or_path, source, offline=offline, dtype=dtype)
     tokenizer = _tokenizer(name_or_path, source, offline=offline)
     _refuse_nan(model, name_or_path)
+    if _is_unpacked(source):
+        # For messages and for what an adapter says of its base; model.name_or_path goes on naming the folder.
+        model.config.name_or_path = Path(name_or_path).name
     return (model if device is None else _moved(model, device)).eval(), tokenizer
 
 
@@ -111,6 +114,11 @@ def _source(name: str) -> str:
     if not name.strip() or len(parts) > 2 or name.startswith((".", "~", "/")) or " " in name:
         refuse(name, "there is no such folder", f"give {_choices()}")
     return name
+
+
+def _is_unpacked(source: str) -> bool:
+    """Whether a folder was written here from a GGUF file."""
+    return home() in Path(source).parents
 
 
 def _refuse_incomplete(folder: Path, name: str) -> None:
@@ -184,8 +192,7 @@ def _refuse_nan(model: "PreTrainedModel", name: str) -> None:
 def _refuse_unreadable(name: str, source: str, error: Exception, *, offline: bool) -> NoReturn:
     why = first_line(error)
     if Path(source).is_dir():
-        made = home() in Path(source).parents
-        remedy = f"delete {source}, and it is made anew" if made else "get a sound copy"
+        remedy = f"delete {source}, and it is made anew" if _is_unpacked(source) else "get a sound copy"
         refuse(name, f"its folder cannot be read ({why})", remedy, cause=error)
     where = "not on this disk, and the network is switched off by HF_HUB_OFFLINE" if offline else "not on the Hub"
     if name in PACKAGED:

@@ -22,7 +22,18 @@ _DEVIATIONS = 1.0  # how many standard deviations beyond the mean a spread reach
 
 def minmax(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
     """Take the middle of the smallest and largest value in each dimension, and half of their distance."""
-    low, high = _reduced(keys.float(), lengths, "min"), _reduced(keys.float(), lengths, "max")
+    low, high = (
+        _reduced(
+            keys.float(),
+            lengths,
+            "min",
+        ),
+        _reduced(
+            keys.float(),
+            lengths,
+            "max",
+        ),
+    )
     return Digest(centres=((high + low) / 2)[:, None], spreads=((high - low) / 2)[:, None])
 
 
@@ -34,7 +45,18 @@ def mean(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
 def spread(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
     """Average the keys, and take the standard deviation of each dimension."""
     wide = keys.float()
-    middle, squares = _reduced(wide, lengths, "mean"), _reduced(wide.square(), lengths, "mean")
+    middle, squares = (
+        _reduced(
+            wide,
+            lengths,
+            "mean",
+        ),
+        _reduced(
+            wide.square(),
+            lengths,
+            "mean",
+        ),
+    )
     deviations = (squares - middle.square()).clamp(min=0).sqrt() * _DEVIATIONS
     return Digest(centres=middle[:, None], spreads=deviations[:, None])
 
@@ -45,7 +67,19 @@ def halves(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
     both = torch.stack([first, lengths - first], dim=1).flatten()
     means = _reduced(keys.float(), both, "mean").unflatten(0, (-1, 2))
     single = (lengths < 2)[:, None]
-    return Digest(centres=torch.stack([means[:, 0], torch.where(single, means[:, 0], means[:, 1])], dim=1))
+    return Digest(
+        centres=torch.stack(
+            [
+                means[:, 0],
+                torch.where(
+                    single,
+                    means[:, 0],
+                    means[:, 1],
+                ),
+            ],
+            dim=1,
+        )
+    )
 
 
 DIGESTS: Mapping[str, DigestForm] = MappingProxyType(

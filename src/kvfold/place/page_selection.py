@@ -27,7 +27,11 @@ class PageSelection:
     pinned: Bool[Tensor, "N M"] | None = None  # pages that stay selected until the next forward of several tokens
 
     @classmethod
-    def from_saved(cls, since: Sequence[int], tensors: Mapping[str, Tensor]) -> "PageSelection":
+    def from_saved(
+        cls,
+        since: Sequence[int],
+        tensors: Mapping[str, Tensor],
+    ) -> "PageSelection":
         """Build a selection that was saved, by the names that files use."""
         return cls(
             slots=tensors.get("selected"),
@@ -54,7 +58,12 @@ class PageSelection:
             pinned=None if self.pinned is None else self.pinned[heads],
         )
 
-    def mixed(self, fresh: "PageSelection", rows: Sequence[bool], heads: int) -> "PageSelection":
+    def mixed(
+        self,
+        fresh: "PageSelection",
+        rows: Sequence[bool],
+        heads: int,
+    ) -> "PageSelection":
         """Take the fresh selection for some rows and this one for the others."""
         if all(rows):
             return fresh
@@ -65,7 +74,15 @@ class PageSelection:
         new = torch.tensor(list(rows), device=fresh.slots.device).repeat_interleave(heads)[:, None]
         return PageSelection(
             slots=torch.where(new, fresh.slots, self.slots),
-            since=tuple(b if now else a for now, a, b in zip(rows, self.since, fresh.since, strict=True)),
+            since=tuple(
+                b if now else a
+                for now, a, b in zip(
+                    rows,
+                    self.since,
+                    fresh.since,
+                    strict=True,
+                )
+            ),
             mean_query=torch.where(new, fresh.mean_query, self.mean_query),
             pinned=fresh.pinned,
         )
@@ -85,7 +102,10 @@ def joint_query_scores(step: AttentionStep) -> Float[Tensor, "B S"] | None:
     return shared[_KEY]
 
 
-def _over_layers(parts: Sequence[tuple[Any, Any]], scale: float) -> Float[Tensor, "B S"] | None:
+def _over_layers(
+    parts: Sequence[tuple[Any, Any]],
+    scale: float,
+) -> Float[Tensor, "B S"] | None:
     scores = []
     for part, recent in parts:
         found = part.query_scores(recent, scale)

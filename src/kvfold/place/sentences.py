@@ -23,15 +23,40 @@ BEST, WORST = 7, 3  # levels of ends
 # How good an end each last character is. The order is that of attention onto delimiters in DynSplit-KV,
 # https://arxiv.org/abs/2602.03184, section 3.
 ENDS: Final[Ends] = MappingProxyType(
-    dict.fromkeys(".!…。！．｡\n", 7) | dict.fromkeys("?？", 7) | dict.fromkeys(";；:：}", 5)
-    | dict.fromkeys(",，、", 4) | dict.fromkeys(")]）】", 3)
-)  # fmt: skip
+    dict.fromkeys(".!…。！．｡\n", 7)
+    | dict.fromkeys("?？", 7)
+    | dict.fromkeys(";；:：}", 5)
+    | dict.fromkeys(",，、", 4)
+    | dict.fromkeys(")]）】", 3)
+)
 _SOFT_ENDS = frozenset(".,:?!")
 _CLOSERS = frozenset("\"')]”’»」』）】")
 _STEMS = frozenset(
-    ("mr", "mrs", "ms", "dr", "prof", "st", "no", "vs", "etc", "fig", "eq", "sec", "vol", "jr", "sr", "inc", "ltd",
-     "e.g", "i.e", "cf", "al", "approx")
-)  # fmt: skip
+    (
+        "mr",
+        "mrs",
+        "ms",
+        "dr",
+        "prof",
+        "st",
+        "no",
+        "vs",
+        "etc",
+        "fig",
+        "eq",
+        "sec",
+        "vol",
+        "jr",
+        "sr",
+        "inc",
+        "ltd",
+        "e.g",
+        "i.e",
+        "cf",
+        "al",
+        "approx",
+    )
+)
 
 
 def mark(text: str, ends: Ends = ENDS) -> int:

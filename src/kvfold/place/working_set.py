@@ -51,8 +51,15 @@ class WorkingSet:
         self._current: Tensor | None = None  # the selection as it was given
         self._lineage: object = None  # of the slots that are here
 
-    def fetch(self, wanted: Int[Tensor, "N budget"], read: Fetch, *, stored: int, heads: int,
-              lineage: object = None) -> None:  # fmt: skip
+    def fetch(
+        self,
+        wanted: Int[Tensor, "N budget"],
+        read: Fetch,
+        *,
+        stored: int,
+        heads: int,
+        lineage: object = None,
+    ) -> None:
         """Make the slots those that are wanted; -1 is no slot. `stored` is the most slots that a head has.
 
         Slots of another lineage may be others by the same number: none of them stays.
@@ -101,7 +108,13 @@ class WorkingSet:
         }
         yield from ((name, tensor) for name, tensor in named.items() if tensor is not None)
 
-    def _put(self, places: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    def _put(
+        self,
+        places: Tensor,
+        slots: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
         assert self.slots is not None
         if self.keys is None or self.values is None:
             room = self.slots.shape
@@ -143,7 +156,12 @@ def _overlap(held: Tensor, wanted: Tensor, stored: int) -> tuple[Tensor, Tensor]
     nowhere = stored
     gone = (held < 0) | (held >= stored)  # after a step back there may be slots of what is no more
     held, wanted = held.masked_fill(gone, nowhere).long(), wanted.masked_fill(wanted < 0, nowhere).long()
-    table = torch.zeros(held.shape[0], stored + 1, dtype=torch.bool, device=held.device)
+    table = torch.zeros(
+        held.shape[0],
+        stored + 1,
+        dtype=torch.bool,
+        device=held.device,
+    )
     table.scatter_(1, held, True)[:, nowhere] = False
     there = table.gather(1, wanted)
     table.zero_().scatter_(1, wanted, True)[:, nowhere] = False

@@ -1,6 +1,7 @@
-"""Training: the base models, and later the learned members of a plan.
+"""Training: the base models, SONIC's adapter and DynaKV's ranks.
 
-Reading order: base (one run), curriculum (what is learnt when), batches, losses, loop, muon, warmstart; then vocabulary
-(the tokenizer's texts), score (held-out scores) and card (what a run leaves behind). Imports transformers only through
-`kvfold.hf`; the benchmarks of plans live in bench/.
+Reading order: loop (steps, schedule, checkpoints), optimisers, muon, losses, run (what all kinds of training share);
+then base/ (run, curriculum, batches, loss, warmstart, vocabulary, score, card), sonic/ (run, talks, talk_batch,
+parallel_masks, loss) and dynakv/ (run, calibrate, student, loss). Imports transformers only through `kvfold.hf`; the
+benchmarks of plans live in bench/.
 """

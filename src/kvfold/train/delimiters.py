@@ -3,7 +3,7 @@
 After a good end a model turns to what is near: its next queries give more to the newest tokens than to older ones.
 DynSplit-KV, https://arxiv.org/abs/2602.03184, section 3.
 Ours differs: a mark counts once for all vocabulary entries that end with it, and measured weights are put on the scale
-of the splitter's own levels.
+of the splitter's levels.
 """
 
 import json
@@ -39,21 +39,25 @@ def measure(model: Any, tokenizer: Any, texts: Sequence[str], *, length: int = 5
 
     Raises DataError where fewer than two ends do.
     """
-    found = {mark: one for mark, one in nearness(model, tokenizer, texts, length=length).items() if one.count >= least}
+    every = nearness(model, tokenizer, texts, length=length)
+    found = {mark: delimiter for mark, delimiter in every.items() if delimiter.count >= least}
     if len(found) < 2:
         raise DataError(
             f"text was given to measure delimiters on; {len(found)} of them stand {least} times or more behind "
             f"{NEAR} tokens; give a longer text"
         )
-    values = [one.nearness for one in found.values()]
+    values = [delimiter.nearness for delimiter in found.values()]
     low, high = min(values), max(values)
     step = (BEST - WORST) / max(high - low, 1e-9)
-    return dict(ENDS) | {mark: round(WORST + (one.nearness - low) * step) for mark, one in found.items()}
+    levels = dict(ENDS)
+    for mark, delimiter in found.items():
+        levels[mark] = round(WORST + (delimiter.nearness - low) * step)
+    return levels
 
 
 @torch.no_grad()
 def nearness(model: Any, tokenizer: Any, texts: Sequence[str], *, length: int) -> Mapping[str, Delimiter]:
-    """What the queries after each end look at, over pieces of `length` tokens of the texts."""
+    """Measure where the queries after each end attend to, over pieces of `length` tokens of the texts."""
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for text in texts:
@@ -64,28 +68,37 @@ def nearness(model: Any, tokenizer: Any, texts: Sequence[str], *, length: int) -
             for at in range(NEAR, len(piece) - NEXT):
                 mark = tokenizer.decode([piece[at]]).rstrip(" ")[-1:]
                 if mark in ENDS:
+                    after = leaning[at + 1 : at + 1 + NEXT]
                     counts[mark] += 1
-                    sums[mark] += float(leaning[at + 1 : at + 1 + NEXT].mean())
-    return {mark: Delimiter(count=count, nearness=sums[mark] / count) for mark, count in counts.items()}
+                    sums[mark] += float(after.mean())
+    found = {}
+    for mark, count in counts.items():
+        found[mark] = Delimiter(count=count, nearness=sums[mark] / count)
+    return found
 
 
 def _leaning(model: Any, ids: Tensor) -> Tensor:
     """For each token, attention onto the newest tokens less that onto older ones, mean over layers and heads."""
-    seen: list[Tensor] = []
-    tokens = torch.arange(ids.shape[1], device=ids.device)
-    near = (tokens[:, None] - tokens < NEAR).float()  # queries, keys
+    by_layer: list[Tensor] = []
+    count = ids.shape[1]
+    tokens = torch.arange(count, device=ids.device)
+    is_near = tokens[:, None] - tokens < NEAR  # queries, keys
+    sign = 2 * is_near.float() - 1
 
     def attend(_: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        mask = causal_mask(ids.shape[1], ids.shape[1], ids.device)
+        mask = causal_mask(count, count, ids.device)
         group = queries.shape[1] // keys.shape[1]
-        scores = queries.float() @ keys.float().repeat_interleave(group, dim=1).mT * scale
+        every_key = keys.float().repeat_interleave(group, dim=1)
+        scores = queries.float() @ every_key.mT * scale
         weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-        seen.append((weights * (2 * near - 1)).sum(dim=-1).mean(dim=(0, 1)))
-        return attend_part(queries, keys, values, scale=scale, mask=mask)[0].to(queries.dtype)
+        leaning = (weights * sign).sum(dim=-1)  # B G Q
+        by_layer.append(leaning.mean(dim=(0, 1)))
+        output, _mass = attend_part(queries, keys, values, scale=scale, mask=mask)
+        return output.to(queries.dtype)
 
     with replace_attention(model, attend):
         model.get_decoder()(ids, use_cache=False)
-    return torch.stack(seen).mean(dim=0)
+    return torch.stack(by_layer).mean(dim=0)
 
 
 def save_ends(ends: Ends, path: Path) -> None:

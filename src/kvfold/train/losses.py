@@ -21,30 +21,41 @@ class TokenLoss:
 
 
 def next_token_loss(
-    hidden: Float[Tensor, "B Q width"], head: nn.Module, ids: Int[Tensor, "B Q"], weights: Float[Tensor, "B Q"]
+    hidden: Float[Tensor, "B Q width"],
+    head: nn.Module,
+    ids: Int[Tensor, "B Q"],
+    weights: Float[Tensor, "B Q"],
 ) -> TokenLoss:
-    """Cross-entropy of every next token; a weight counts its own token, not the one before it."""
-    wanted = weights[:, 1:] > 0
-    logits = head(hidden[:, :-1][wanted]).float()
-    targets, shares = ids[:, 1:][wanted], weights[:, 1:][wanted]
+    """Cross-entropy of every next token; a weight counts the token it stands at, not the one before it."""
+    # Hidden states predict the token after theirs.
+    hidden, ids, weights = hidden[:, :-1], ids[:, 1:], weights[:, 1:]
+    wanted = weights > 0
+    logits = head(hidden[wanted]).float()
+    targets, shares = ids[wanted], weights[wanted]
     losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-    scored, right = whole_replies(weights[:, 1:], wanted, logits.detach().argmax(-1) == targets)
-    return TokenLoss(mean=(losses * shares).sum() / shares.sum().clamp_min(1e-6), right=right, scored=scored)
+    mean = (losses * shares).sum() / shares.sum().clamp_min(1e-6)
+    is_right = logits.detach().argmax(-1) == targets
+    scored, right = whole_replies(weights, wanted, is_right)
+    return TokenLoss(mean=mean, right=right, scored=scored)
 
 
 def whole_replies(
-    weights: Float[Tensor, "B Q"], wanted: Bool[Tensor, "B Q"], right: Bool[Tensor, " wanted"]
+    weights: Float[Tensor, "B Q"],
+    wanted: Bool[Tensor, "B Q"],
+    right: Bool[Tensor, " wanted"],
 ) -> tuple[int, int]:
-    """How many stretches of full weight there are, and in how many of them every token is right."""
+    """Count the stretches of full weight, and those in which every token is right."""
     full = weights[wanted] >= 1
     stretch = _stretches(weights >= 1)[wanted]
-    scored, missed = stretch[full].unique(), stretch[~right & full].unique()
+    scored = stretch[full].unique()
+    missed = stretch[~right & full].unique()
     return len(scored), len(scored) - len(missed)
 
 
 def _stretches(full: Bool[Tensor, "B Q"]) -> Int[Tensor, "B Q"]:
     """A number for every run of full weight, the same for all its tokens; token accuracy would hide wrong values."""
-    starts = full & ~nn.functional.pad(full[:, :-1], (1, 0))
+    follows = nn.functional.pad(full[:, :-1], (1, 0))
+    starts = full & ~follows
     return starts.flatten().long().cumsum(0).view_as(full)
 
 

@@ -44,11 +44,13 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrix: Float[Tensor, "rows columns"], *, steps: int) -> Float[Tensor, "rows columns"]:
     """The matrix with its singular values moved towards one, by Newton-Schulz iteration."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.mT if tall else matrix
+    rows, columns = matrix.shape
+    is_tall = rows > columns
+    x = matrix.mT if is_tall else matrix
     x = x / (x.norm() + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.addmm(x, polynomial, x, beta=a)
+    return x.mT if is_tall else x

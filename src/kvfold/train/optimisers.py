@@ -40,7 +40,10 @@ def groups_by_shape(model: nn.Module, *, matrix_rate: float | None, other_rate: 
 
 
 def optimisers_of(
-    groups: Sequence[ParameterGroup], *, betas: tuple[float, float], fused: bool
+    groups: Sequence[ParameterGroup],
+    *,
+    betas: tuple[float, float],
+    fused: bool,
 ) -> list[torch.optim.Optimizer]:
     """Make a Muon and an AdamW over the groups that ask for them; `betas` and `fused` are AdamW's."""
     optimisers: list[torch.optim.Optimizer] = []

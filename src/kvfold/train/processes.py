@@ -1,7 +1,7 @@
 """Joining the processes of one training run, where a launcher (accelerate, torchrun) has started several.
 
-Each draws samples of its own and gradients are averaged; the first one writes the files. On machines without a GPU
-accelerate must be told so, else every process takes itself for the only one.
+Each draws different samples and gradients are averaged; the first one writes the files. On machines without a GPU
+accelerate needs to know it, else every process takes itself for the only one.
 """
 
 import os
@@ -12,12 +12,12 @@ from kvfold.errors import DataError
 
 
 def device() -> torch.device:
-    """Where training runs: on the GPU where there is one."""
+    """The device of training: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def join_processes() -> int:
-    """This process's rank, after joining the others where a launcher (accelerate, torchrun) has started several."""
+    """Return this process's rank, after joining the others where a launcher has started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0
     try:

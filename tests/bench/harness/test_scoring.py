@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from kvfold.bench.harness.scoring import Passage, Scorer
+from kvfold.bench.harness.scoring import LikelihoodRequest as Request
+from kvfold.bench.harness.scoring import Scorer
 from kvfold.errors import ModelError
 
 
@@ -12,7 +13,7 @@ def passages(seed=0, count=6):
         size = int(torch.randint(low, high, (1,), generator=generator))
         return tuple(torch.randint(10, 2000, (size,), generator=generator).tolist())
 
-    return [Passage(context=tokens(1, 60), continuation=tokens(1, 12)) for _ in range(count)]
+    return [Request(context=tokens(1, 60), continuation=tokens(1, 12)) for _ in range(count)]
 
 
 def stock(subject, passage):
@@ -42,7 +43,7 @@ def test_what_greedy_decoding_says_is_greedy(subject):
     scorer = Scorer(subject, "snapkv(tokens=8, window=4)", rows=4, stride=64)
     said = scorer.continuations([context], tokens=9, ended=lambda answer: False)[0]
     other = (*said[:-1], (said[-1] + 1) % 2000)
-    found = scorer.likelihoods([Passage(context=context, continuation=c) for c in (tuple(said), other)])
+    found = scorer.likelihoods([Request(context=context, continuation=c) for c in (tuple(said), other)])
     assert len(said) == 9
     assert [one.greedy for one in found] == [True, False]
 
@@ -51,7 +52,7 @@ def test_a_shared_context_is_folded_once_and_changes_no_number(subject, monkeypa
     from kvfold.bench.ask.audit import AuditedRows
 
     context = passages()[1].context
-    asked = [Passage(context=context, continuation=one.continuation) for one in passages(1)]
+    asked = [Request(context=context, continuation=one.continuation) for one in passages(1)]
     alone = [Scorer(subject, "h2o(keep=0.5)", rows=4, stride=64).likelihoods([one])[0] for one in asked]
     folds = []
     real = AuditedRows.fold
@@ -65,7 +66,7 @@ def test_the_first_token_of_a_continuation_is_predicted_from_what_was_kept(subje
     """With `none` only the sinks are left, so a context's middle says nothing about even one token after it."""
     ends = passages(2)
     first, other = ends[0].context[:1] * 4, (7, 8, 9)
-    one = [Passage(context=(*first, *middle, 50), continuation=(60,)) for middle in (other * 5, other[::-1] * 5)]
+    one = [Request(context=(*first, *middle, 50), continuation=(60,)) for middle in (other * 5, other[::-1] * 5)]
     kept = Scorer(subject, "none", rows=4, stride=64).likelihoods(one)
     whole = Scorer(subject, "full", rows=4, stride=64).likelihoods(one)
     assert abs(whole[0].log_probability - whole[1].log_probability) > 0.01
@@ -75,7 +76,7 @@ def test_the_first_token_of_a_continuation_is_predicted_from_what_was_kept(subje
 
 def test_a_long_continuation_goes_on_folding(subject):
     one = passages(3)[0]
-    long = Passage(context=one.context, continuation=tuple(range(10, 90)))
+    long = Request(context=one.context, continuation=tuple(range(10, 90)))
     found = {
         plan: Scorer(subject, plan, rows=4, stride=16).likelihoods([long])[0].log_probability
         for plan in ("full", "none", "streaming_llm(tokens=12)")
@@ -118,4 +119,4 @@ def test_costs_are_means_over_requests(subject):
 
 def test_too_long_a_text_is_refused(subject):
     with pytest.raises(ModelError, match="256 positions"):
-        Scorer(subject, "full", rows=2, stride=64).likelihoods([Passage(context=(5,) * 300, continuation=(6,))])
+        Scorer(subject, "full", rows=2, stride=64).likelihoods([Request(context=(5,) * 300, continuation=(6,))])

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from kvfold.attention.reference import attend_part
 from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.memory.kv import KV
+from kvfold.memory.step import AttentionStep
+from kvfold.memory.transcript import Transcript
 from ranks import form
 
 HEADS, SIZE, SCALE = 2, 8, 0.3
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=3)
 
 
-def part_of(count, own, *, rows=1, first=0, mass=False, dtype=torch.float32):
+def part_of(count, own, *, rows=1, first=0, dtype=torch.float32):
     """A part of random slots in random levels."""
     shape = (rows, HEADS, count, SIZE)
     positions = torch.arange(first, first + count).expand(rows, HEADS, -1)
@@ -26,10 +28,10 @@ def part_of(count, own, *, rows=1, first=0, mass=False, dtype=torch.float32):
         return torch.randint(0, len(own.levels), (len(positions),))
 
     kept = torch.ones(rows, HEADS, count, dtype=torch.bool)
-    return LowRankPart.of(kv, kept, deal, own, mass=torch.rand(rows, HEADS, count) if mass else None)
+    return LowRankPart.of(kv, kept, deal, own)
 
 
-WAYS = [{}, {"parts": HEADS}, {"codes": True}, {"parts": HEADS, "codes": True}]  # in which latents lie
+WAYS = [{}, {"parts": HEADS}, {"int8": True}, {"parts": HEADS, "int8": True}]  # in which latents lie
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -37,18 +39,17 @@ WAYS = [{}, {"parts": HEADS}, {"codes": True}, {"parts": HEADS, "codes": True}] 
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 3), st.data())
 def test_keep_extend_and_rows_move_slots_and_lose_none(way, count, more, rows, data):
     own = form(HEADS, SIZE, **way)
-    part = part_of(count, own, rows=rows, mass=True)
-    other = part_of(more, own, rows=rows, first=count, mass=True)
+    part = part_of(count, own, rows=rows)
+    other = part_of(more, own, rows=rows, first=count)
     some = torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), dtype=torch.bool)
     order = data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=4))
-    both = part.keep(some.repeat(rows * HEADS)).extend(other).rows(order)
-    (old, old_mass), (new, new_mass), (found, mass) = part.read(), other.read(), both.read()
+    both = part.keep(some.repeat(rows * HEADS)).extend(other, Transcript()).take_rows(order)
+    old, new, found = part.read(), other.read(), both.read()
     for place, row in enumerate(order):
         for name in ("keys", "values", "positions"):
             first, second = getattr(old, name)[row][:, some], getattr(new, name)[row]
             wanted = torch.cat([first, second], dim=1).double()
             assert torch.allclose(getattr(found, name)[place].double(), wanted, rtol=1e-4, atol=1e-4)
-        assert torch.equal(mass[place], torch.cat([old_mass[row][:, some], new_mass[row]], dim=1))
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for _, tensor in both.tensors())
 
 
@@ -65,11 +66,11 @@ def test_bytes_are_the_kept_dimensions_and_a_position_a_token():
 
 
 def test_latents_as_bytes_are_a_byte_a_number_and_two_scales_a_token_and_off_by_half_a_scale_at_most():
-    own, count = form(HEADS, SIZE, codes=True), 40
+    own, count = form(HEADS, SIZE, int8=True), 40
     torch.manual_seed(1)
     part = part_of(count, own)
     torch.manual_seed(1)
-    plain = part_of(count, replace(own, codes=False))
+    plain = part_of(count, replace(own, int8=False))
     size = {name: tensor.untyped_storage().nbytes() for name, tensor in part.tensors()}
     assert size["scales"] == 2 * 2 * count
     assert size["keys"] == dict(plain.tensors())["keys"].numel()
@@ -81,41 +82,50 @@ def test_latents_as_bytes_are_a_byte_a_number_and_two_scales_a_token_and_off_by_
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_of_a_batch_attend_over_their_own_slots(way):
     own = form(HEADS, SIZE, **way)
-    part = part_of(9, own).beside([part_of(0, own), part_of(4, own)])
+    whole = part_of(9, own, rows=3)
+    kept = torch.ones(3, HEADS, 9, dtype=torch.bool)
+    kept[1], kept[2, :, 4:] = False, False
+    part = whole.keep(kept.flatten())
+    assert part.counts == ((9, 9), (0, 0), (4, 4))
     queries = torch.randn(3, 4, 2, SIZE)
-    found = part.attend(queries, scale=SCALE)
+    found, after = part.attend(AttentionStep(queries=queries, scale=SCALE))
+    assert after is part
     for row in (0, 2):
-        kv, _ = part.rows([row]).read()
+        kv = part.take_rows([row]).read()
         output, weights = attend_part(queries[row : row + 1], kv.keys, kv.values, scale=SCALE)
         assert torch.allclose(found.output[row], output[0], rtol=1e-4, atol=1e-4)
         assert torch.allclose(found.log_sum_exp[row], weights[0], rtol=1e-4, atol=1e-4)
     assert (found.log_sum_exp[1] == -torch.inf).all()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_mass_grows_by_the_attention_received(way):
-    own = form(HEADS, SIZE, **way)
-    part, queries = part_of(9, own, mass=True), torch.randn(1, 4, 5, SIZE)
-    grown = part.with_mass(queries, part.attend(queries, scale=SCALE).log_sum_exp, scale=SCALE, counted=None)
-    gain = (grown.mass - part.mass).sum(dim=0)
-    assert torch.allclose(gain, torch.full((HEADS,), 5.0), rtol=1e-3)
+def test_the_shares_of_kept_numbers_are_those_of_the_levels_oldest_first():
+    own = form(HEADS, SIZE)
+    part = part_of(12, own, rows=2)
+    for row, shares in enumerate(part.usage().shares):
+        by_position = sorted(
+            (position, sum(level) / own.size)
+            for block, level in zip(part.blocks[row], own.levels, strict=True)
+            for position in block.positions.tolist()
+        )
+        assert torch.allclose(shares, torch.tensor([share for _, share in by_position]))
+    assert part.usage().attended_slots == part.slots == 2 * 2 * 12
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_part_that_contradicts_its_tensors_is_refused(way):
     own = form(HEADS, SIZE, **way)
     part = part_of(9, own)
-    tensors = dict(part.tensors())
-    again = LowRankPart.restored(part.plain(), tensors, own)
-    assert torch.equal(again.read()[0].keys, part.read()[0].keys)
+    plain, tensors = part.state()
+    again = LowRankPart.from_state(plain, tensors, own)
+    assert torch.equal(again.read().keys, part.read().keys)
     with pytest.raises(ValueError, match="keys are promised"):
-        LowRankPart.restored(part.plain(), tensors | {"keys": tensors["keys"][1:]}, own)
-    if own.codes:
+        LowRankPart.from_state(plain, tensors | {"keys": tensors["keys"][1:]}, own)
+    if own.int8:
         with pytest.raises(ValueError, match="scales are promised"):
-            LowRankPart.restored(part.plain(), tensors | {"scales": tensors["scales"][1:]}, own)
+            LowRankPart.from_state(plain, tensors | {"scales": tensors["scales"][1:]}, own)
     with pytest.raises(ValueError, match="parts are there"):
-        LowRankPart.restored({**part.plain(), "parts": [7, 1]}, tensors, own)
+        LowRankPart.from_state({**plain, "parts": [7, 1]}, tensors, own)
     with pytest.raises(ValueError, match="are there, and the plan's are"):
-        LowRankPart.restored(part.plain(), tensors, replace(own, codes=not own.codes))
+        LowRankPart.from_state(plain, tensors, replace(own, int8=not own.int8))
     with pytest.raises(ValueError, match="dimensions are there"):
-        LowRankPart.restored({**part.plain(), "levels": [[1, 1]]}, tensors, own)
+        LowRankPart.from_state({**plain, "levels": [[1, 1]]}, tensors, own)

@@ -12,8 +12,7 @@ from driving import error, exact, feed
 from fakes import model_of, text
 from kvfold.adapters.ranks import save_ranks
 from kvfold.encode.dynakv import DynaKV
-from kvfold.encode.lowrank.gate import dealt, keep_chances
-from kvfold.encode.lowrank.ranks import dims_at
+from kvfold.encode.lowrank.gate import allocate_ranks, keep_probabilities
 from kvfold.errors import FileError, ModelError, PlanError
 from kvfold.plan import Plan
 from ranks import form, gate, random_ranks, ranks_for
@@ -34,7 +33,7 @@ def adapter(tmp_path):
 
 def test_a_soft_mask_starts_at_one_falls_and_adds_up_to_the_expected_rank():
     logits = torch.randn(50, 9)
-    kept = keep_chances(logits)
+    kept = keep_probabilities(logits)
     assert (kept[:, 0] == 1).all()
     assert (kept.diff(dim=1) <= 1e-6).all()
     place = logits.softmax(dim=1) @ torch.arange(9.0)
@@ -43,15 +42,15 @@ def test_a_soft_mask_starts_at_one_falls_and_adds_up_to_the_expected_rank():
 
 def test_chances_are_summed_in_float32_whatever_comes_in():
     logits = torch.zeros(1, 1024, dtype=torch.bfloat16)
-    assert keep_chances(logits).dtype == torch.float32
-    assert math.isclose(float(keep_chances(logits)[0, 1]), 1023 / 1024, rel_tol=1e-4)
+    assert keep_probabilities(logits).dtype == torch.float32
+    assert math.isclose(float(keep_probabilities(logits)[0, 1]), 1023 / 1024, rel_tol=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 200), st.floats(0.01, 1.0))
 def test_a_rate_is_met_and_never_passed(count, rate):
     dims, size = [0, 2, 4, 8, 16, 32], 32
-    levels = dealt(torch.randn(count, len(dims)) * 5, dims, rate=rate, size=size)
+    levels = allocate_ranks(torch.randn(count, len(dims)) * 5, dims, rate=rate, size=size)
     kept = sum(dims[level] for level in levels.tolist())
     assert kept <= rate * size * count + 1e-6
     assert kept >= rate * size * count - size - 1e-6  # a slot may climb several levels at once
@@ -64,7 +63,9 @@ def test_ranks_are_the_same_from_bfloat16_and_float32():
     found = []
     for dtype in (torch.bfloat16, torch.float32):
         latents = own.bases.write(keys.to(dtype), values.to(dtype), positions)
-        found.append(dealt(its_gate.logits(*latents), [sum(level) for level in own.levels], rate=0.4, size=own.size))
+        found.append(
+            allocate_ranks(its_gate.logits(*latents), [sum(level) for level in own.levels], rate=0.4, size=own.size)
+        )
     assert torch.equal(found[0], found[1])
 
 
@@ -72,7 +73,7 @@ def test_ranks_are_the_same_from_bfloat16_and_float32():
 def test_one_rank_for_all_lies_on_the_way_between_two_levels(heads, parts):
     own = form(heads, 8, parts=parts)
     for rate in [step / 100 for step in range(1, 101)]:
-        keys, values = dims_at(own, rate)
+        keys, values = own.dims_at(rate)
         assert abs(keys + values - rate * own.size) <= 0.5 + 1e-9
         assert 0 <= keys <= 8 * heads
         assert 0 <= values <= 8 * heads
@@ -92,7 +93,7 @@ def test_the_full_rank_gives_the_models_own_logits(family, basis, adapter):
 @pytest.mark.parametrize("deal", ["learned", "random", "even"])
 def test_every_way_to_deal_keeps_as_many_bytes(deal, adapter):
     model = model_of("llama")
-    cache = kvfold.cache(model, Plan(encode=DynaKV(rate=0.5, deal=deal, adapter=adapter("llama"))))
+    cache = kvfold.cache(model, Plan(encode=DynaKV(rate=0.5, allocation=deal, adapter=adapter("llama"))))
     feed(model, text(1, 200), cache)
     folded = next(part for part in cache.ledger().parts if part.name == "folded")
     numbers = 196 * 2 * 2 * 8 * 4 * len(cache.memory.layers)  # tokens, keys and values, heads, head size, float32
@@ -111,7 +112,7 @@ def test_the_ledger_says_what_the_maps_take_and_when_they_pay(adapter):
     assert "they pay from" in str(ledger)
 
 
-@pytest.mark.parametrize("wrong", ["rate=0.0", "rate=1.5", "rate=-1.0", "basis='diagonal'", "deal='best'"])
+@pytest.mark.parametrize("wrong", ["rate=0.0", "rate=1.5", "rate=-1.0", "basis='diagonal'", "allocation='best'"])
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(PlanError, match="; "):
         Plan.parse(f"dynakv({wrong})")

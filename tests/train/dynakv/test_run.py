@@ -12,7 +12,10 @@ from fakes import model_of, text
 from kvfold.adapters.ranks import save_ranks
 from kvfold.encode.lowrank.ranks import Ranks
 from kvfold.errors import DataError, FileError, ModelError
-from kvfold.train.dynakv.calibrate import Moments, cheap_apart, levels_by, measure
+from kvfold.train.dynakv.bases import is_cheap_by_head
+from kvfold.train.dynakv.calibrate import measure
+from kvfold.train.dynakv.levels import levels_by_score
+from kvfold.train.dynakv.moments import Moments
 from kvfold.train.dynakv.rates import shares_at, threshold_of
 from kvfold.train.dynakv.run import DynaRun
 from kvfold.train.dynakv.settings import DynaSettings
@@ -42,15 +45,15 @@ def test_keys_are_written_apart_where_heads_share_little_and_together_where_they
     copies, strangers = Moments(), Moments()
     copies.add(torch.cat([few, few @ torch.linalg.qr(torch.randn(8, 8))[0]], dim=1))
     strangers.add(torch.cat([few, torch.randn(400, 3) @ torch.randn(3, 8)], dim=1))
-    assert not cheap_apart(copies, 2)
-    assert cheap_apart(strangers, 2)
+    assert not is_cheap_by_head(copies, 2)
+    assert is_cheap_by_head(strangers, 2)
 
 
 def test_levels_keep_equally_many_dimensions_of_every_part_of_keys():
-    for keys, values in levels_by(torch.rand(60), 30, parts=3):
+    for keys, values in levels_by_score(torch.rand(60), 30, parts=3):
         assert keys % 3 == 0
         assert 0 <= values <= 30
-    assert levels_by(torch.rand(60), 30, parts=3)[-1] == (30, 30)
+    assert levels_by_score(torch.rand(60), 30, parts=3)[-1] == (30, 30)
 
 
 def test_a_rotary_basis_commutes_with_rotation(measured):

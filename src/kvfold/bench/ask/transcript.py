@@ -7,7 +7,6 @@ no model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 from kvfold.chat.template import PLAIN_LINES, only_adds, render
@@ -44,15 +43,16 @@ def transcript(tokenizer: Any, messages: Sequence[Message], *, form: Form = "tem
     texts = [_written(tokenizer, messages[:count], form) for count in range(len(messages) + 1)]
     contents = _contents(messages, texts)
     tokens = TextTokens.of(tokenizer, texts[-1])
-    replies = [place for place, message in enumerate(messages) if message.role == "assistant"]
-    stops = [tokens.until(len(texts[place + 1])) for place in replies]
-    firsts = [tokens.until(contents[place]) for place in replies]
-    return Transcript(
-        text=tokens,
-        turns=tuple(range(start, stop) for start, stop in pairwise([0, *stops])),
-        replies=tuple(range(first, stop) for first, stop in zip(firsts, stops, strict=True)),
-        contents=contents,
-    )
+    turns: list[range] = []
+    replies: list[range] = []
+    for place, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        start = turns[-1].stop if turns else 0
+        stop = tokens.until(len(texts[place + 1]))
+        turns.append(range(start, stop))
+        replies.append(range(tokens.until(contents[place]), stop))
+    return Transcript(text=tokens, turns=tuple(turns), replies=tuple(replies), contents=contents)
 
 
 def _written(tokenizer: Any, messages: Sequence[Message], form: Form) -> str:

@@ -13,7 +13,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from kvfold.bench.harness.scoring import Passage, Scorer
+from kvfold.bench.harness.scoring import LikelihoodRequest, Scorer
 from kvfold.bench.subject import Subject, open_subject
 from kvfold.errors import SuiteError
 from kvfold.plan import Plan
@@ -66,49 +66,49 @@ class FoldedLM(_STOCK):
         self.scorer = Scorer(subject, text, rows=rows, stride=int(stride))
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As lm_eval's class cuts context from continuation, without its progress bar."""
+        """Score continuations, cut from their contexts by lm_eval's class, without its progress bar."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """In lm_eval's windows of the model's length; inside a window the plan folds after every stride."""
+        """Score whole texts in lm_eval's windows; inside a window the plan folds after every stride."""
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Every number that is asked about given text comes by here."""
-        passages = [self._passage(context, continuation) for _, context, continuation in requests]
-        answers = [(one.log_probability, one.greedy) for one in self.scorer.likelihoods(passages)]
+        """Score given text; all of lm_eval's requests about likelihoods end here."""
+        wanted = [self._request(context, continuation) for _, context, continuation in requests]
+        answers = [(one.log_probability, one.greedy) for one in self.scorer.likelihoods(wanted)]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:  # a window of a rolling request has no name
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations up to a stop text, which is left out. Raises SuiteError where samples are asked for."""
+        """Continue greedily up to a stop text, which is left out. Raises SuiteError where samples are asked for."""
         answers: dict[int, str] = {}
-        alike: dict[str, list[int]] = {}
+        by_settings: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            alike.setdefault(repr(request.args[1]), []).append(i)
-        for indices in alike.values():
+            by_settings.setdefault(repr(request.args[1]), []).append(i)
+        for indices in by_settings.values():
             texts = self._generate([requests[i].args[0] for i in indices], requests[indices[0]].args[1])
             answers |= zip(indices, texts, strict=True)
         for i, request in enumerate(requests):
             self.cache_hook.add_partial("generate_until", request.args, answers[i])
         return [answers[i] for i in range(len(requests))]
 
-    def _passage(self, context: Sequence[int], continuation: Sequence[int]) -> Passage:
-        """What fits the model of a request: the newest tokens of the context."""
+    def _request(self, context: Sequence[int], continuation: Sequence[int]) -> LikelihoodRequest:
+        """The request with the newest tokens of the context, as many as fit the model."""
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise SuiteError(
                 f"a continuation of {len(continuation)} tokens was to be scored; the model has {self.max_length} "
                 "positions; give a task with shorter answers"
             )
-        return Passage(context=tuple(context[-room:]), continuation=tuple(continuation))
+        return LikelihoodRequest(context=tuple(context[-room:]), continuation=tuple(continuation))
 
-    def _generate(self, contexts: Sequence[str], asked: dict[str, Any]) -> list[str]:
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
+    def _generate(self, contexts: Sequence[str], given: dict[str, Any]) -> list[str]:
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(given, self.max_gen_toks))
         end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         until = handle_stop_sequences(settings.pop("until", None), eos=end)
         tokens = settings.pop("max_gen_toks")
@@ -125,15 +125,20 @@ class FoldedLM(_STOCK):
                 f"answers of {tokens} tokens were asked for; the model has {self.max_length} positions; "
                 "give a smaller max_gen_toks"
             )
-        folded = [tuple(self.tok_encode(text, left_truncate_len=room) or [self.prefix_token_id]) for text in contexts]
+        folded = []
+        for text in contexts:
+            tokens_of_text = self.tok_encode(text, left_truncate_len=room)
+            folded.append(tuple(tokens_of_text or [self.prefix_token_id]))  # an empty text is read as its prefix
 
         def ended(answer: list[int]) -> bool:
-            said = self.tok_decode(answer)
-            return any(text and text in said for text in until)
+            text = self.tok_decode(answer)
+            return any(stop and stop in text for stop in until)
 
-        answers = self.scorer.continuations(folded, tokens=tokens, ended=ended)
-        texts = [self.tok_decode(answer) for answer in answers]
-        return [postprocess_generated_text(generation=text, stop=until, think_end_token=None) for text in texts]
+        texts = []
+        for answer in self.scorer.continuations(folded, tokens=tokens, ended=ended):
+            text = self.tok_decode(answer)
+            texts.append(postprocess_generated_text(generation=text, stop=until, think_end_token=None))
+        return texts
 
 
 def _opened(name: Any, *, dtype: str, device: str | None) -> Subject:

@@ -1,7 +1,7 @@
-"""Tasks of lm_eval as samples: which there are, which documents they have, and what a model scores on some of them.
+"""Tasks of lm_eval as samples: their documents, and the metrics of a model on some of these.
 
 Tasks come by name or as YAML files; ones whose data lie in local files need no network. A task is read once a process.
-It knows neither plans nor records; it asks whatever lm_eval class it is given.
+It knows neither plans nor records; it works with any lm_eval class.
 """
 
 import io
@@ -19,7 +19,7 @@ SEED = 1234  # of examples in prompts, the one that lm_eval's command uses
 
 @cache
 def load(specs: tuple[str, ...], shots: int | None) -> Mapping[str, Any]:
-    """Tasks by their names, with so many examples in the prompt; None leaves it to the task.
+    """Load tasks by their names, with so many examples in the prompt; None leaves it to the task.
 
     Raises SuiteError for a task that does not exist, DataError for one whose data cannot be had.
     """
@@ -48,7 +48,7 @@ def load(specs: tuple[str, ...], shots: int | None) -> Mapping[str, Any]:
 
 @cache
 def _manager(*, named_ones: bool) -> Any:
-    """What finds tasks. lm_eval's own, by name, are thousands of files to read, so only where one is named."""
+    """Make lm_eval's index of tasks. Its built-in tasks are thousands of files, read only where one is named."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=named_ones)
@@ -59,35 +59,38 @@ def _is_file(spec: str) -> bool:
 
 
 def called(spec: str) -> str:
-    """How records call a task: its name, or the name and digest of its file."""
+    """Name a task as records do: by its name, or by the name and digest of its file."""
     path = Path(spec)
     return named(path) if path.is_file() else spec
 
 
 def data_of(task: Any) -> list[str]:
-    """The local files that a task reads, by name and digest."""
-    files = (task.get_config("dataset_kwargs") or {}).get("data_files") or {}
-    listed = files.values() if isinstance(files, Mapping) else [files]
-    flat = [name for each in listed for name in (each if isinstance(each, list | tuple) else [each])]
-    return sorted(named(Path(name)) for name in flat if Path(name).is_file())
+    """List the local files that a task reads, by name and digest."""
+    settings = task.get_config("dataset_kwargs") or {}
+    files = settings.get("data_files") or {}
+    paths: list[Path] = []
+    for split in files.values() if isinstance(files, Mapping) else [files]:
+        names = split if isinstance(split, list | tuple) else [split]
+        paths += [Path(name) for name in names]
+    return sorted(named(path) for path in paths if path.is_file())
 
 
 def chosen_metric(task: Any, wanted: str) -> str:
-    """The metric that is the score: the wanted one, or the task's first. Raises SuiteError for one that cannot be."""
+    """Choose the metric that is the score: `wanted`, or the task's first. Raises SuiteError for one that cannot be."""
     better: Mapping[str, bool] = task.higher_is_better()
     metric = wanted or next(iter(better), "")
     usable = [name for name, higher in better.items() if higher]
     if metric not in usable:
         raise SuiteError(
             f"{metric or 'a metric'} of the task {task.task_name} was to be the score; a score is a metric that is "
-            f"better when higher, here {', '.join(usable) or 'none is'}; give --set metric=NAME, or use lm_eval's own "
+            f"better when higher, here {', '.join(usable) or 'none is'}; give --set metric=NAME, or use lm_eval's "
             "command: python -m kvfold.bench.harness"
         )
     return metric
 
 
 def results(task: Any, indices: Sequence[int], model: Any, *, chat: bool) -> dict[int, Mapping[str, Any]]:
-    """The metrics of these documents of a task, by their index."""
+    """Let a model answer these documents of a task; give their metrics, by index."""
     order = sorted(indices)
     task.set_fewshot_seed(seed=SEED)  # else the examples of a document would follow from what was asked before
     with redirect_stderr(io.StringIO()):  # its progress bar would run over ours
@@ -104,10 +107,14 @@ def results(task: Any, indices: Sequence[int], model: Any, *, chat: bool) -> dic
     for instance in task.instances:
         kinds.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
     for kind, requests in kinds.items():
-        for request, answer in zip(requests, getattr(model, kind)(requests), strict=True):
+        answers = getattr(model, kind)(requests)  # lm_eval names the method after the kind of request
+        for request, answer in zip(requests, answers, strict=True):
             request.resps.append(answer)
     task.apply_filters()
-    return {order[number]: _metrics(task, instances) for number, instances in _by_document(task).items()}
+    found = {}
+    for number, instances in _by_document(task).items():
+        found[order[number]] = _metrics(task, instances)
+    return found
 
 
 def _by_document(task: Any) -> dict[int, list[Any]]:
@@ -119,8 +126,10 @@ def _by_document(task: Any) -> dict[int, list[Any]]:
 
 def _metrics(task: Any, instances: Sequence[Any]) -> Mapping[str, Any]:
     """Under the task's first filter."""
-    kept = next(iter(instances[0].filtered_resps))
-    return task.process_results(instances[0].doc, [instance.filtered_resps[kept] for instance in instances])
+    first = instances[0]
+    name = next(iter(first.filtered_resps))
+    answers = [instance.filtered_resps[name] for instance in instances]
+    return task.process_results(first.doc, answers)
 
 
 def _first_line(error: Exception) -> str:

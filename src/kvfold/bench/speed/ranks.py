@@ -16,8 +16,8 @@ from kvfold.adapters.files import WORDS
 from kvfold.adapters.ranks import KIND, left_out
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
+from kvfold.encode.lowrank.format import Levels, LowRankFormat
 from kvfold.encode.lowrank.gate import Gate
-from kvfold.encode.lowrank.part import Form, Levels
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import SHIPPED
@@ -59,7 +59,7 @@ def _layers(
         keys = _basis(size, heads, parts, source, model.device)
         values = _basis(size, heads, 1, source, model.device)
         bases = Bases(keys=keys, values=values, rotary=rotary)
-        form = Form(bases=bases, levels=_scaled(like["levels"], size, parts))
+        form = LowRankFormat(bases=bases, levels=_scaled(like["levels"], size, parts))
         gate = _gate(form, spread, source).to(model.device)
         layers[index] = LayerRanks(form=form, gate=gate, rates=tuple(like["rates"]))
     return layers
@@ -84,7 +84,7 @@ def _scaled(levels: Sequence[Sequence[int]], size: int, parts: int) -> Levels:
     return tuple(scaled)
 
 
-def _gate(form: Form, spread: Sequence[float] | None, source: torch.Generator) -> Gate:
+def _gate(form: LowRankFormat, spread: Sequence[float] | None, source: torch.Generator) -> Gate:
     """Make a gate whose levels come as often as `spread` says, for latents of independent normal numbers.
 
     A random direction orders the slots. Level k wins between two thresholds on that order, which are those of a

@@ -47,16 +47,25 @@ class LatentPages(Pages):
     def append(self, counts: Counts, fresh: Any) -> "LatentPages":
         """Write level by level; a slot's place is how many of its level came before."""
         sizes = [tuple(int(count) for count in column) for column in fresh.held.T.tolist()]
-        names = ("keys", "values", "scales") if self.like.form.codes else ("keys", "values")
+        names = ("keys", "values", "scales") if self.like.form.int8 else ("keys", "values")
         stores = []
         for level, (store, of_rows) in enumerate(zip(self.levels, sizes, strict=True)):
-            blocks = [row[level].latents for row in fresh.blocks]
+            blocks = [row[level] for row in fresh.blocks]
             payload = {name: torch.cat([getattr(block, name) for block in blocks]) for name in names}
             stores.append(store.append(self.held[level], payload, of_rows))
         rows = [self._places(blocks, row) for row, blocks in enumerate(fresh.blocks)]
         payload = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        table = self.table.append(tuple(row[0] for row in counts), payload, [of_heads[0] for of_heads in fresh.counts])
-        return replace(self, levels=tuple(stores), table=table, held=added(self.held, tuple(sizes)))
+        table = self.table.append(
+            tuple(row[0] for row in counts),
+            payload,
+            [of_heads[0] for of_heads in fresh.counts],
+        )
+        return replace(
+            self,
+            levels=tuple(stores),
+            table=table,
+            held=added(self.held, tuple(sizes)),
+        )
 
     def fetch(self, heads: Int[Tensor, " S"], slots: Int[Tensor, " S"]) -> Fetched:
         """Reconstruct each slot for all heads, of which one is wanted."""
@@ -65,11 +74,22 @@ class LatentPages(Pages):
         wanted = torch.arange(len(slots), device=keys.device), heads % number
         return keys[wanted], values[wanted], moved
 
-    def window(self, start: int, stop: int) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S E"]]:
+    def window(
+        self,
+        start: int,
+        stop: int,
+    ) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S E"]]:
         """Reconstruct a window of every row, for all heads."""
         rows, device = len(self.held[0]), self.table.device
         row = torch.arange(rows, device=device).repeat_interleave(stop - start)
-        keys, values, _ = self._read(row, torch.arange(start, stop, device=device).repeat(rows))
+        keys, values, _ = self._read(
+            row,
+            torch.arange(
+                start,
+                stop,
+                device=device,
+            ).repeat(rows),
+        )
         by_row = [side.unflatten(0, (rows, -1)) for side in (keys, values)]  # B S H D
         keys, values = (side.transpose(1, 2).flatten(0, 1) for side in by_row)
         return keys, values
@@ -81,7 +101,11 @@ class LatentPages(Pages):
 
     def positions(self, head: int, start: int, stop: int) -> Int[Tensor, " S"]:
         """Read positions as the table has them."""
-        return self.table.buffers["positions"].read(head // self.like.form.bases.heads, start, stop)
+        return self.table.buffers["positions"].read(
+            head // self.like.form.bases.heads,
+            start,
+            stop,
+        )
 
     def whole(self, counts: Counts) -> Part:
         """Put latents row by row, level by level, as such a part lies."""
@@ -90,7 +114,11 @@ class LatentPages(Pages):
         scales = [block.scales for block in blocks if block.scales is not None]
         return replace(
             self.like,
-            held=torch.tensor(self.held, dtype=torch.int32, device=self.table.device).T.contiguous(),
+            held=torch.tensor(
+                self.held,
+                dtype=torch.int32,
+                device=self.table.device,
+            ).T.contiguous(),
             keys=torch.cat([bases.keys.flattened(block.keys) for block in blocks]),
             values=torch.cat([bases.values.flattened(block.values) for block in blocks]),
             positions=torch.cat([block.positions for block in blocks]),
@@ -111,18 +139,36 @@ class LatentPages(Pages):
         for level, block in enumerate(blocks):
             count = len(block.positions)
             levels.append(torch.full((count,), level, dtype=torch.uint8, device=device))
-            places.append(torch.arange(count, dtype=torch.int32, device=device) + self.held[level][row])
+            places.append(
+                torch.arange(
+                    count,
+                    dtype=torch.int32,
+                    device=device,
+                )
+                + self.held[level][row]
+            )
         positions = torch.cat([block.positions for block in blocks])
         order = positions.argsort(stable=True)
         return {"level": torch.cat(levels)[order], "place": torch.cat(places)[order], "positions": positions[order]}
 
-    def _read(self, rows: Int[Tensor, " S"], slots: Int[Tensor, " S"]) -> tuple[Tensor, Tensor, int]:
+    def _read(
+        self,
+        rows: Int[Tensor, " S"],
+        slots: Int[Tensor, " S"],
+    ) -> tuple[Tensor, Tensor, int]:
         """Fetch some slots, level by level, and reconstruct keys and values [S, H, D]; and the bytes that moved."""
         spots = self.table.gather(rows * self.table.capacity + slots, ["level", "place", "positions"])
         bases = self.like.form.bases
         sizes = [basis.mean.shape[0] // bases.heads for basis in (bases.keys, bases.values)]
         shapes = [(len(slots), bases.heads, size) for size in sizes]
-        keys, values = (torch.zeros(shape, dtype=self.like.dtype, device=self.table.device) for shape in shapes)
+        keys, values = (
+            torch.zeros(
+                shape,
+                dtype=self.like.dtype,
+                device=self.table.device,
+            )
+            for shape in shapes
+        )
         moved = 0
         for level, store in enumerate(self.levels):
             some = (spots["level"] == level).nonzero().flatten()
@@ -140,6 +186,21 @@ class LatentPages(Pages):
         count, total = self.held[level][row], sum(of_rows[row] for of_rows in self.held)
         device = self.table.device
         of_level = self.table.buffers["level"].read(row, 0, total) == level
-        latents = {name: buffer.read(row, 0, count).to(device) for name, buffer in self.levels[level].buffers.items()}
-        positions = self.table.buffers["positions"].read(row, 0, total)[of_level].to(device)
+        latents = {
+            name: buffer.read(
+                row,
+                0,
+                count,
+            ).to(device)
+            for name, buffer in self.levels[level].buffers.items()
+        }
+        positions = (
+            self.table.buffers["positions"]
+            .read(
+                row,
+                0,
+                total,
+            )[of_level]
+            .to(device)
+        )
         return LatentBlock(positions=positions, **latents)

@@ -8,7 +8,7 @@ After DynaKV, https://arxiv.org/abs/2603.04411
 Ours differs: a rate is met by every segment, layer by layer, where the paper's follows from the loss it was trained by.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -16,28 +16,30 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.encode.lowrank.gate import Gate, dealt
-from kvfold.encode.lowrank.part import Deal, Form, LowRankPart
+from kvfold.encode.lowrank.format import LowRankFormat, RankAllocation
+from kvfold.encode.lowrank.gate import Gate, allocate_ranks
+from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.errors import PlanError
 from kvfold.memory.kv import KV
 from kvfold.memory.part import Part
 
 BasisName: TypeAlias = Literal["mixed", "rotated", "heads", "joint", "rotary"]
-Dealing: TypeAlias = Literal["learned", "random", "even"]
+AllocationName: TypeAlias = Literal["learned", "random", "even"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRanks:
-    """One layer: how a slot is written, and what it is worth."""
+    """One layer: how a slot is written, and the gate that says which level a slot gets."""
 
-    form: Form
+    form: LowRankFormat
     gate: Gate
     rates: tuple[float, ...]  # this layer's share of each rate of the model's grid
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the maps and the gate."""
-        return self.form.weight_bytes + sum(getattr(self.gate, one.name).nbytes for one in fields(self.gate))
+        """Count the bytes of the bases and the gate."""
+        gate_bytes = sum(getattr(self.gate, field.name).nbytes for field in fields(self.gate))
+        return self.form.weight_bytes + gate_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class BasisRanks:
     trained: bool
 
     def rate_of(self, layer: int, rate: float) -> float:
-        """A layer's own rate when the model's is `rate`: between the two nearest that are known."""
+        """Give a layer's rate when the model's is `rate`: between the two nearest that are known."""
         points, values = (0.0, *self.grid), (0.0, *self.layers[layer].rates)
         above = next((at for at, point in enumerate(points) if point >= rate), len(points) - 1)
         left, right = points[max(above - 1, 0)], points[above]
@@ -64,7 +66,7 @@ class Ranks:
     bases: Mapping[str, BasisRanks]
 
     def under(self, basis: str) -> BasisRanks:
-        """The ranks of one basis."""
+        """Give the ranks of one basis. Raises PlanError where the adapter has none."""
         if basis not in self.bases:
             raise PlanError(
                 f"basis={basis!r} was asked for; the adapter has {', '.join(self.bases)}; give one of these"
@@ -74,10 +76,10 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedLayout:
-    """The layout of all layers, or of one: a form and a way to deal levels each."""
+    """The layout of all layers, or of one: a format and a rank allocation each."""
 
-    forms: Mapping[int, tuple[Form, Deal]]
-    learned_bytes: int  # of the maps and gates
+    formats: Mapping[int, tuple[LowRankFormat, RankAllocation]]
+    learned_bytes: int  # of the bases and gates
     layer: int | None = None
 
     lossless: ClassVar[bool] = False
@@ -85,26 +87,33 @@ class RankedLayout:
 
     @property
     def weight_bytes(self) -> int:
-        """Held once for all caches of a model: maps, gates, and tables of rotations, which grow with the text."""
-        rotations = {id(form.bases.rotary): form.bases.rotary for form, _ in self.forms.values()}
-        return self.learned_bytes + sum(one.table_bytes for one in rotations.values() if one is not None)
+        """Count what is held once for all caches of a model: bases, gates, and tables of rotations.
+
+        The tables grow with the text.
+        """
+        rotations = {id(form.bases.rotary): form.bases.rotary for form, _ in self.formats.values()}
+        return self.learned_bytes + sum(rotary.table_bytes for rotary in rotations.values() if rotary is not None)
 
     def of_layer(self, index: int) -> "RankedLayout":
-        """The layout of one layer."""
+        """Give the layout of one layer."""
         return replace(self, layer=index)
 
     def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
-        """A low-rank part of the slots that are True."""
-        form, deal = self._own()
-        return LowRankPart.of(kv, kept, deal, form)
+        """Make a low-rank part of the slots that are True."""
+        form, allocate = self._of_its_layer()
+        return LowRankPart.of(kv, kept, allocate, form)
 
-    def from_state(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
-        """A low-rank part from what it saved."""
-        return LowRankPart.from_state(plain, tensors, self._own()[0])
+    def from_state(
+        self,
+        plain: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> Part:
+        """Build a low-rank part from its state."""
+        return LowRankPart.from_state(plain, tensors, self._of_its_layer()[0])
 
-    def _own(self) -> tuple[Form, Deal]:
+    def _of_its_layer(self) -> tuple[LowRankFormat, RankAllocation]:
         assert self.layer is not None, "a layer's layout packs"
-        return self.forms[self.layer]
+        return self.formats[self.layer]
 
 
 def check_rate(rate: float) -> None:
@@ -113,60 +122,62 @@ def check_rate(rate: float) -> None:
         raise PlanError(f"rate={rate} was asked for; it is the kept share of all dimensions; give above 0 and up to 1")
 
 
-def one_level(form: Form, dims: tuple[int, int]) -> tuple[Form, Deal]:
-    """All slots in the same dimensions."""
+def single_level(
+    form: LowRankFormat,
+    dims: tuple[int, int],
+) -> tuple[LowRankFormat, RankAllocation]:
+    """Write all slots in the same dimensions."""
     return replace(form, levels=(dims,)), _first_level
 
 
-def by_gate(own: LayerRanks, rate: float, dealing: Dealing, *, codes: bool = False) -> tuple[Form, Deal]:
-    """Levels by the gate so that a segment keeps `rate` of its numbers; or the same levels dealt at random; or one."""
-    form = replace(own.form, codes=codes)
-    if dealing == "even":
-        return one_level(form, dims_at(form, rate))
-    deal = _GateDeal(own, rate)
-    return form, _shuffled(deal) if dealing == "random" else deal
+def allocated_by_gate(
+    ranks: LayerRanks,
+    rate: float,
+    allocation: AllocationName,
+    *,
+    int8: bool = False,
+) -> tuple[LowRankFormat, RankAllocation]:
+    """Allocate ranks by the gate (meets `rate` exactly), shuffled over the slots (ablation), or uniform."""
+    form = replace(ranks.form, int8=int8)
+    if allocation == "even":
+        return single_level(form, form.dims_at(rate))
+    by_gate = _GateAllocation(ranks, rate)
+    return form, _shuffled(by_gate) if allocation == "random" else by_gate
 
 
-def dims_at(form: Form, rate: float) -> tuple[int, int]:
-    """Dimensions of keys and values that keep this share of the numbers, on the way between two levels."""
-    wanted, parts = round(rate * form.size), form.bases.keys.parts
-    for (keys, values), (more_keys, more_values) in zip(form.levels, form.levels[1:], strict=False):
-        if wanted <= more_keys + more_values:
-            step = more_keys + more_values - keys - values
-            added = round((more_keys - keys) * (wanted - keys - values) / step / parts) * parts
-            least, most = -((form.levels[-1][1] - wanted) // parts) * parts, wanted // parts * parts
-            keys = min(max(keys + added, least), most)  # what the parts share evenly may not push values out of bounds
-            return keys, wanted - keys
-    return form.levels[-1]
+class _GateAllocation:
+    """Allocates levels by a layer's gate within a rate."""
+
+    def __init__(self, ranks: LayerRanks, rate: float) -> None:
+        self.ranks, self.rate = ranks, rate
+
+    def __call__(
+        self,
+        keys: Float[Tensor, "S K"],
+        values: Float[Tensor, "S V"],
+        positions: Int[Tensor, " S"],
+    ) -> Int[Tensor, " S"]:
+        form = self.ranks.form
+        logits = self.ranks.gate.logits(keys, values)
+        return allocate_ranks(logits, form.dims, rate=self.rate, size=form.size)
 
 
-class _GateDeal:
-    """Deals levels by a layer's gate within a rate."""
-
-    def __init__(self, own: LayerRanks, rate: float) -> None:
-        self.own, self.rate = own, rate
-
-    def __call__(self, keys: Float[Tensor, "S K"], values: Float[Tensor, "S V"],
-                 positions: Int[Tensor, " S"]) -> Int[Tensor, " S"]:  # fmt: skip
-        logits = self.own.gate.logits(keys, values)
-        return dealt(logits, [sum(level) for level in self.own.form.levels], rate=self.rate, size=self.own.form.size)
-
-
-def _first_level(keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+def _first_level(
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+) -> Int[Tensor, " S"]:
+    """Give every slot the only level."""
     return torch.zeros(len(positions), dtype=torch.long, device=positions.device)
 
 
-def _shuffled(deal: Deal) -> Deal:
-    """The same levels for other slots; which ones follows from the first position and their number."""
+def _shuffled(allocate: RankAllocation) -> RankAllocation:
+    """Give the same levels to other slots; which ones follows from the first position and their number."""
 
-    def shuffled(keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-        levels = deal(keys, values, positions)
+    def shuffled(keys: Tensor, values: Tensor, positions: Tensor) -> Int[Tensor, " S"]:
+        levels = allocate(keys, values, positions)
         source = torch.Generator().manual_seed(int(positions[0]) if len(positions) else 0)
-        return levels[torch.randperm(len(levels), generator=source).to(levels.device)]
+        order = torch.randperm(len(levels), generator=source)
+        return levels[order.to(levels.device)]
 
     return shuffled
-
-
-def grid_of(rates: Sequence[float]) -> tuple[float, ...]:
-    """A growing grid that ends in 1."""
-    return tuple(sorted({*rates, 1.0}))

@@ -22,6 +22,10 @@ from kvfold.data.tokenizer import BOS, PAD, SPECIALS, id_of, rendered
 from kvfold.data.words import NOTHING, Borrowed
 
 _NEXT_QUESTIONS = (0, 1, 3, 5)  # asked of one document with needles, one after the other
+_UNBORROWED_SHARE = 0.25  # of the samples, which borrow nothing from real text
+_PROSE_SHARE = 0.4  # of the documents, whose filler is real prose
+_FILLERS = (0.0, 0.3, 0.5, 0.75)  # shares of turns without facts
+_QUESTIONS = (0.3, 0.5, 0.8)  # shares of turns that ask
 _USER_SHARE, _USER_WEIGHT = 0.12, 0.2  # one user token in eight counts, a fifth as much as a reply's
 
 
@@ -42,11 +46,12 @@ class Batch:
 
 
 class Samples:
-    """Makes the samples of every source; the random state is the caller's."""
+    """Draws the samples of every source; the random state is the caller's."""
 
     def __init__(self, tokenizer: Tokenizer, natural: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        self.natural = [torch.tensor(one.ids, dtype=torch.int32) for one in tokenizer.encode_batch(list(natural))]
+        encoded = tokenizer.encode_batch(list(natural))
+        self.natural = [torch.tensor(text.ids, dtype=torch.int32) for text in encoded]
         self._shares = list(accumulate(min(len(text), 20_000) for text in self.natural))
         self.prose = [text for text in natural if len(text) > 2000]
         self.borrowed = borrow(natural)
@@ -64,7 +69,7 @@ class Samples:
         return self._counts[text]
 
     def sample(self, source: str, size: int, rng: random.Random) -> tuple[list[int], list[float]]:
-        """One sample's ids and weights."""
+        """Draw one sample's ids and weights."""
         seed = rng.getrandbits(48)
         kind, _, name = source.partition("/")
         if kind == "copies":
@@ -72,24 +77,35 @@ class Samples:
         if kind == "natural":
             return self._natural(size, rng)
         if kind == "drill":
-            return self.encode(drill(name, keys=size, seed=seed, borrowed=self._loan(rng)), rng)
+            messages = drill(name, keys=size, seed=seed, borrowed=self._borrowed(rng))
+            return self.encode(messages, rng)
         if kind == "chat":
-            filler, questions = rng.choice((0.0, 0.3, 0.5, 0.75)), rng.choice((0.3, 0.5, 0.8))
-            talk = training_dialogue(
-                name, turns=size, seed=seed, filler=filler, questions=questions, borrowed=self._loan(rng)
-            )
-            return self.encode(talk, rng)
-        return self._needle(name, size, seed, rng)
+            return self.encode(self._chat(name, size, seed, rng), rng)
+        return self.encode(self._document(name, size, seed, rng), rng)
 
-    def _loan(self, rng: random.Random) -> Borrowed:
-        """What a sample may borrow from real text: in a quarter of them nothing, so that our own stays practised."""
-        return NOTHING if rng.random() < 0.25 else self.borrowed
+    def _borrowed(self, rng: random.Random) -> Borrowed:
+        """What a sample may borrow from real text; now and then nothing, so that generated words stay practised."""
+        return NOTHING if rng.random() < _UNBORROWED_SHARE else self.borrowed
+
+    def _chat(self, family: str, turns: int, seed: int, rng: random.Random) -> Sequence[Message]:
+        """A generated dialogue."""
+        filler = rng.choice(_FILLERS)
+        questions = rng.choice(_QUESTIONS)
+        return training_dialogue(
+            family,
+            turns=turns,
+            seed=seed,
+            filler=filler,
+            questions=questions,
+            borrowed=self._borrowed(rng),
+        )
 
     def encode(self, messages: Sequence[Message], rng: random.Random) -> tuple[list[int], list[float]]:
         """A dialogue as ids, with the weights of its messages; the opening role tag is never scored."""
         ids, weights = [self.bos], [0.0]
         for message in messages:
-            tokens = self.tokenizer.encode(rendered(message.role, message.content)).ids
+            text = rendered(message.role, message.content)
+            tokens = self.tokenizer.encode(text).ids
             ids += tokens
             if message.role == "assistant":
                 weights += [0.0] + [message.weight] * (len(tokens) - 1)
@@ -106,14 +122,13 @@ class Samples:
             ids += text[start : start + size - len(ids)].tolist()
         return ids, [0.0] + [1.0] * (len(ids) - 1)
 
-    def _needle(self, kind: str, size: int, seed: int, rng: random.Random) -> tuple[list[int], list[float]]:
+    def _document(self, kind: str, size: int, seed: int, rng: random.Random) -> list[Message]:
+        """A document with needles, then questions about it, one after the other."""
         assert kind in NEEDLES
-        filler: Sequence[str] = ()
-        if self.prose and rng.random() < 0.4:
-            text = rng.choice(self.prose)
-            start = rng.randrange(max(1, len(text) - 6 * size))
-            filler = [part.strip() + "." for part in text[start : start + 6 * size].split(".") if part.strip()]
-        tokens = rng.randint(max(120, size * 5 // 8), size) if kind in ("single", "multikey") else size
+        filler = self._filler(size, rng)
+        tokens = size
+        if kind in ("single", "multikey"):
+            tokens = rng.randint(max(120, size * 5 // 8), size)
         document = needle(
             kind,
             split="train",
@@ -121,7 +136,7 @@ class Samples:
             count=self.count,
             seed=seed,
             filler=filler,
-            borrowed=self._loan(rng).words,
+            borrowed=self._borrowed(rng).words,
         )
         messages = [
             Message(role="user", content=document.prompt),
@@ -131,13 +146,29 @@ class Samples:
             question, reply = asked_next(document, split="train", rng=rng)
             messages.append(Message(role="user", content=question))
             messages.append(Message(role="assistant", content=reply, weight=1.0))
-        return self.encode(messages, rng)
+        return messages
+
+    def _filler(self, size: int, rng: random.Random) -> Sequence[str]:
+        """Sentences of a real text between the needles; often none, which means generated ones."""
+        if not self.prose or rng.random() >= _PROSE_SHARE:
+            return ()
+        text = rng.choice(self.prose)
+        start = rng.randrange(max(1, len(text) - 6 * size))
+        sentences = text[start : start + 6 * size].split(".")
+        return [sentence.strip() + "." for sentence in sentences if sentence.strip()]
 
 
 def make_batch(
-    samples: Samples, source: str, *, rung: int, size: int, tokens: int, rng: random.Random, gaps: int
+    samples: Samples,
+    source: str,
+    *,
+    rung: int,
+    size: int,
+    tokens: int,
+    rng: random.Random,
+    gaps: int,
 ) -> Batch:
-    """Samples of one source until about `tokens` tokens; positions jump by up to `gaps` in half of the rows."""
+    """Draw samples of one source until about `tokens` tokens; positions jump by up to `gaps` in half of the rows."""
     rows: list[tuple[list[int], list[float]]] = []
     longest = 0
     while not rows or (len(rows) + 1) * longest <= tokens:
@@ -151,7 +182,8 @@ def make_batch(
         ids[row, : len(row_ids)] = torch.tensor(row_ids)
         weights[row, : len(row_ids)] = torch.tensor(row_weights)
         if gaps and rng.random() < 0.5:
-            _jump(positions[row], (ids[row] == samples.user).nonzero().flatten().tolist(), gaps, rng)
+            starts = (ids[row] == samples.user).nonzero()
+            _jump(positions[row], starts.flatten().tolist(), gaps, rng)
     return Batch(source=source, rung=rung, ids=ids, weights=weights, positions=positions)
 
 

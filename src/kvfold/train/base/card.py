@@ -1,6 +1,6 @@
 """What a finished training run leaves behind: the model in bfloat16, and a card that is its training record.
 
-The weights are rounded before they are scored, so that the card tells of what ships. Knows nothing of the loop.
+The weights are rounded before they are scored, so that the card describes what ships. Knows nothing of the loop.
 """
 
 import json

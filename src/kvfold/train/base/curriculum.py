@@ -1,4 +1,4 @@
-"""What to train on next: sources that grow from short to long, each at its own pace.
+"""What to train on next: sources that grow from short to long, each at its pace.
 
 A source is a ladder of rungs (keys of a drill, turns of a dialogue, tokens of a document). Its samples come mostly
 from the highest rung it has reached; it climbs when the scored replies there are mostly right. Dialogues wait for

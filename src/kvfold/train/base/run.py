@@ -97,11 +97,11 @@ class BaseRun(Run):
             return
         self.trainer.swap_averaged()
         if self.settings.soup is not None:
-            own = [parameter.detach().clone() for parameter in self.trainer.parameters]
+            trained = [parameter.detach().clone() for parameter in self.trainer.parameters]
             take_weights(self.model, self.settings.soup)
             with torch.no_grad():
-                for parameter, mine in zip(self.trainer.parameters, own, strict=True):
-                    parameter.lerp_(mine, 0.5)
+                for parameter, weights in zip(self.trainer.parameters, trained, strict=True):
+                    parameter.lerp_(weights, 0.5)
         export(self.model, self.settings.out)
         scores = held_out(Answerer(self.model, self.tokenizer))
         self.trainer.swap_averaged()

@@ -1,7 +1,7 @@
 """Held-out scores while training: greedy replies of the plain model to generated dialogues, drills and documents.
 
-This is the trainer's own eye, with the stock cache; benchmarks of plans live in bench/. Replies are decoded in batches,
-padded on the left. Knows nothing of optimisers.
+They use the stock cache; benchmarks of plans live in bench/. Replies are decoded in batches, padded on the left. Knows
+nothing of optimisers.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,10 +48,10 @@ class Answerer:
         rows = [self.tokenizer.encode(prompt).ids for prompt in prompts]
         width = max(map(len, rows))
         device = next(self.model.parameters()).device
-        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=device)
-        mask = (
-            torch.arange(width, device=device) >= torch.tensor([[width - len(row)] for row in rows], device=device)
-        ).long()
+        pads = [width - len(row) for row in rows]
+        ids = torch.tensor([[self.pad] * pad + row for pad, row in zip(pads, rows, strict=True)], device=device)
+        is_real = torch.arange(width, device=device) >= torch.tensor(pads, device=device)[:, None]
+        mask = is_real.long()
         tokens = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -76,37 +76,44 @@ def score_chats(
     n: int = 45,
     seed: int = 0,
 ) -> dict[str, FamilyScore]:
-    """Every family over dialogues of the given lengths, in turn."""
+    """Score every family over dialogues of the given lengths, in turn."""
     out = {}
     for family in FAMILIES:
-        asked = [dialogue(family, split=split, turns=turns[k % len(turns)], seed=seed + k) for k in range(n)]
+        dialogues = [dialogue(family, split=split, turns=turns[k % len(turns)], seed=seed + k) for k in range(n)]
         out[family] = FamilyScore(
-            score=_share(answerer, asked, lambda one: one.messages),
-            none=_share(answerer, asked, lambda one: one.messages[-1:]),
-            shortcut=best_shortcut(asked),
+            score=_share(answerer, dialogues, lambda one: one.messages),
+            none=_share(answerer, dialogues, lambda one: one.messages[-1:]),
+            shortcut=best_shortcut(dialogues),
             n=n,
         )
     return out
 
 
 def score_drills(answerer: Answerer, *, split: str = "heldout", keys: int = 4, n: int = 24) -> dict[str, float]:
-    """The share of right replies to the last question of each drill."""
+    """Measure the share of right replies to the last question of each drill."""
     out = {}
     for kind in DRILLS:
-        asked = [drill(kind, keys=100 if kind == "sums" else keys, seed=9_000_000 + k, split=split) for k in range(n)]
-        replies = answerer.replies([prompt(messages[:-1]) for messages in asked])
-        right = [said.strip() == messages[-1].content for said, messages in zip(replies, asked, strict=True)]
+        number = 100 if kind == "sums" else keys
+        drills = [drill(kind, keys=number, seed=9_000_000 + k, split=split) for k in range(n)]
+        replies = answerer.replies([prompt(messages[:-1]) for messages in drills])
+        right = [reply.strip() == messages[-1].content for reply, messages in zip(replies, drills, strict=True)]
         out[kind] = sum(right) / n
     return out
 
 
 def score_needles(
-    answerer: Answerer, *, kinds: Sequence[str], tokens: int, split: str = "heldout", n: int = 16, seed: int = 0
+    answerer: Answerer,
+    *,
+    kinds: Sequence[str],
+    tokens: int,
+    split: str = "heldout",
+    n: int = 16,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """The share of documents answered right, by kind."""
+    """Measure the share of documents that are answered right, by kind."""
     out = {}
     for kind in kinds:
-        asked = [
+        documents = [
             needle(
                 kind,
                 split=split,
@@ -116,11 +123,15 @@ def score_needles(
             )
             for k in range(n)
         ]
-        replies = answerer.replies([prompt([Message(role="user", content=one.prompt)]) for one in asked])
-        out[kind] = sum(one.correct(reply) for one, reply in zip(asked, replies, strict=True)) / n
+        prompts = [prompt([Message(role="user", content=document.prompt)]) for document in documents]
+        replies = answerer.replies(prompts)
+        right = [document.correct(reply) for document, reply in zip(documents, replies, strict=True)]
+        out[kind] = sum(right) / n
     return out
 
 
-def _share(answerer: Answerer, asked: Sequence[Dialogue], seen: Callable[[Dialogue], Sequence[Message]]) -> float:
-    replies = answerer.replies([prompt(seen(one)) for one in asked])
-    return sum(one.correct(reply) for one, reply in zip(asked, replies, strict=True)) / len(asked)
+def _share(answerer: Answerer, dialogues: Sequence[Dialogue], seen: Callable[[Dialogue], Sequence[Message]]) -> float:
+    """The share of right replies where the model sees these messages of each dialogue."""
+    replies = answerer.replies([prompt(seen(one)) for one in dialogues])
+    right = [one.correct(reply) for one, reply in zip(dialogues, replies, strict=True)]
+    return sum(right) / len(right)

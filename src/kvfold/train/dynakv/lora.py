@@ -14,13 +14,15 @@ from torch.nn.utils import parametrize
 
 
 class Update(nn.Module):
-    """What is added to one weight; nothing until it is trained."""
+    """A low-rank matrix that is added to one weight; it is zero until it is trained."""
 
     def __init__(self, weight: Float[Tensor, "out inputs"], rank: int) -> None:
         super().__init__()
         outputs, inputs = weight.shape
-        self.down = nn.Parameter((torch.randn(rank, inputs) * inputs**-0.5).to(weight))
-        self.up = nn.Parameter(torch.zeros(outputs, rank).to(weight))
+        down = torch.randn(rank, inputs) * inputs**-0.5
+        up = torch.zeros(outputs, rank)
+        self.down = nn.Parameter(down.to(weight))
+        self.up = nn.Parameter(up.to(weight))
 
     def forward(self, weight: Float[Tensor, "out inputs"]) -> Float[Tensor, "out inputs"]:
         """The updated weight."""
@@ -28,11 +30,13 @@ class Update(nn.Module):
 
 
 def updatable(model: Any, rank: int) -> tuple[Any, nn.ModuleList]:
-    """A copy of a frozen model whose attention projections carry updates, and these."""
-    twin, updates = copy.deepcopy(model), nn.ModuleList()
+    """Copy a frozen model, and give the attention projections of the copy updates."""
+    twin = copy.deepcopy(model)
+    updates = nn.ModuleList()
     for module in _projections(twin):
-        updates.append(Update(module.weight, rank))
-        parametrize.register_parametrization(module, "weight", updates[-1])
+        update = Update(module.weight, rank)
+        updates.append(update)
+        parametrize.register_parametrization(module, "weight", update)
     return twin, updates
 
 
@@ -44,5 +48,6 @@ def settle(twin: Any) -> None:
 
 
 def _projections(model: Any) -> list[Any]:
+    """The linear layers of attention; their names hold `attn` in every model that is served."""
     named = model.get_decoder().named_modules()
     return [module for name, module in named if isinstance(module, nn.Linear) and "attn" in name]

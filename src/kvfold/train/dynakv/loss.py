@@ -31,7 +31,7 @@ class RankBatch:
 
     @property
     def source(self) -> str:
-        """The rate, by which losses are told apart."""
+        """The rate, which names the running mean of the loss."""
         return f"rate {self.rate}"
 
     @property
@@ -73,7 +73,8 @@ class RankCost:
     def held(self, batches: Sequence[TextBatch]) -> float:
         """The mean over rates of the distance now over the distance before training."""
         now = self.distances(batches)
-        return sum(now[rate] / self.untrained[rate] for rate in RATES) / len(RATES)
+        shares = [now[rate] / self.untrained[rate] for rate in RATES]
+        return sum(shares) / len(shares)
 
     @torch.no_grad()
     def distances(self, batches: Sequence[TextBatch]) -> dict[float, float]:
@@ -82,24 +83,29 @@ class RankCost:
         for rate in RATES:
             costs = []
             for ids, positions in batches:
-                reading = Reading(context=middle_of(ids.shape[1]), rates=rates_at(self.start, rate))
+                context = middle_of(ids.shape[1])
+                reading = Reading(context=context, rates=rates_at(self.start, rate))
                 distance, _ = self._parts(ids, positions, reading)
                 costs.append(float(distance))
             found[rate] = max(sum(costs) / len(costs), 1e-6)
         return found
 
     def _parts(
-        self, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"], reading: Reading
+        self,
+        ids: Int[Tensor, "B Q"],
+        positions: Int[Tensor, "B Q"],
+        reading: Reading,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Distance to the full model, and cross-entropy, of the tokens after the context."""
         kept = ids.shape[1] - reading.context
         with torch.no_grad():
             # The logits of the token before each kept one, which predict it.
-            full = self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1).logits[:, :-1]
+            output = self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1)
+        full = output.logits[:, :-1].float()
         found = self.student.read(ids, positions, reading)
         targets = ids[:, reading.context :].flatten()
         entropy = nn.functional.cross_entropy(found.flatten(0, 1).float(), targets)
-        wanted = full.float().log_softmax(dim=-1)
-        got = found.float().log_softmax(dim=-1)
-        distance = (wanted.exp() * (wanted - got)).sum(dim=-1).mean()
-        return distance, entropy
+        wanted = full.log_softmax(dim=-1)
+        logs = found.float().log_softmax(dim=-1)
+        by_token = (wanted.exp() * (wanted - logs)).sum(dim=-1)
+        return by_token.mean(), entropy

@@ -4,6 +4,7 @@ Gates are read on batches of text. Where the gates of all layers together keep a
 more of their dimensions than others; these shares are measured once, and the cache then meets each layer's share.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -11,9 +12,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from kvfold.encode.lowrank.gate import dealt, largest_shift, levels_at, slope_of
+from kvfold.encode.lowrank.gate import allocate_ranks, largest_threshold, level_bias, levels_at
 from kvfold.encode.lowrank.ranks import BasisRanks
 from kvfold.train.dynakv.student import BLOCK, Reading, Student
+
+LayerLogits: TypeAlias = Mapping[int, Tensor]  # [*slots L] of the gate of each layer
+LayerDims: TypeAlias = Mapping[int, Sequence[int]]  # dimensions that each level of a layer keeps
+LayerRates: TypeAlias = Mapping[int, float]
 
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.47, 0.55, 0.65, 0.8)
 
@@ -32,8 +37,11 @@ def with_rates(model: Any, ranks: BasisRanks, batches: Sequence[TextBatch]) -> B
         whole = max(sum(shares.values()), 1e-9)
         for index, share in shares.items():
             # Levels are steps, so the threshold keeps a little less than the rate; shares are scaled up to it.
-            rates[index].append(min(share * rate * len(shares) / whole, 1.0))
-    layers = {index: replace(layer, rates=(*rates[index], 1.0)) for index, layer in ranks.layers.items()}
+            scaled = share * rate * len(shares) / whole
+            rates[index].append(min(scaled, 1.0))
+    layers = {}
+    for index, layer in ranks.layers.items():
+        layers[index] = replace(layer, rates=(*rates[index], 1.0))
     return BasisRanks(layers=layers, grid=(*GRID, 1.0), trained=False)
 
 
@@ -42,13 +50,15 @@ def rates_at(ranks: BasisRanks, rate: float) -> dict[int, float]:
     return {index: ranks.rate_of(index, rate) for index in ranks.layers}
 
 
-def gate_logits(student: Student, batches: Sequence[TextBatch], rates: Mapping[int, float] | None) -> dict[int, Tensor]:
+def gate_logits(student: Student, batches: Sequence[TextBatch], rates: LayerRates | None) -> dict[int, Tensor]:
     """Logits [rows, S, L] of the gates of all layers over the batches, read at these rates."""
-    seen: dict[int, list[Tensor]] = {index: [] for index in student.dims}
+    seen: dict[int, list[Tensor]] = defaultdict(list)
     for ids, positions in batches:
-        reading = Reading(context=middle_of(ids.shape[1]), rates=rates, logits={})
+        found: dict[int, Tensor] = {}
+        context = middle_of(ids.shape[1])
+        reading = Reading(context=context, rates=rates, logits=found)
         student.read(ids, positions, reading)
-        for index, logits in (reading.logits or {}).items():
+        for index, logits in found.items():
             seen[index].append(logits)
     return {index: torch.cat(logits) for index, logits in seen.items()}
 
@@ -58,35 +68,38 @@ def middle_of(length: int) -> int:
     return length // 2 // BLOCK * BLOCK
 
 
-def threshold_of(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], rate: float) -> float:
+def threshold_of(logits: LayerLogits, dims: LayerDims, rate: float) -> float:
     """The gates' threshold at which all layers together keep this share of their dimensions."""
 
     def kept(threshold: float) -> float:
         shares = shares_at(logits, dims, threshold)
         return sum(shares.values()) / len(shares)
 
-    return largest_shift(kept, rate)
+    return largest_threshold(kept, rate)
 
 
-def shares_at(logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], threshold: float) -> dict[int, float]:
+def shares_at(logits: LayerLogits, dims: LayerDims, threshold: float) -> dict[int, float]:
     """The share of dimensions that each layer keeps at a threshold of all gates."""
     shares = {}
     for index, layer_logits in logits.items():
-        bias = slope_of(len(dims[index]), layer_logits)
+        layer_dims = dims[index]
+        bias = level_bias(len(layer_dims), layer_logits)
         levels = levels_at(layer_logits, threshold, bias)
-        kept = torch.tensor(dims[index], device=layer_logits.device)[levels]
-        shares[index] = float(kept.double().mean()) / dims[index][-1]
+        dims_of = torch.tensor(layer_dims, device=layer_logits.device)
+        kept = dims_of[levels].double().mean()
+        shares[index] = float(kept) / layer_dims[-1]
     return shares
 
 
-def spread_at(
-    logits: Mapping[int, Tensor], dims: Mapping[int, Sequence[int]], rates: Mapping[int, float]
-) -> list[float]:
+def spread_at(logits: LayerLogits, dims: LayerDims, rates: LayerRates) -> list[float]:
     """The share of all layers' slots in each level, when each layer meets its rate."""
     levels = []
     for index, layer_logits in logits.items():
         slots = layer_logits.flatten(0, -2)
-        levels.append(dealt(slots, dims[index], rate=rates[index], size=dims[index][-1]))
+        layer_dims = dims[index]
+        layer_levels = allocate_ranks(slots, layer_dims, rate=rates[index], size=layer_dims[-1])
+        levels.append(layer_levels)
     most = max(len(layer_dims) for layer_dims in dims.values())
     counts = torch.cat(levels).bincount(minlength=most).double()
-    return [round(share, 4) for share in (counts / counts.sum()).tolist()]
+    shares = counts / counts.sum()
+    return [round(share, 4) for share in shares.tolist()]

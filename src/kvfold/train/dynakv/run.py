@@ -14,6 +14,7 @@ from torch import nn
 
 from kvfold.adapters.ranks import save_ranks
 from kvfold.encode.lowrank.ranks import BasisRanks, Ranks
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import load
 from kvfold.train.dynakv.calibrate import measure
 from kvfold.train.dynakv.lora import settle, updatable
@@ -21,7 +22,7 @@ from kvfold.train.dynakv.loss import RATES, RankBatch, RankCost, RankLoss
 from kvfold.train.dynakv.rates import GRID, TextBatch, gate_logits, rates_at, spread_at, with_rates
 from kvfold.train.dynakv.settings import DynaSettings
 from kvfold.train.dynakv.student import BLOCK, Reading, Student
-from kvfold.train.dynakv.texts import Rows
+from kvfold.train.dynakv.texts import TokenRows
 from kvfold.train.loop import Trainer
 from kvfold.train.optimisers import ParameterGroup
 from kvfold.train.processes import device
@@ -41,11 +42,13 @@ class DynaRun(Run):
         self.model.float().requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
         torch.manual_seed(settings.seed)
         self.rng = random.Random(settings.seed)
-        self.rows = Rows(self.tokenizer, settings.data, length=settings.length)
+        self.rows = TokenRows(self.tokenizer, settings.data, length=settings.length)
         self.fixed = self._fixed_batches()
         self.measured = self._measured()
         self.start = with_rates(self.model, self.measured.under(settings.basis), self.fixed)
-        self.reader, self.updates = updatable(self.model, settings.update) if settings.update else (self.model, None)
+        self.reader, self.updates = self.model, None
+        if settings.update:
+            self.reader, self.updates = updatable(self.model, settings.update)
         self.student = Student(self.reader, self.start)
         self.cost = RankCost(
             model=self.model,
@@ -72,7 +75,8 @@ class DynaRun(Run):
         blocks = settings.length // BLOCK
         while True:
             rate = self.rng.choice(RATES)
-            context = BLOCK * self.rng.randint(blocks // 3, max(blocks - 3, 1))
+            raw_blocks = self.rng.randint(blocks // 3, max(blocks - 3, 1))
+            context = BLOCK * raw_blocks
             hard = settings.hard_share(self.trainer.share)
             reading = Reading(context=context, rates=rates_at(self.start, rate), hard=hard)
             ids, positions = self._texts(self.rng)
@@ -151,16 +155,21 @@ class DynaRun(Run):
     def _measured(self) -> Ranks:
         """Bases and gates of the model as it is, without training."""
         settings = self.settings
-        seeds = [f"calibration:{settings.seed}:{row}" for row in range(settings.calibration)]
-        return measure(self.model, [self.rows.draw(random.Random(seed)) for seed in seeds], seed=settings.seed)
+        texts = []
+        for row in range(settings.calibration):
+            rng = random.Random(f"calibration:{settings.seed}:{row}")
+            texts.append(self.rows.draw(rng))
+        return measure(self.model, texts, seed=settings.seed)
 
     def _texts(self, rng: random.Random) -> TextBatch:
         """Rows of text, at positions that start anywhere the model has them."""
-        config = self.model.config.get_text_config(decoder=True)
-        positions = getattr(config, "max_position_embeddings", 1 << 20)
+        config = ModelBinding.of(self.model).text_config
+        limit = getattr(config, "max_position_embeddings", 1 << 20)
         ids = self.rows.batch(self.settings.rows, rng).to(self.model.device)
-        start = rng.randrange(max(positions - ids.shape[1], 0) + 1)
-        return ids, (torch.arange(ids.shape[1], device=ids.device) + start).expand_as(ids)
+        length = ids.shape[1]
+        start = rng.randrange(max(limit - length, 0) + 1)
+        positions = torch.arange(length, device=ids.device) + start
+        return ids, positions.expand_as(ids)
 
     def _fixed_batches(self) -> list[TextBatch]:
         """The same batches in every run, whatever was drawn before."""
@@ -174,5 +183,7 @@ class DynaRun(Run):
             rates = rates_at(self.start, rate)
             logits = gate_logits(self.student, self.fixed[:1], rates)
             self.spread[str(rate)] = spread_at(logits, self.student.dims, rates)
-        layers = {index: self.student.layer(index).learned(layer.rates) for index, layer in self.start.layers.items()}
+        layers = {}
+        for index, layer in self.start.layers.items():
+            layers[index] = self.student.layer(index).learned(layer.rates)
         return BasisRanks(layers=layers, grid=self.start.grid, trained=True)

@@ -2,10 +2,10 @@
 
 A row is a context that the model read raw and that was then folded, and blocks that read it so: each sees the blocks
 before it in few dimensions and itself raw. The way back of a basis is its inverse, so the full rank is exact however
-far training moves it. Soft masks let gradients through; hard ones, with the soft one's gradient, are what is stored.
+far training moves it. Knows no loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,53 +16,76 @@ from torch import Tensor, nn
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.reference import causal_mask
 from kvfold.attention.rotary import rotate
-from kvfold.encode.lowrank.gate import Gate, keep_chances, levels_at, shift_for, slope_of
-from kvfold.encode.lowrank.part import Form
+from kvfold.encode.lowrank.format import LowRankFormat
+from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks
 from kvfold.hf.probe import replace_attention
-from kvfold.train.dynakv.calibrate import SINKS
+from kvfold.train.dynakv.rank_masks import rank_mask
 
 BLOCK = 64  # tokens that are folded at a time
+SINKS = 4  # first tokens of a row, which are never folded
+_ATTEND = nn.functional.scaled_dot_product_attention
 
 
 class LearnedLayer(nn.Module):
     """One layer's bases and gate as parameters."""
 
-    def __init__(self, own: LayerRanks) -> None:
+    def __init__(self, start: LayerRanks) -> None:
         super().__init__()
-        bases, gate = own.form.bases, own.gate
-        self.own = own
-        self.dims = [sum(level) for level in own.form.levels]
-        self.keys, self.values = nn.Parameter(bases.keys.encode.clone()), nn.Parameter(bases.values.encode.clone())
+        self.start = start
+        self.dims = [sum(level) for level in start.form.levels]
+        bases, gate = start.form.bases, start.gate
+        self.keys = nn.Parameter(bases.keys.encode.clone())
+        self.values = nn.Parameter(bases.values.encode.clone())
         self.keys_mean = nn.Parameter(bases.keys.mean.clone())
         self.values_mean = nn.Parameter(bases.values.mean.clone())
-        self.weight, self.bias = nn.Parameter(gate.weight.clone()), nn.Parameter(gate.bias.clone())
-        self.linear, self.square = nn.Parameter(gate.linear.clone()), nn.Parameter(gate.square.clone())
+        self.weight = nn.Parameter(gate.weight.clone())
+        self.bias = nn.Parameter(gate.bias.clone())
+        self.linear = nn.Parameter(gate.linear.clone())
+        self.square = nn.Parameter(gate.square.clone())
+
+    @property
+    def basis_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the bases."""
+        return [self.keys, self.values, self.keys_mean, self.values_mean]
+
+    @property
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the gate."""
+        return [self.weight, self.bias, self.linear, self.square]
 
     def bases(self) -> Bases:
         """The bases as they stand; differentiable."""
-        old = self.own.form.bases
-        sides = ((self.keys, self.keys_mean), (self.values, self.values_mean))
-        keys, values = (
-            Basis(encode=encode, decode=by_head(torch.linalg.inv(encode), old.heads), mean=mean)
-            for encode, mean in sides
+        return Bases(
+            keys=self._basis(self.keys, self.keys_mean),
+            values=self._basis(self.values, self.values_mean),
+            rotary=self.start.form.bases.rotary,
         )
-        return Bases(keys=keys, values=values, rotary=old.rotary)
+
+    def _basis(self, encode: Tensor, mean: Tensor) -> Basis:
+        heads = self.start.form.bases.heads
+        decode = by_head(torch.linalg.inv(encode), heads)
+        return Basis(encode=encode, decode=decode, mean=mean)
 
     def gate(self) -> Gate:
         """The gate as it stands; differentiable."""
-        old = self.own.gate
+        start = self.start.gate
         return Gate(
-            cost=old.cost, left_out=old.left_out, floor=old.floor, scale=old.scale,
-            weight=self.weight, linear=self.linear, square=self.square, bias=self.bias,
-        )  # fmt: skip
+            cost=start.cost,
+            left_out=start.left_out,
+            floor=start.floor,
+            scale=start.scale,
+            weight=self.weight,
+            linear=self.linear,
+            square=self.square,
+            bias=self.bias,
+        )
 
     def learned(self, rates: Sequence[float]) -> LayerRanks:
-        """What is to be saved."""
+        """The layer's ranks, to be saved."""
         with torch.no_grad():
-            bases, gate = self.bases(), self.gate()
-        form = Form(bases=bases, levels=self.own.form.levels)
-        return LayerRanks(form=form, gate=gate, rates=tuple(rates))
+            form = LowRankFormat(bases=self.bases(), levels=self.start.form.levels)
+            return LayerRanks(form=form, gate=self.gate(), rates=tuple(rates))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,7 +95,7 @@ class Reading:
     context: int  # tokens that are read raw and then folded
     rates: Mapping[int, float] | None = None  # None: in full
     hard: float = 1.0  # share of slots whose mask is hard
-    logits: dict[int, Tensor] | None = None  # of every layer's gate, when asked for
+    logits: dict[int, Tensor] | None = None  # [B S L] of every layer's gate, when a dictionary is given
 
 
 class Student:
@@ -80,20 +103,20 @@ class Student:
 
     def __init__(self, model: Any, ranks: BasisRanks) -> None:
         self.model = model
-        self.layers = nn.ModuleDict({str(index): LearnedLayer(own) for index, own in ranks.layers.items()})
+        self.layers = nn.ModuleDict()
+        for index, layer in ranks.layers.items():
+            self.layers[str(index)] = LearnedLayer(layer)
         self.dims = {index: self.layer(index).dims for index in ranks.layers}  # dimensions that each level keeps
 
     @property
     def basis_parameters(self) -> list[nn.Parameter]:
         """The bases of all layers."""
-        layers = [self.layer(index) for index in self.dims]
-        return [one for layer in layers for one in (layer.keys, layer.values, layer.keys_mean, layer.values_mean)]
+        return [parameter for index in self.dims for parameter in self.layer(index).basis_parameters]
 
     @property
     def gate_parameters(self) -> list[nn.Parameter]:
         """The gates of all layers."""
-        layers = [self.layer(index) for index in self.dims]
-        return [one for layer in layers for one in (layer.weight, layer.bias, layer.linear, layer.square)]
+        return [parameter for index in self.dims for parameter in self.layer(index).gate_parameters]
 
     def layer(self, index: int) -> LearnedLayer:
         """One layer's parameters."""
@@ -102,83 +125,96 @@ class Student:
         return layer
 
     def read(self, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"], reading: Reading) -> Float[Tensor, "B N W"]:
-        """Logits after the context, each block reading what is before it in few dimensions."""
+        """Compute the logits after the context, each block reading what is before it in few dimensions."""
 
         def attend(index: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-            return self._attend(index, (queries, keys, values), positions, reading, scale)
+            first = _ATTEND(
+                queries[:, :, : reading.context],
+                keys[:, :, : reading.context],
+                values[:, :, : reading.context],
+                is_causal=True,
+                scale=scale,
+                enable_gqa=True,
+            )
+            folded = self._fold(index, keys, values, positions, reading)
+            blocks = _attend_blocks(queries, (keys, values), folded, context=reading.context, scale=scale)
+            return torch.cat([first, *blocks], dim=2)
 
         kept = ids.shape[1] - reading.context
         with replace_attention(self.model, attend):
-            return self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1).logits[:, :-1]
+            output = self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1)
+        return output.logits[:, :-1]
 
-    def _attend(self, index: int, rows: tuple[Tensor, Tensor, Tensor], positions: Tensor, reading: Reading,
-                scale: float) -> Tensor:  # fmt: skip
-        queries, keys, values = rows
-        split = reading.context
-        first = nn.functional.scaled_dot_product_attention(
-            queries[:, :, :split], keys[:, :, :split], values[:, :, :split], is_causal=True, scale=scale,
-            enable_gqa=True,
-        )  # fmt: skip
-        few_keys, few_values = self._folded(index, keys, values, positions, reading)
-        pieces = [first]
-        for begun in range(split, keys.shape[2], BLOCK):
-            end = min(begun + BLOCK, keys.shape[2])
-            sides = ((few_keys, keys), (few_values, values))
-            past = [torch.cat([few[:, :, :begun], raw[:, :, begun:end]], dim=2) for few, raw in sides]
-            seen = causal_mask(end - begun, end, keys.device)
-            pieces.append(
-                nn.functional.scaled_dot_product_attention(
-                    queries[:, :, begun:end], *past, attn_mask=seen, scale=scale, enable_gqa=True
-                )
-            )
-        return torch.cat(pieces, dim=2)
-
-    def _folded(self, index: int, keys: Tensor, values: Tensor, positions: Tensor,
-                reading: Reading) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Keys and values [B, H, S, D] as they come back from few dimensions; sinks stay."""
-        layer, shape = self.layer(index), keys.shape
-        bases, levels = layer.bases(), layer.own.form.levels
-        flat_keys, flat_values = (side.transpose(1, 2).flatten(0, 1).float() for side in (keys, values))  # B x S, H, D
-        places = positions.flatten()
-        latents = bases.write(flat_keys, flat_values, places)
-        logits = layer.gate().logits(*latents)
+    def _fold(
+        self,
+        index: int,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        reading: Reading,
+    ) -> tuple[Float[Tensor, "B H Q D"], Float[Tensor, "B H Q D"]]:
+        """Keys and values as they come back from few dimensions; sinks stay."""
+        layer = self.layer(index)
+        bases = layer.bases()
+        rows, _, tokens, _ = keys.shape
+        slots = positions.flatten()
+        latent_keys, latent_values = bases.write(_by_slot(keys), _by_slot(values), slots)
+        logits = layer.gate().logits(latent_keys, latent_values)
         if reading.logits is not None:
-            reading.logits[index] = logits.detach().view(shape[0], shape[2], -1)[:, SINKS:]
+            by_row = logits.detach().view(rows, tokens, -1)
+            reading.logits[index] = by_row[:, SINKS:]
         rate = 1.0 if reading.rates is None else reading.rates[index]
-        mask = _mask(logits, layer, rate, reading.hard)
-        sides = [latents[0] * mask[:, : levels[-1][0]], latents[1] * mask[:, levels[-1][0] :]]
-        few_keys = bases.keys.read(sides[0]).unflatten(-1, (shape[1], -1))
+        left_out = layer.start.gate.left_out
+        mask = rank_mask(logits, layer.dims, left_out, rate=rate, hard_share=reading.hard)
+        split = latent_keys.shape[1]
+        heads = (bases.heads, -1)
+        kept_keys = latent_keys * mask[:, :split]
+        kept_values = latent_values * mask[:, split:]
+        few_keys = bases.keys.read(kept_keys).unflatten(-1, heads)
         if bases.rotary is not None:
-            cosines, sines = bases.rotary.at(places)
+            cosines, sines = bases.rotary.at(slots)
             few_keys = rotate(few_keys, cosines[:, None], sines[:, None])
-        few_values = bases.values.read(sides[1]).unflatten(-1, (shape[1], -1))
-        sinks = torch.arange(shape[2], device=keys.device)[:, None] < SINKS
-        backs = [side.view(shape[0], shape[2], shape[1], -1).transpose(1, 2) for side in (few_keys, few_values)]
-        return torch.where(sinks, keys, backs[0]), torch.where(sinks, values, backs[1])
+        few_values = bases.values.read(kept_values).unflatten(-1, heads)
+        return _with_sinks(keys, few_keys), _with_sinks(values, few_values)
 
 
-def _mask(logits: Tensor, layer: LearnedLayer, rate: float, hard_share: float) -> Float[Tensor, "N X"]:
-    """Which dimensions are read: softly, or as they are stored with the soft mask's gradient.
+def _by_slot(side: Float[Tensor, "B H Q D"]) -> Float[Tensor, "S H D"]:
+    """The slots of all rows one after the other."""
+    return side.transpose(1, 2).flatten(0, 1).float()
 
-    The shift that meets the rate is found anew, and its own change goes into the gradient: a slot can only gain what
-    others lose. Without that every gate would ask for more and more, and the shift would run after it.
+
+def _with_sinks(raw: Float[Tensor, "B H Q D"], few: Float[Tensor, "S H D"]) -> Float[Tensor, "B H Q D"]:
+    """Slots that come back from few dimensions, in rows, where sinks are raw."""
+    rows, _, tokens, _ = raw.shape
+    by_row = few.unflatten(0, (rows, tokens)).transpose(1, 2)
+    is_sink = torch.arange(tokens, device=raw.device)[:, None] < SINKS
+    return torch.where(is_sink, raw, by_row)
+
+
+def _attend_blocks(
+    queries: Float[Tensor, "B G Q D"],
+    raw: tuple[Tensor, Tensor],
+    folded: tuple[Tensor, Tensor],
+    *,
+    context: int,
+    scale: float,
+) -> Iterator[Float[Tensor, "B G _ D"]]:
+    """After the context, attend block by block over folded rows before a block and raw rows in it.
+
+    `raw` and `folded` are keys and values [B H Q D] of all tokens.
     """
-    kept = 1 - layer.own.gate.left_out.T  # levels, dimensions
-    size = layer.dims[-1]
-    if rate >= 1:
-        return kept[-1].expand(len(logits), -1)
-    still, slope = logits.detach(), slope_of(len(layer.dims), logits)
-    shift = shift_for(still, layer.dims, rate=rate, size=size)
-    steps = torch.tensor(layer.dims, dtype=logits.dtype, device=logits.device).diff()
-    with torch.enable_grad():
-        moved = torch.tensor(shift, dtype=logits.dtype, device=logits.device, requires_grad=True)
-        met = (keep_chances(still + moved * slope)[:, 1:] @ steps).mean()
-        pull = torch.autograd.grad(met, moved)[0].clamp(min=1e-6)
-    kept_softly = (keep_chances(logits + shift * slope)[:, 1:] @ steps).mean()
-    chances = keep_chances(logits + (shift - (kept_softly - kept_softly.detach()) / pull) * slope)
-    soft = kept[0] + chances[:, 1:] @ (kept[1:] - kept[:-1])
-    hard = kept[levels_at(still, shift, slope)]
-    if hard_share >= 1:
-        return hard + soft - soft.detach()
-    chosen = torch.rand(len(logits), 1, device=logits.device) < hard_share
-    return torch.where(chosen, hard + soft - soft.detach(), soft)
+    tokens = queries.shape[2]
+    for begun in range(context, tokens, BLOCK):
+        end = min(begun + BLOCK, tokens)
+        sides = []
+        for raw_rows, folded_rows in zip(raw, folded, strict=True):
+            before = folded_rows[:, :, :begun]
+            inside = raw_rows[:, :, begun:end]
+            sides.append(torch.cat([before, inside], dim=2))
+        yield _ATTEND(
+            queries[:, :, begun:end],
+            *sides,
+            attn_mask=causal_mask(end - begun, end, queries.device),
+            scale=scale,
+            enable_gqa=True,
+        )

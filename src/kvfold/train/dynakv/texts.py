@@ -22,7 +22,7 @@ from kvfold.errors import DataError
 _NEEDLES = ("single", "multikey")
 
 
-class Rows:
+class TokenRows:
     """Draws rows of `length` tokens. With real text, half of the rows are cut from it; the rest is generated."""
 
     def __init__(self, tokenizer: Any, data: Path | None, *, length: int) -> None:

@@ -99,7 +99,9 @@ class SonicLoss:
 
     @torch.no_grad()
     def _teacher_pass(
-        self, batch: TalkBatch, predicts: Bool[Tensor, "B Q"]
+        self,
+        batch: TalkBatch,
+        predicts: Bool[Tensor, "B Q"],
     ) -> tuple[Float[Tensor, "B Q width"], TeacherAttention]:
         """The last hidden states of the model with everything in sight, and what replies attend to."""
         device = self.model.device
@@ -150,7 +152,10 @@ class SonicLoss:
         return hidden[:, :-1]
 
     def _student_pass(
-        self, batch: TalkBatch, layout: Layout, attended: TeacherAttention
+        self,
+        batch: TalkBatch,
+        layout: Layout,
+        attended: TeacherAttention,
     ) -> tuple[Float[Tensor, "B Q width"], Guide | None]:
         """The last hidden states of the model that sees Nexus rows, and how its attention is guided."""
         device = self.model.device

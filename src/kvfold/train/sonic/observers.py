@@ -96,7 +96,10 @@ class TeacherAttention:
         self.peaks.append(self._peaks(queries, keys, scale))
 
     def _peaks(
-        self, queries: Float[Tensor, "B G Q D"], keys: Float[Tensor, "B H N D"], scale: float
+        self,
+        queries: Float[Tensor, "B G Q D"],
+        keys: Float[Tensor, "B H N D"],
+        scale: float,
     ) -> Float[Tensor, "B H N"]:
         """The largest weight that any chosen query of a later segment gives to each key."""
         chosen = _at(queries, self.query_positions).float()

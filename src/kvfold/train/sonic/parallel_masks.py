@@ -111,7 +111,11 @@ def _with_diagonal(mask: Bool[Tensor, "B NK NK"]) -> Bool[Tensor, "B NK NK"]:
 
 
 def fold_batch(
-    batch: TalkBatch, scores: Float[Tensor, "B L H N"] | None, *, budgets: Budgets, rng: random.Random
+    batch: TalkBatch,
+    scores: Float[Tensor, "B L H N"] | None,
+    *,
+    budgets: Budgets,
+    rng: random.Random,
 ) -> Layout:
     """Lay out the parallel pass of a batch whose segments are folded by these budgets.
 
@@ -127,7 +131,11 @@ def fold_batch(
 
 
 def _fold_talk(
-    batch: TalkBatch, row: int, scores: Tensor | None, budget: TalkBudget, stays: Tensor
+    batch: TalkBatch,
+    row: int,
+    scores: Tensor | None,
+    budget: TalkBudget,
+    stays: Tensor,
 ) -> list[tuple[int, int]]:
     """(adapter row, token) of a talk's Nexus rows; marks in `stays` what is kept word for word."""
     places = []

@@ -23,7 +23,12 @@ _EDGE = 1e-4  # of the even numbers that the noise is made of, whose logit is in
 
 
 def log_weights(
-    batch: TalkBatch, scores: Float[Tensor, "B L H N"], *, budgets: DrawnBudgets, rng: random.Random, done: float
+    batch: TalkBatch,
+    scores: Float[Tensor, "B L H N"],
+    *,
+    budgets: DrawnBudgets,
+    rng: random.Random,
+    done: float,
 ) -> Float[Tensor, "B L H N"]:
     """Logarithms of the weights of all slots, once their segment is folded by a drawn budget; `done` is 0 to 1.
 

@@ -1,6 +1,6 @@
 """Conversations to learn folding from: generated dialogues, drills and documents, real dialogues, prose in segments.
 
-Each becomes tokens by the model's own chat template, with the replies' share in the loss and the ends of its turns.
+Each becomes tokens by the model's chat template, with the replies' share in the loss and the ends of its turns.
 One family of generated dialogues may be left out, to see what is learnt without it. Knows nothing of losses.
 """
 
@@ -23,7 +23,7 @@ from kvfold.train.sonic.document_talks import document_talk
 from kvfold.train.sonic.study import Study
 from kvfold.train.sonic.talk_batch import Talk
 
-REAL_WEIGHT = 0.5  # of a token of a real reply or of prose, beside 1 of a reply that a program can check
+REAL_WEIGHT = 0.5  # of a token of a real reply or of prose, against 1 of a reply that a program can check
 _NEEDLES = ("single", "multikey", "multikey", "multivalue", "multiquery")
 _NEEDED = 240  # tokens, as they are counted here, that any needles fit into
 _SHORTEST = 400  # tokens of a document, at most, in the shortest conversations
