@@ -6,12 +6,9 @@ import pytest
 import torch
 
 from kvfold.errors import CacheError, FileError
-from kvfold.memory.accounting import account
 from kvfold.memory.forward import Boundaries
-from kvfold.memory.layer import NewTokens
-from kvfold.memory.memory import Memory
 from kvfold.memory.snapshot import Snapshot, put_back, take
-from kvfold.plan import Plan
+from memories import LAYERS, Fed
 
 PLANS = [
     "full",
@@ -23,61 +20,19 @@ PLANS = [
     "h2o(tokens=12, scope='turn')",
     "snapkv(keep=0.5, window=4) + int4",
 ]
-LAYERS = (0, 2)
-HEADS, GROUPS, SIZE = 2, 4, 8
-SCALE = SIZE**-0.5
 
 
-class Run:
-    """A memory and the mask of all columns that were fed to it."""
-
-    def __init__(self, plan, *, rows=1, stride=None):
-        rules = Plan.parse(plan).rules(pinned=4, layers=len(LAYERS))
-        self.memory = Memory(rules, layers=LAYERS, boundaries=Boundaries(prompt=0, stride=stride))
-        self.mask = torch.zeros(rows, 0, dtype=torch.bool)
-
-    def forward(self, count, *, seed, dtype=torch.float32, pads=False, layers=LAYERS):
-        """Outputs of one forward of `count` columns; with pads, row r lacks its last r columns."""
-        rows = self.mask.shape[0]
-        torch.manual_seed(seed)
-        valid = torch.arange(count)[None] < count - torch.arange(rows)[:, None] if pads else None
-        positions = self.mask.sum(dim=1)[:, None] + torch.arange(count)[None]
-        forward = self.memory.begin(count)
-        outputs = []
-        for index in layers:
-            new = NewTokens(
-                queries=torch.randn(rows, GROUPS, count, SIZE).to(dtype),
-                keys=torch.randn(rows, HEADS, count, SIZE).to(dtype),
-                values=torch.randn(rows, HEADS, count, SIZE).to(dtype),
-                positions=positions,
-                valid=valid,
-            )
-            outputs.append(forward.attend(index, new, scale=SCALE, valid=self.mask))
-        if layers == LAYERS:
-            self.memory.commit()
-            here = torch.ones(rows, count, dtype=torch.bool) if valid is None else valid
-            self.mask = torch.cat([self.mask, here], dim=1)
-        return torch.stack(outputs)
-
-    def ledger(self):
-        return account(self.memory, plan="", device="cpu", other_bytes=0)
-
-    def twin(self, plan):
-        """Another memory of the same plan, made from this one's snapshot."""
-        other = Run(plan, rows=self.mask.shape[0])
-        put_back(other.memory, through_json(take(self.memory)))
-        other.mask = self.mask
-        return other
+def twin_of(run, plan):
+    """Another memory of the same plan, made from a run's snapshot."""
+    other = Fed(plan, rows=run.rows)
+    put_back(other.memory, through_json(take(run.memory)))
+    other.mask = run.mask
+    return other
 
 
-def lived(plan, *, rows=1, dtype=torch.float32, pads=False, stride=None):
-    """A run that was fed and folded twice and then fed again: sinks, folded part, tail and window are all there."""
-    run = Run(plan, rows=rows, stride=stride)
-    for seed, count in enumerate((15, 9)):
-        run.forward(count, seed=seed, dtype=dtype, pads=pads)
-        run.memory.fold()
-    run.forward(6, seed=9, dtype=dtype, pads=pads)
-    return run
+def lived(plan, *, rows=1, stride=None, **more):
+    """A run that was fed and folded twice and then fed again."""
+    return Fed(plan, rows=rows, stride=stride).lived(**more)
 
 
 def through_json(snapshot):
@@ -91,7 +46,7 @@ def through_json(snapshot):
 @pytest.mark.parametrize("plan", PLANS)
 def test_put_back_and_go_on_equals_going_on(plan, rows, dtype):
     run = lived(plan, rows=rows, dtype=dtype, pads=rows > 1)
-    twin = run.twin(plan)
+    twin = twin_of(run, plan)
     for step in range(3):
         ours = run.forward(5, seed=20 + step, dtype=dtype)
         theirs = twin.forward(5, seed=20 + step, dtype=dtype)
@@ -112,14 +67,14 @@ def same(one, other):
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_snapshot_of_what_was_put_back_is_the_same_snapshot(plan):
     run = lived(plan, rows=2, pads=True)
-    assert same(take(run.twin(plan).memory), take(run.memory))
+    assert same(take(twin_of(run, plan).memory), take(run.memory))
 
 
 def test_only_the_slack_of_raw_tails_is_left_out():
     plan = "snapkv(keep=0.5, window=4)"
     run = lived(plan)
     run.forward(20, seed=1)
-    before, after = run.ledger(), run.twin(plan).ledger()
+    before, after = run.ledger(), twin_of(run, plan).ledger()
     assert before.slack_bytes > 0
     assert after.slack_bytes == 0
     assert after.stored_bytes == before.stored_bytes - before.slack_bytes
@@ -149,7 +104,7 @@ def test_boundaries_come_along_and_an_interrupted_fold_is_ended_first(monkeypatc
         with pytest.raises(KeyboardInterrupt):
             run.memory.fold()
     calm.memory.fold()
-    twin = run.twin(plan)
+    twin = twin_of(run, plan)
     assert twin.memory.mark().boundaries == Boundaries(prompt=0, stride=10)
     assert torch.equal(twin.forward(25, seed=5), calm.forward(25, seed=5))
     assert same(take(twin.memory), take(calm.memory))
@@ -161,14 +116,13 @@ def interrupt(transcript, columns=None):
 
 
 def test_an_empty_memory_has_a_snapshot():
-    twin = Run("full").twin("full")
+    twin = twin_of(Fed("full"), "full")
     assert twin.memory.fed == 0
-    assert torch.equal(twin.forward(4, seed=1), Run("full").forward(4, seed=1))
+    assert torch.equal(twin.forward(4, seed=1), Fed("full").forward(4, seed=1))
 
 
 def test_another_set_of_layers_is_refused():
-    rules = Plan.parse("full").rules(pinned=4, layers=1)
-    other = Memory(rules, layers=(0,), boundaries=Boundaries(prompt=0))
+    other = Fed("full", layers=(0,)).memory
     with pytest.raises(CacheError, match=r"layers \[0, 2\] was to be put into a model that folds \[0\]"):
         put_back(other, take(lived("full").memory))
 
@@ -183,7 +137,7 @@ def test_a_snapshot_that_contradicts_itself_is_refused_and_the_memory_left_alone
         tensors["2.folded.key_codes"] = tensors["2.folded.key_codes"][1:]
     else:
         tensors["0.tail.keys"] = tensors["0.tail.keys"][:, :, 1:]
-    twin = Run("h2o(keep=0.4) + int8").memory
+    twin = Fed("h2o(keep=0.4) + int8").memory
     with pytest.raises(FileError, match="contradicts itself"):
         put_back(twin, Snapshot(tensors=tensors, plain=taken.plain))
     assert twin.fed == 0

@@ -1,0 +1,118 @@
+"""A running forward: after which columns it folds, what its layers share, and masks that contradict the cache."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvfold.errors import CacheError
+from kvfold.memory.forward import Boundaries, Text
+from memories import HEADS, LAYERS, SCALE, Fed, new_tokens
+
+
+def marks(boundaries, chunks):
+    """Every boundary that is met while these chunks are fed."""
+    met, fed = [], 0
+    for new in chunks:
+        met += [fed + mark for mark in boundaries.within(fed, new)]
+        fed += new
+    return met
+
+
+def test_the_prompt_and_then_every_stride():
+    assert marks(Boundaries(prompt=10, stride=4), [25]) == [10, 14, 18, 22]
+    assert marks(Boundaries(prompt=10), [25]) == [10]
+    assert marks(Boundaries(prompt=0, stride=4), [9]) == [4, 8]
+    assert marks(Boundaries(), [25]) == []
+
+
+@settings(deadline=None)
+@given(st.integers(0, 20), st.one_of(st.none(), st.integers(1, 9)), st.lists(st.integers(1, 12), max_size=12))
+def test_chunks_change_nothing(prompt, stride, chunks):
+    boundaries = Boundaries(prompt=prompt, stride=stride)
+    whole = [sum(chunks)] if chunks else []
+    assert marks(boundaries, chunks) == marks(boundaries, whole)
+    assert marks(boundaries, [1] * sum(chunks)) == marks(boundaries, whole)
+
+
+def test_the_first_forward_is_the_prompt_and_is_folded_at_its_end():
+    run = Fed("streaming_llm(tokens=8)", prompt=None)
+    run.forward(20, seed=1)
+    assert run.kept(0) == [[[0, 1, 2, 3, 16, 17, 18, 19]] * HEADS]
+    run.forward(3, seed=2)
+    assert len(run.kept(0)[0][0]) == 11
+
+
+def test_a_forward_folds_inside_at_every_stride():
+    run = Fed("streaming_llm(tokens=8)", prompt=None, stride=5)
+    run.forward(10, seed=1)
+    run.forward(12, seed=2)
+    assert run.kept(0) == [[[0, 1, 2, 3, 16, 17, 18, 19, 20, 21]] * HEADS]  # folded after 20, then two raw
+
+
+def test_chunks_of_a_text_are_folded_as_the_text_in_one():
+    whole, pieces = (Fed("streaming_llm(tokens=9)", prompt=7, stride=5) for _ in range(2))
+    whole.forward(23, seed=1)
+    for count in (3, 11, 1, 8):
+        pieces.forward(count, seed=2)
+    assert whole.kept(2) == pieces.kept(2)
+
+
+def test_nothing_is_folded_where_a_fold_changes_nothing():
+    run = Fed("full", prompt=None, stride=4)
+    run.forward(20, seed=1)
+    assert run.memory.layers[0].state.tail.length == 20
+
+
+def test_ids_join_the_transcript_once_the_forward_ends():
+    run = Fed("kvzip(keep=0.5)")
+    run.forward(3, seed=1, text=Text(ids=torch.tensor([[7, 8, 9]])), layers=LAYERS[:1])
+    assert run.memory.transcript.ids is None
+    run = Fed("kvzip(keep=0.5)")
+    run.forward(3, seed=1, text=Text(ids=torch.tensor([[7, 8, 9]])))
+    assert run.memory.transcript.ids.tolist() == [[7, 8, 9]]
+
+
+def test_classes_are_read_by_the_first_layer_and_seen_by_all():
+    run = Fed("full")
+    running = run.memory.begin(3, text=Text(classes=torch.tensor([[1, 2, 3]], dtype=torch.uint8)))
+    assert running.scope.transcript.classes is None
+    running.attend(LAYERS[0], new_tokens(3), scale=SCALE)
+    assert running.scope.transcript.classes_at(0, torch.arange(3)) == bytes([1, 2, 3])
+
+
+def test_layers_see_the_folded_parts_of_all_once_all_have_folded():
+    run = Fed("snapkv(tokens=8)")
+    running = run.memory.begin(1)
+    assert running.scope.folded_parts() == []
+    run.lived()
+    running = run.memory.begin(1)
+    assert len(running.scope.folded_parts()) == len(LAYERS)
+
+
+def test_a_mask_that_takes_back_folded_tokens_is_refused():
+    run = Fed("streaming_llm(tokens=99)", rows=2)
+    run.forward(4, seed=1)
+    run.memory.fold()
+    run.mask[1, 3] = False
+    with pytest.raises(
+        CacheError, match=r"rows of \[4, 3\] real tokens .* the cache has seen \[4, 4\]; give the whole"
+    ):
+        run.forward(1, seed=2)
+
+
+def test_rows_with_pads_need_a_mask():
+    run = Fed("full", rows=2)
+    run.forward(4, seed=1, pads=True)
+    running = run.memory.begin(1)
+    with pytest.raises(CacheError, match="no mask: all are real"):
+        running.attend(0, new_tokens(1, rows=2, first=4), scale=SCALE)
+
+
+def test_a_later_mask_takes_back_columns_that_were_pads():
+    run = Fed("full", rows=2)
+    run.forward(4, seed=1)
+    run.mask[1, 2:] = False
+    run.forward(1, seed=2)
+    assert run.memory.seen == (5, 3)
+    assert run.kept(0)[1] == [[0, 1, 2]] * HEADS
