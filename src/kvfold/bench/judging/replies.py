@@ -42,7 +42,7 @@ class Replies:
 
 
 def replies(subject: Subject, plan: str, dialogues: Sequence[JudgedDialogue], *, reply_tokens: int) -> list[Replies]:
-    """Make every dialogue's replies, in order. Raises ModelError for a tokenizer that was not made for chat."""
+    """Make every dialogue's replies, in order. Raises SuiteError for a tokenizer that was not made for chat."""
     found: dict[int, Replies] = {}
     for group in _groups(subject, dialogues):
         conversations = _Conversations(subject, plan, [dialogues[i] for i in group], reply_tokens)
