@@ -36,8 +36,8 @@ def test_a_document_can_be_asked_more_than_once():
         document = needle(kind, split="train", tokens=600, count=words, seed=3)
         for _ in range(8):
             question, reply = next_question(document, split="train", rng=rng)
-            numbers = [number for key, number in document.told if number in reply]
-            keys = {key for key, number in document.told if number in numbers}
+            numbers = [number for key, number in document.pairs if number in reply]
+            keys = {key for key, number in document.pairs if number in numbers}
             assert document.correct(reply) or keys
             assert kind == "variable" or (len(keys) == 1 and keys.pop() in question)
 
@@ -45,12 +45,12 @@ def test_a_document_can_be_asked_more_than_once():
 def test_training_has_keys_that_share_words_and_the_frozen_half_is_untouched():
     shared = 0
     for seed in range(40):
-        told = needle("multikey", split="train", tokens=900, count=words, seed=seed).told
+        told = needle("multikey", split="train", tokens=900, count=words, seed=seed).pairs
         parts = [part for key, _ in told for part in key.split("-")]
         shared += len(parts) > len(set(parts))
     assert shared > 12
     document = needle("multikey", split="heldout", tokens=300, count=words, seed=1)
-    assert document.told[:2] == (("fierce-acorn", "643332"), ("scarlet-nebula", "870399"))
+    assert document.pairs[:2] == (("fierce-acorn", "643332"), ("scarlet-nebula", "870399"))
 
 
 def test_a_variable_chain_is_told_from_its_start():

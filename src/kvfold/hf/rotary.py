@@ -1,6 +1,6 @@
-"""The rotations of a model, taken from its own rotary module, whatever their scaling.
+"""The rotations of a model (RoPE), taken from the rotary module of the model, whatever their scaling.
 
-Kinds whose angles change with the length of the text are refused: what a key was turned by could not be known later.
+Kinds whose angles change with the length of the text are refused: the angle of an old key could not be known later.
 """
 
 import inspect
@@ -18,7 +18,7 @@ _CHANGING = ("dynamic", "longrope")
 
 
 def rotary_of(model: PreTrainedModel) -> Rotary:
-    """Cosines and sines of a model's full-attention layers. Raises ModelError where there are none that stay."""
+    """Take the cosines and sines of a model's full-attention layers. Raises ModelError where none stay the same."""
     decoder: Any = model.get_decoder()
     config = ModelBinding.of(model).text_config
     module = getattr(decoder, "rotary_emb", None)
