@@ -19,7 +19,7 @@ _KEY = "query_scores"  # among what the layers of a forward share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageSelection:
-    """What is selected of one layer's slots."""
+    """The selected slots of one layer, when each row selected them, and for which query."""
 
     slots: Int[Tensor, "N budget"] | None = None  # None: everything is read
     since: tuple[int, ...] = ()  # of each row, tokens since it selected
