@@ -219,7 +219,7 @@ class OffloadedPart(Part):
         return Usage(attended_slots=attended, tiers=tiers, fetched=self.working.stats.counts())
 
     def state(self) -> State:
-        """Give the slots as their layout saves them, and the selection. The index is not saved: it follows from them."""
+        """Give the slots as their layout saves them, and the selection. The index follows from the slots."""
         plain, tensors = self.table.stored.whole(self.counts).state()
         more = self.selection.saved()
         if self.table.index.reference is not None:

@@ -161,7 +161,7 @@ class LatentPages(Pages):
         rows: Int[Tensor, " S"],
         slots: Int[Tensor, " S"],
     ) -> tuple[Tensor, Tensor, int]:
-        """Fetch slots level by level, reconstruct keys [S, H, D] and values [S, H, E], and count the bytes that moved."""
+        """Fetch slots level by level; give keys [S, H, D], values [S, H, E] and the number of bytes that moved."""
         entries = rows * self.table.capacity + slots
         spots = self.table.gather(entries, ["level", "place", "positions"])
         bases = self.like.form.bases
