@@ -214,8 +214,8 @@ class DensePart(Part):
             return nothing(queries)
         answers = []
         for first in range(0, block.shape[2], _DECODED_SLOTS):
-            some = slice(first, first + _DECODED_SLOTS)
-            keys, values = self.codec.decode(self._views(block, some), self.dtype)
+            piece = slice(first, first + _DECODED_SLOTS)
+            keys, values = self.codec.decode(self._views(block, piece), self.dtype)
             answers.append(partial(queries, keys, values, scale=scale))
         return merge(answers)
 

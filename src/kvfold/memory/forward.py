@@ -52,7 +52,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """What is known of a forward's new tokens as text."""
+    """Ids and delimiter classes of a forward's new tokens, where these are read."""
 
     ids: Int[Tensor, "B Q"] | None = None  # where a method reads token ids
     classes: UInt8[Tensor, "B Q"] | None = None  # delimiter classes, where the place reads them

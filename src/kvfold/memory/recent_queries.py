@@ -40,7 +40,7 @@ class RecentQueries(Recorder):
         return QueryWindow(**tensors, width=self.count)
 
     def joined(self, other: Recorder) -> "RecentQueries":
-        """Record as many as the one that wants more."""
+        """Record the larger count of the two settings."""
         assert isinstance(other, RecentQueries)
         return RecentQueries(max(self.count, other.count))
 

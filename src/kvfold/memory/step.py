@@ -19,11 +19,11 @@ from kvfold.memory.transcript import Transcript
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardScope:
-    """What all layers of one running forward share."""
+    """The text of one running forward, and values that its layers share."""
 
     transcript: Transcript = field(default_factory=Transcript)
     folded_parts: Callable[[], list[tuple[Any, QueryWindow | None]]] = list  # of every layer: part, recent queries
-    shared: dict[str, Any] = field(default_factory=dict)  # what one layer worked out for those after it
+    shared: dict[str, Any] = field(default_factory=dict)  # by name: values that a layer worked out for later layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class AttentionStep:
     forward: ForwardScope | None = None  # None: a pass that reads what is selected and selects nothing anew
 
     def piece(self, start: int, stop: int) -> "AttentionStep":
-        """Cut out some queries; those before them count as recent ones."""
+        """Cut out the queries `start` to `stop`; those before them count as recent ones."""
         span = slice(start, stop)
         recent = self.recent
         if start and recent is not None and self.positions is not None:

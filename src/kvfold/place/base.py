@@ -22,7 +22,8 @@ class Place(ABC):
 
     @abstractmethod
     def open(self, *, pinned: int) -> Placement | None:
-        """Open what puts the parts of one cache in their places; None leaves them where they are made.
+        """Open the placement of one cache, whose first `pinned` tokens stay raw; None leaves parts where they are made.
 
-        Raises BudgetError for a budget that cannot hold what is always read, FileError for a place that cannot be.
+        Raises BudgetError for a budget that cannot hold the slots that are always read, and PlanError or FileError for
+        a tier that cannot be opened.
         """

@@ -1,7 +1,7 @@
 """device: everything that is kept lies on the model's device.
 
 Source: the model itself, https://arxiv.org/abs/1706.03762
-Ours differs: nothing; it is where a cache lies unless told otherwise.
+Ours differs: nothing; it is the place of a plan that names none.
 """
 
 from dataclasses import dataclass
@@ -14,5 +14,5 @@ class Device(Place):
     """On the model's device, all of it attended."""
 
     def open(self, *, pinned: int) -> None:
-        """Nothing to do."""
+        """Open nothing: parts stay where they are made."""
         return

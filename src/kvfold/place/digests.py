@@ -57,16 +57,17 @@ def spread(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
             "mean",
         ),
     )
+    # E[k^2] - E[k]^2 may be rounded to below 0.
     deviations = (squares - middle.square()).clamp(min=0).sqrt() * _DEVIATIONS
     return Digest(centres=middle[:, None], spreads=deviations[:, None])
 
 
 def halves(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
     """Average the keys of the first and of the second half: two centroids."""
-    first = (lengths + 1) // 2
-    both = torch.stack([first, lengths - first], dim=1).flatten()
-    means = _reduced(keys.float(), both, "mean").unflatten(0, (-1, 2))
-    single = (lengths < 2)[:, None]
+    first = (lengths + 1) // 2  # the longer half, where lengths are odd
+    both = torch.stack([first, lengths - first], dim=1).flatten()  # 2 M: halves of a page lie side by side
+    means = _reduced(keys.float(), both, "mean").unflatten(0, (-1, 2))  # M 2 D
+    single = (lengths < 2)[:, None]  # no second half: its mean is of nothing
     return Digest(
         centres=torch.stack(
             [
@@ -88,4 +89,6 @@ DIGESTS: Mapping[str, DigestForm] = MappingProxyType(
 
 
 def _reduced(keys: Tensor, lengths: Tensor, how: str) -> Tensor:
+    """Reduce keys [S, D] page by page to [M, D]: their `min`, `max` or `mean`."""
+    # `unsafe` leaves out a check that the lengths sum to S, for which a GPU would have to be waited for.
     return torch.segment_reduce(keys, how, lengths=lengths, axis=0, unsafe=True)

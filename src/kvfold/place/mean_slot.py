@@ -37,7 +37,7 @@ class SlotSums:
         for head, (start, stop) in enumerate(zip(before, after, strict=True)):
             slots = torch.arange(start, stop, device=device)
             fetched = stored.fetch(torch.full_like(slots, head), slots)
-            keys.append(fetched[0].float().sum(dim=0))
+            keys.append(fetched[0].float().sum(dim=0))  # S D -> D
             values.append(fetched[1].float().sum(dim=0))
         new = cls(keys=torch.stack(keys), values=torch.stack(values))
         return new if held is None else cls(keys=held.keys + new.keys, values=held.values + new.values)
@@ -57,9 +57,11 @@ def mean_of_unselected(
     assert keys is not None
     assert values is not None
     if working.valid is not None:
+        # Places without a slot hold anything: they must add nothing to the sums.
         keys, values = keys * working.valid[..., None], values * working.valid[..., None]
+    # N: slots that are not selected. Where a head reads everything, log(0) = -inf makes the mean weigh nothing.
     left = torch.tensor(list(counts), device=keys.device) - torch.tensor(list(budgets), device=keys.device)
-    number = left.clamp(min=1)[:, None]
+    number = left.clamp(min=1)[:, None]  # N 1
     key = (sums.keys - keys.float().sum(dim=1)) / number
     value = (sums.values - values.float().sum(dim=1)) / number
     # `left` equal scores have a log-sum-exp of one score plus log(left).

@@ -58,13 +58,13 @@ class OffloadedPart(Part):
 
     def attend(self, step: AttentionStep) -> tuple[Partial, "OffloadedPart"]:
         """Attend over what is selected, or over everything; select anew where that is due."""
-        new = step.queries.shape[2]
-        if step.forward is None:
+        new = step.queries.shape[2]  # tokens
+        if step.forward is None:  # a pass selects nothing anew
             return self._answer(step), self
         if new > 1 and self.table.policy.reads_all:
             part = replace(self, selection=self.selection.of_everything())
             return part._answer(step), part
-        part, answers, start = self, [], 0
+        part, answers, start = self, [], 0  # part: as it is after each selection
         while start < new:
             stop = min(new, start + part._tokens_until_due())
             piece = step if (start, stop) == (0, new) else step.piece(start, stop)
@@ -74,12 +74,12 @@ class OffloadedPart(Part):
             start = stop
         if len(answers) == 1:
             return answers[0], part
-        output = torch.cat([answer.output for answer in answers], dim=2)
+        output = torch.cat([answer.output for answer in answers], dim=2)  # B G Q E
         weights = torch.cat([answer.log_sum_exp for answer in answers], dim=2)
         return Partial(output, weights), part
 
     def query_scores(self, recent: QueryWindow | None, scale: float) -> Float[Tensor, "B S"] | None:
-        """Score each slot by the maximum attention of recent queries; None where that cannot be told."""
+        """Score each slot by the maximum attention of recent queries; None where PageTable.query_scores gives none."""
         began = perf_counter()
         scores = self.table.query_scores(recent, scale)
         self.working.stats.select_seconds += perf_counter() - began
@@ -94,7 +94,7 @@ class OffloadedPart(Part):
         """Select pages for new queries, where that is due."""
         policy, current = self.table.policy, self.selection
         since = tuple(tokens + step.queries.shape[2] for tokens in current.since)
-        due = [True] * len(since)
+        due = [True] * len(since)  # nothing is selected yet
         if current.slots is not None:
             due = policy.due(current.since, step, current.mean_query)
         if not any(due):
@@ -106,7 +106,7 @@ class OffloadedPart(Part):
         return replace(self, selection=selection)
 
     def _answer(self, step: AttentionStep) -> Partial:
-        """Attend, with rows and heads as one dimension."""
+        """Attend with rows and heads as one dimension: queries [N, group, Q, D] over one key/value head each."""
         heads = self.table.heads
         rows, query_heads, new, size = step.queries.shape
         queries = step.queries.reshape(rows * heads, query_heads // heads, new, size)
@@ -119,7 +119,7 @@ class OffloadedPart(Part):
         return Partial(output, answer.log_sum_exp.reshape(rows, query_heads, new))
 
     def _over_selected(self, queries: Tensor, selected: Tensor, scale: float) -> Partial:
-        """Fetch what is selected and not there, and attend over it."""
+        """Fetch the selected slots that are not in the working set, and attend over all selected ones."""
         working, held, budgets = self.working, self.table.held, self.table.budgets()
         if not self.table.policy.reuse and not working.is_current(selected):
             working.forget()
@@ -128,7 +128,7 @@ class OffloadedPart(Part):
         assert working.keys is not None
         assert working.values is not None
         began = perf_counter()
-        mask = None if working.valid is None else working.valid[:, None, None]
+        mask = None if working.valid is None else working.valid[:, None, None]  # N 1 1 budget
         answer = partial(queries, working.keys[:, None], working.values[:, None], scale=scale, mask=mask)
         if self.sums is not None and sum(held) > sum(budgets):
             rest = mean_of_unselected(queries, self.sums, working, held, budgets, scale=scale)
@@ -139,14 +139,14 @@ class OffloadedPart(Part):
     def _over_all(self, queries: Tensor, scale: float) -> Partial:
         """Attend over everything, a window at a time."""
         held = self.table.held
-        counts = torch.tensor(held, device=queries.device)[:, None, None, None]
+        counts = torch.tensor(held, device=queries.device)[:, None, None, None]  # N 1 1 1
         answers = []
         for start in range(0, max(held), WINDOW_SLOTS):
             stop = min(start + WINDOW_SLOTS, max(held))
             keys, values = self.table.stored.window(start, stop)
             mask = None
             if stop > min(held):  # heads with fewer slots have anything behind them
-                mask = torch.arange(start, stop, device=queries.device) < counts
+                mask = torch.arange(start, stop, device=queries.device) < counts  # N 1 1 S
             answers.append(partial(queries, keys[:, None], values[:, None], scale=scale, mask=mask))
         return merge(answers)
 
@@ -171,7 +171,7 @@ class OffloadedPart(Part):
         )
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "OffloadedPart":
-        """Keep some slots in a fresh store, cut anew; what the others took is freed."""
+        """Keep the slots that are True in a fresh store, cut anew; the room of the others is freed."""
         return self._stored_anew(
             self.table.stored.whole(self.counts).keep(kept), self.transcript, self.table.index.reference
         )
@@ -179,8 +179,8 @@ class OffloadedPart(Part):
     def take_rows(self, rows: Sequence[int]) -> "OffloadedPart":
         """Pick rows into a fresh store, with what they had selected."""
         index, number = self.table.index, self.table.heads
-        of_rows = [row * number + head for row in rows for head in range(number)]
-        heads = torch.tensor(of_rows, device=index.starts.device)
+        of_rows = [row * number + head for row in rows for head in range(number)]  # numbers among the N
+        heads = torch.tensor(of_rows, device=index.starts.device)  # N of the new part
         reference = None if index.reference is None else index.reference[heads]
         part = self._stored_anew(
             self.table.stored.whole(self.counts).take_rows(rows), self.transcript.take_rows(rows), reference
@@ -200,7 +200,7 @@ class OffloadedPart(Part):
         return self.table.stored.whole(self.counts).read(heads)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the stored slots, and on the device the index, the working set and what selections leave behind."""
+        """Yield the stored slots, and those on the device: index, working set, selection and sums."""
         yield from self.table.stored.tensors()
         yield from _named("index", self.table.index.tensors())
         yield from _named("working", self.working.tensors())
@@ -212,14 +212,14 @@ class OffloadedPart(Part):
             yield "index.classes", self.transcript.classes
 
     def usage(self) -> Usage:
-        """Say what is selected, which tensors lie in the tier, and what fetching has cost."""
+        """Count the slots that a token reads; name the tensors in the tier; give the counters of fetches."""
         tier = self.table.policy.tier.name
         tiers = {} if tier == "device" else {name: tier for name, _ in self.table.stored.tensors()}
         attended = sum(self.table.budgets())
         return Usage(attended_slots=attended, tiers=tiers, fetched=self.working.stats.counts())
 
     def state(self) -> State:
-        """Give the slots in their own layout, and what was selected: the index follows from them."""
+        """Give the slots as their layout saves them, and the selection. The index follows from the slots."""
         plain, tensors = self.table.stored.whole(self.counts).state()
         more = self.selection.saved()
         if self.table.index.reference is not None:
@@ -229,5 +229,5 @@ class OffloadedPart(Part):
 
 
 def _named(prefix: str, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Put tensors under a line of the ledger."""
+    """Name tensors so that the ledger counts them under one line: `prefix.name`."""
     yield from ((f"{prefix}.{name}", tensor) for name, tensor in tensors)

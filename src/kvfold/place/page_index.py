@@ -53,10 +53,10 @@ class PageIndex:
         if most == 0:
             return self
         device = self.starts.device
-        padded = [[*of_head, *[0] * (most - len(of_head))] for of_head in lengths]
+        padded = [[*of_head, *[0] * (most - len(of_head))] for of_head in lengths]  # N M
         sizes = torch.tensor(padded, dtype=torch.int32, device=device)
-        closed = torch.tensor(self.closed, dtype=torch.int32, device=device)[:, None]
-        starts = closed + sizes.cumsum(dim=1, dtype=torch.int32) - sizes
+        closed = torch.tensor(self.closed, dtype=torch.int32, device=device)[:, None]  # N 1
+        starts = closed + sizes.cumsum(dim=1, dtype=torch.int32) - sizes  # a sum up to each page, without it
         there = None if all(len(of_head) == most for of_head in lengths) else sizes > 0
         centres = _by_head(digest.centres, there, len(lengths))
         spreads = None if digest.spreads is None else _by_head(digest.spreads, there, len(lengths))
@@ -80,8 +80,8 @@ class PageIndex:
         """Score each page for each query, by the better of its centres; float32, up to a constant a query."""
         assert self.centres is not None, "an index without pages has no scores"
         heads, pages, centres, size = self.centres.shape
-        wide = queries.to(self.centres.dtype)
-        scores = wide @ self.centres.reshape(heads, -1, size).mT
+        wide = queries.to(self.centres.dtype)  # bfloat16, as the digests
+        scores = wide @ self.centres.reshape(heads, -1, size).mT  # N K, M x C
         if self.spreads is not None:
             # |q| . spread bounds how much the keys of a page may exceed its centre.
             scores = torch.baddbmm(scores, wide.abs(), self.spreads.reshape(heads, -1, size).mT)
@@ -132,23 +132,26 @@ def fill_budget(
     device = index.starts.device
     first, free = [], []
     for count, budget, recent in zip(counts, budgets, newest, strict=True):
-        always = min(recent, budget)
+        always = min(recent, budget)  # a budget may be less than what is recent
         first.append([count - always, always])
         free.append(budget - always)
     forced = torch.tensor(first, dtype=torch.int32, device=device)  # N 2: where the newest slots begin, how many
     # Of each page, the slots that are not among the newest anyway.
     sizes = (forced[:, :1] - index.starts).clamp(min=0).minimum(index.sizes)
     ranks = index.starts.float() if scores is None else scores
+    # A stable sort, so that of equal pages the older one comes first on every device.
     order = ranks.masked_fill(sizes == 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
     sizes, starts = sizes.gather(1, order), index.starts.gather(1, order)
-    before = sizes.cumsum(dim=1) - sizes
+    before = sizes.cumsum(dim=1) - sizes  # slots of better pages
+    # What is left of the budget behind better pages, up to the page's size: the last page is cut.
     fitting = (torch.tensor(free, device=device)[:, None] - before).clamp(min=0).minimum(sizes)
     begins = torch.cat([forced[:, :1], starts], dim=1)
     lengths = torch.cat([forced[:, 1:], fitting.to(torch.int32)], dim=1)
-    flat = _expanded(begins.flatten(), lengths.flatten().long(), sum(budgets))
+    flat = _expanded(begins.flatten(), lengths.flatten().long(), sum(budgets))  # slots, head after head
     most = max(budgets)
     if min(budgets) == most:
         return flat.view(len(budgets), most)
+    # Heads with smaller budgets have -1 behind their slots.
     room = torch.arange(most, device=device) < torch.tensor(list(budgets), device=device)[:, None]
     return torch.full(
         room.shape,
@@ -169,17 +172,19 @@ def best_pages(
     The last page is taken whole. All heads of a row have the same pages.
     """
     heads = len(index.starts) // len(scores)
+    # The first head's pages are the row's: `PageTable.query_scores` gives scores only where heads are alike.
     starts, sizes = (side[::heads].long() for side in (index.starts, index.sizes))
     at = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
     # The page of each slot; M where it is in none that is finished.
     page = torch.searchsorted((starts + sizes).contiguous(), at.contiguous(), right=True)
+    # -1 is below every attention; the entry behind the last page takes slots that are in none.
     empty = scores.new_full((len(scores), sizes.shape[1] + 1), -1.0)
     most = empty.scatter_reduce_(1, page, scores, "amax")[:, :-1]
-    order = most.masked_fill(sizes == 0, -1.0).argsort(dim=1, descending=True, stable=True)
+    order = most.masked_fill(sizes == 0, -1.0).argsort(dim=1, descending=True, stable=True)  # pages by score
     sorted_sizes = sizes.gather(1, order)
     fits = sorted_sizes.cumsum(dim=1) - sorted_sizes < torch.tensor(list(slots), device=scores.device)[:, None]
-    chosen = torch.zeros_like(sizes, dtype=torch.bool).scatter_(1, order, fits) & (sizes > 0)
-    return chosen.repeat_interleave(heads, dim=0)
+    chosen = torch.zeros_like(sizes, dtype=torch.bool).scatter_(1, order, fits) & (sizes > 0)  # back in order of text
+    return chosen.repeat_interleave(heads, dim=0)  # B M -> N M
 
 
 def _expanded(
@@ -199,8 +204,8 @@ def _reference(
     spreads: Tensor | None,
     sizes: Tensor,
 ) -> Float[Tensor, "N 2 D"]:
-    """Average the centres and the spreads of each head's pages."""
-    number = (sizes > 0).sum(dim=1).clamp(min=1)[:, None]
+    """Average the centres and the spreads of each head's pages, weighing each page alike."""
+    number = (sizes > 0).sum(dim=1).clamp(min=1)[:, None]  # N 1: pages, entries of size 0 left out
     sides = (centres, centres.new_zeros(()).expand_as(centres) if spreads is None else spreads)
     return torch.stack([side.mean(dim=2).sum(dim=1) / number for side in sides], dim=1)
 
@@ -210,7 +215,7 @@ def _by_head(flat: Tensor, there: Tensor | None, heads: int) -> Tensor:
     if there is None:
         return flat.float().view(heads, -1, *flat.shape[1:])
     new = flat.new_zeros(*there.shape, *flat.shape[1:], dtype=torch.float32)
-    new[there] = flat.float()
+    new[there] = flat.float()  # a mask writes in flat order: head after head
     return new
 
 

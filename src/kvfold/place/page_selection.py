@@ -19,7 +19,7 @@ _KEY = "query_scores"  # among what the layers of a forward share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageSelection:
-    """What is selected of one layer's slots."""
+    """The selected slots of one layer, when each row selected them, and for which query."""
 
     slots: Int[Tensor, "N budget"] | None = None  # None: everything is read
     since: tuple[int, ...] = ()  # of each row, tokens since it selected
@@ -50,7 +50,7 @@ class PageSelection:
         return PageSelection(since=self.since)
 
     def take_rows(self, rows: Sequence[int], heads: Int[Tensor, " N"]) -> "PageSelection":
-        """Pick rows, given also as the heads of these rows."""
+        """Pick these rows, in this order, repeats allowed. `heads` are the numbers of their heads among the N."""
         return PageSelection(
             slots=None if self.slots is None else self.slots[heads],
             since=tuple(self.since[row] for row in rows),
@@ -64,19 +64,20 @@ class PageSelection:
         rows: Sequence[bool],
         heads: int,
     ) -> "PageSelection":
-        """Take the fresh selection for some rows and this one for the others."""
+        """Take the fresh selection for the rows that are True and this one for the others."""
         if all(rows):
             return fresh
         assert self.slots is not None
         assert self.mean_query is not None
         assert fresh.slots is not None
         assert fresh.mean_query is not None
+        # B -> N 1: a row's heads select together.
         new = torch.tensor(list(rows), device=fresh.slots.device).repeat_interleave(heads)[:, None]
         return PageSelection(
             slots=torch.where(new, fresh.slots, self.slots),
             since=tuple(
-                b if now else a
-                for now, a, b in zip(
+                after if now else before
+                for now, before, after in zip(
                     rows,
                     self.since,
                     fresh.since,
@@ -98,6 +99,7 @@ def joint_query_scores(step: AttentionStep) -> Float[Tensor, "B S"] | None:
     assert step.forward is not None, "pages are selected in a forward"
     shared = step.forward.shared
     if _KEY not in shared:
+        # The first layer that asks works it out for all layers of the forward.
         shared[_KEY] = _over_layers(step.forward.folded_parts(), step.scale)
     return shared[_KEY]
 
@@ -109,7 +111,7 @@ def _over_layers(
     scores = []
     for part, recent in parts:
         found = part.query_scores(recent, scale)
-        if found is None or (scores and found.shape != scores[0].shape):
+        if found is None or (scores and found.shape != scores[0].shape):  # layers that hold other slots
             return None
         scores.append(found)
-    return torch.stack(scores).amax(dim=0) if scores else None
+    return torch.stack(scores).amax(dim=0) if scores else None  # layers B S -> B S

@@ -74,8 +74,8 @@ class PageTable:
         """Cut the text into pages from each head's last cut on, and digest the finished ones."""
         lengths = []
         for head, (first, held) in enumerate(zip(self.index.closed, self.held, strict=True)):
-            positions = self.stored.positions(head, first, held)
-            classes = transcript.classes_at(head // self.heads, positions)
+            positions = self.stored.positions(head, first, held)  # of slots that are in no page yet
+            classes = transcript.classes_at(head // self.heads, positions)  # N -> row
             lengths.append(self.policy.cut(classes))
         if not any(lengths):
             return self
@@ -97,7 +97,7 @@ class PageTable:
 
         None where heads hold different slots, where nothing is indexed yet, or where no queries were recorded.
         """
-        alike = all(len({*row}) == 1 for row in self.counts)
+        alike = all(len({*row}) == 1 for row in self.counts)  # heads of a row hold equally many
         if recent is None or not alike or not self.index.closed[0]:
             return None
         held, most = self.held, max(self.held)
@@ -117,13 +117,13 @@ class PageTable:
                 seen=visible,
             )
             found.append(of_window)
-        scores = torch.cat(found, dim=2)
-        counts = torch.tensor(held[:: self.heads], device=scores.device)[:, None, None]
-        behind = torch.arange(scores.shape[2], device=scores.device) >= counts
+        scores = torch.cat(found, dim=2)  # B H S
+        counts = torch.tensor(held[:: self.heads], device=scores.device)[:, None, None]  # B 1 1
+        behind = torch.arange(scores.shape[2], device=scores.device) >= counts  # rows with fewer slots
         return pool_and_dilate(scores.masked_fill_(behind, 0.0), pool=POOL, reach=self.policy.around)
 
     def select(self, step: AttentionStep, current: PageSelection) -> PageSelection:
-        """Select slots for new queries; what is selected now has an advantage."""
+        """Select slots for new queries; pages that are selected now have an advantage of `stay`."""
         pinned = current.pinned
         # After a forward of several tokens, which read everything, layers choose together.
         if current.slots is None and self.policy.reads_all and self.policy.query_scores:
@@ -165,10 +165,11 @@ class PageTable:
             queries, real = step.newest(self.policy.choosing, self.heads)
             scores = self.policy.rank(self.index, queries, real, scale=step.scale)
             if self.policy.stay and current.slots is not None:
+                # A page is there if its first slot is: pages are taken from their beginning.
                 there = self.index.first_slot_selected(current.slots, stored=max(held))
-                scores = scores + self.policy.stay * there
+                scores = scores + self.policy.stay * there  # True counts as 1
             if pinned is not None:
-                scores = scores.masked_fill(pinned, torch.inf)
+                scores = scores.masked_fill(pinned, torch.inf)  # before all others
         return fill_budget(
             self.index,
             scores,

@@ -31,12 +31,12 @@ class PagePolicy:
     digest_form: DigestForm
     debias: bool  # longer pages have wider extremes by chance: take that off
     when: Literal["steps", "sentence", "drift"]  # what makes rows select anew
-    every: int  # tokens after which they do in any case
+    every: int  # tokens after which rows select anew in any case
     drift: float  # cosine of the mean queries below which the query has drifted
     choosing: int  # recent queries that choose by the index, beside the first new one
     reads_all: bool  # forwards of several tokens read everything
-    mean_slot: bool  # what is not selected is read as one mean slot
-    reuse: bool  # only what is not there is fetched
+    mean_slot: bool  # slots that are not selected are read as one mean slot
+    reuse: bool  # fetch only the slots that are not in the working set
     stay: float  # nats that a page which is there has ahead of others
     query_scores: float  # share of the free budget for what a forward of several tokens attended to in any layer
     around: int  # tokens that are wanted on either side of one that was attended to
@@ -46,6 +46,7 @@ class PagePolicy:
         if isinstance(self.budget, int):
             return self.budget - self.pinned
         least = max(self.recent, self.splitter.longest) + 1
+        # 1e-6, for 0.29 * 100 is a little less than 29.
         return max(int(self.budget * (stored + self.pinned) + 1e-6) - self.pinned, least, 1)
 
     def newest(self, stored: int, closed: int) -> int:
@@ -79,10 +80,10 @@ class PagePolicy:
         scores = index.scores(queries, scale=scale)
         if index.ragged:
             scores.masked_fill_(index.sizes[:, None] == 0, -torch.inf)
-        shares = scores.log_softmax(dim=2)
+        shares = scores.log_softmax(dim=2)  # N K M, each query over all pages
         if real is not None:
-            shares = shares.masked_fill(~real[..., None], -torch.inf)
-        return shares.amax(dim=1)
+            shares = shares.masked_fill(~real[..., None], -torch.inf)  # pads ask for nothing
+        return shares.amax(dim=1)  # N K M -> N M
 
     def due(
         self,
@@ -93,7 +94,7 @@ class PagePolicy:
         """Tell which rows select anew, `since` tokens after they last did; `before` are their mean queries of then."""
         late = [tokens >= self.every for tokens in since]
         if self.when == "sentence" and (ended := step.sentence_ended) is not None:
-            return [one or bool(end) for one, end in zip(late, ended.tolist(), strict=True)]
+            return [is_late or bool(end) for is_late, end in zip(late, ended.tolist(), strict=True)]
         if self.when == "drift" and before is not None:
             rows = step.queries.shape[0]
             # Group the first new query by KV head, as `before` is.
@@ -108,8 +109,10 @@ class PagePolicy:
                 )
                 .mean(dim=2)
             )
+            # B H -> B: a row has drifted where any of its heads has.
             near = torch.nn.functional.cosine_similarity(now, before.view_as(now), dim=2).amin(dim=1)
-            return [one or drifted for one, drifted in zip(late, (near < self.drift).tolist(), strict=True)]
+            drifted = (near < self.drift).tolist()
+            return [is_late or away for is_late, away in zip(late, drifted, strict=True)]
         return late
 
     def tokens_until_due(self, since: Sequence[int]) -> int:

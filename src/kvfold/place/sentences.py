@@ -60,7 +60,7 @@ _STEMS = frozenset(
 
 
 def mark(text: str, ends: Ends = ENDS) -> int:
-    """The mark of a vocabulary entry that decodes to `text`, leading space included."""
+    """Mark a vocabulary entry by the text that it decodes to, leading space included."""
     bare = text.strip()
     if "\n" in text and not bare:
         return ends["\n"] | APART
@@ -79,7 +79,7 @@ def mark(text: str, ends: Ends = ENDS) -> int:
 
 
 def table(texts: Iterable[str], ends: Ends = ENDS) -> bytes:
-    """A mark for every vocabulary entry, in order of their ids.
+    """Mark every vocabulary entry, in order of ids.
 
     >>> list(table(["a", ".", "\\n"]))
     [0, 31, 23]
@@ -88,7 +88,7 @@ def table(texts: Iterable[str], ends: Ends = ENDS) -> bytes:
 
 
 def read_ends(path: str) -> Ends:
-    """Levels from a file of `kvfold delimiters`. Raises FileError for what is none."""
+    """Read levels from a file of `kvfold delimiters`. Raises FileError for any other file."""
     try:
         ends = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         sound = set(ENDS) <= set(ends) and all(isinstance(level, int) and 0 <= level <= BEST for level in ends.values())
@@ -105,19 +105,21 @@ def read_ends(path: str) -> Ends:
 
 
 def weights(marks: bytes) -> list[float]:
-    """How good an end each token is among its neighbours, 0 to 1. The last one's successor is not known: it counts
-    as standing apart."""
+    """Weigh each token by how good an end it is among its neighbours, 0 to 1.
+
+    The last token's successor is not known: it counts as standing apart.
+    """
     levels = [number & LEVEL for number in marks]
     for at, number in enumerate(marks):
         if not levels[at]:
             continue
         before = marks[at - 1] if at else 0
         after = marks[at + 1] if at + 1 < len(marks) else APART
-        if number & SOFT and (not after & APART or before & STEM):
+        if number & SOFT and (not after & APART or before & STEM):  # 3.5, or Dr.
             levels[at] = 0
     for at in range(1, len(marks)):
         if marks[at] & CLOSER and levels[at - 1] > levels[at]:
-            levels[at], levels[at - 1] = levels[at - 1], 0
+            levels[at], levels[at - 1] = levels[at - 1], 0  # the end is behind the closer
     return [level / BEST for level in levels]
 
 
@@ -140,11 +142,11 @@ class Splitter:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sentence."""
+        """Count the tokens of the longest sentence."""
         return self.length + self.window
 
     def cuts(self, marks: bytes) -> tuple[int, ...]:
-        """Where the sentences of a text that begins with one end, each after so many tokens.
+        """Find where sentences end, as counts of tokens, in a text that begins with a sentence.
 
         What comes after the last cut may go on: it is cut when it is certain that no later token moves the cut. So the
         cuts of a beginning are the first cuts of the whole, and a text may be cut from any of its cuts on.
@@ -157,11 +159,12 @@ class Splitter:
 
 @lru_cache(maxsize=64)
 def _cuts(splitter: Splitter, marks: bytes) -> tuple[int, ...]:
-    """Memoised: all layers of a model cut the same text."""
+    """Find the cuts once: all layers of a model cut the same text."""
     return tuple(_found(splitter, marks))
 
 
 def _found(splitter: Splitter, marks: bytes) -> Iterator[int]:
+    """Yield the cuts from left to right: each is the best end within the window around the target length."""
     length, window = splitter.length, splitter.window
     if window == 0:
         yield from range(length, len(marks) + 1, length)
@@ -171,7 +174,7 @@ def _found(splitter: Splitter, marks: bytes) -> Iterator[int]:
     start = 0
     while start + length + window < len(marks):  # the token after the window decides about the window's last
         first = start + length - window
-        ends = good[first - 1 : first + 2 * window]
+        ends = good[first - 1 : first + 2 * window]  # a cut after n tokens is at token n - 1
         scores = [splitter.share * end + close for end, close in zip(ends, near, strict=True)]
-        start = first + scores.index(max(scores))
+        start = first + scores.index(max(scores))  # of equal scores the first
         yield start

@@ -47,14 +47,14 @@ class SentKV(Place):
     summary: Literal["minmax", "mean", "spread", "halves"] = "minmax"
     debias: bool = True  # longer sentences have wider extremes by chance: take that off
     when: Literal["steps", "sentence", "drift"] = "sentence"  # what makes it select anew
-    every: int = 16  # tokens after which it does in any case
+    every: int = 16  # tokens after which it selects anew in any case
     drift: float = 0.8  # cosine of the mean queries below which the query has drifted
     queries: int = 8  # newest queries that choose, beside the one that asks
-    reuse: bool = True  # fetch only what is not there
+    reuse: bool = True  # fetch only the slots that are not fetched yet
     stay: float = 0.3  # nats that a sentence which is there has ahead of others in the next selection
     query_scores: float = 0.5  # share of the budget for what recent queries of any layer attended to in a long forward
     around: int = 20  # tokens that these take along on either side
-    mean_of_unselected: bool = False  # read what is not selected as one mean slot
+    mean_of_unselected: bool = False  # read the slots that are not selected as one mean slot
     prompt: Literal["all", "chosen"] = "all"  # what forwards of several tokens read
     offload_above: int = 2048  # raw tokens beyond which the older ones are offloaded, while a prompt is read
 
@@ -91,11 +91,11 @@ class SentKV(Place):
 
     @property
     def splitter(self) -> Splitter:
-        """How text is cut."""
+        """Make the splitter that cuts text into sentences."""
         return Splitter(length=self.length, window=self.window)
 
     def open(self, *, pinned: int) -> "OpenedSentKV":
-        """Open the tier and the policy of one cache."""
+        """Open the tier and the policy of one cache. Raises BudgetError for a budget below what is always read."""
         least = pinned + max(self.recent, self.splitter.longest) + 1
         if isinstance(self.budget, int) and self.budget < least:
             raise BudgetError(
@@ -143,7 +143,7 @@ class OpenedSentKV:
     def from_state(
         self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout, transcript: Transcript
     ) -> Part:
-        """Build a part from its state; its pages are cut and digested anew."""
+        """Build a part from its state; its pages are cut and digested anew. Raises ValueError as the layout does."""
         prefix = OffloadedPart.SAVED
         ours = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         slots = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}

@@ -35,7 +35,7 @@ class FetchStats:
     attend_seconds: float = 0.0
 
     def counts(self) -> dict[str, float]:
-        """The counters by their names."""
+        """Give the counters by their names."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -60,45 +60,47 @@ class WorkingSet:
         heads: int,
         lineage: object = None,
     ) -> None:
-        """Make the slots those that are wanted; -1 is no slot. `stored` is the most slots that a head has.
+        """Fetch the wanted slots that are not here, into places that are free; -1 is no slot.
+
+        `stored` is the most slots that a head has; `heads` those of a row.
 
         Slots of another lineage may be others by the same number: none of them stays.
         """
         if self._lineage is not lineage:
             self.forget()
             self._lineage = lineage
-        if self._current is wanted:
+        if self._current is wanted:  # the same tensor, so no comparison of numbers
             return
         began = perf_counter()
         self._make_room(wanted)
         assert self.slots is not None
         there, stays = _overlap(self.slots, wanted, stored)
-        missing = (wanted >= 0) & ~there
+        missing = (wanted >= 0) & ~there  # N budget
         self._count(wanted, missing, heads)
-        places = _first(~stays, missing.sum(dim=1, keepdim=True))
-        of_heads, columns = missing.nonzero(as_tuple=True)
+        places = _first(~stays, missing.sum(dim=1, keepdim=True))  # N budget: as many as are missing
+        of_heads, columns = missing.nonzero(as_tuple=True)  # head by head, as places are
         slots = wanted[of_heads, columns]
         if len(slots):
             keys, values, moved = read(of_heads, slots)
             self._put(places, slots, keys, values)
             self.stats.fetched_bytes += moved
-        short = (wanted < 0).any(dim=1)
-        self.valid = stays | places if bool(short.any()) else None
+        short = (wanted < 0).any(dim=1)  # heads with smaller budgets
+        self.valid = stays | places if bool(short.any()) else None  # places that hold a wanted slot
         self._current = wanted
         self.stats.fetch_seconds += perf_counter() - began
 
     def forget(self) -> None:
-        """Let go of everything."""
+        """Forget all slots; the buffers stay."""
         self._current = None
         if self.slots is not None:
             self.slots.fill_(-1)
 
     def is_current(self, wanted: Tensor) -> bool:
-        """Whether it was brought just this selection."""
+        """Tell whether the slots are those of this very selection."""
         return self._current is wanted
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor held, by name."""
+        """Yield every tensor held, by name."""
         named = {
             "keys": self.keys,
             "values": self.values,
@@ -120,13 +122,13 @@ class WorkingSet:
             room = self.slots.shape
             self.keys = keys.new_zeros(*room, keys.shape[-1])
             self.values = values.new_zeros(*room, values.shape[-1])
-        flat = places.flatten().nonzero().flatten()
+        flat = places.flatten().nonzero().flatten()  # numbers among N x budget
         self.keys.flatten(0, 1).index_copy_(0, flat, keys)
         self.values.flatten(0, 1).index_copy_(0, flat, values)
         self.slots.flatten().index_copy_(0, flat, slots)
 
     def _make_room(self, wanted: Tensor) -> None:
-        """Buffers for as many slots; what is fetched stays when they grow, and goes when they shrink."""
+        """Make buffers for as many slots; fetched slots stay when buffers grow, and go when they shrink."""
         if self.slots is not None and self.slots.shape == wanted.shape:
             return
         more = -1 if self.slots is None else wanted.shape[1] - self.slots.shape[1]
@@ -140,7 +142,7 @@ class WorkingSet:
             self.values = torch.nn.functional.pad(self.values, (0, 0, 0, more))
 
     def _count(self, wanted: Tensor, missing: Tensor, heads: int) -> None:
-        lost = missing.sum(dim=1)
+        lost = missing.sum(dim=1)  # N
         fetched = int(lost.sum())
         self.stats.fetched += fetched
         if self._current is not None:
@@ -152,7 +154,10 @@ class WorkingSet:
 
 
 def _overlap(held: Tensor, wanted: Tensor, stored: int) -> tuple[Tensor, Tensor]:
-    """Which wanted slots are held, and which held ones are wanted; the entry behind the last slot stands for none."""
+    """Find which wanted slots are held, and which held ones are wanted.
+
+    The entry behind the last slot stands for no slot.
+    """
     nowhere = stored
     gone = (held < 0) | (held >= stored)  # after a step back there may be slots of what is no more
     held, wanted = held.masked_fill(gone, nowhere).long(), wanted.masked_fill(wanted < 0, nowhere).long()
@@ -169,5 +174,5 @@ def _overlap(held: Tensor, wanted: Tensor, stored: int) -> tuple[Tensor, Tensor]
 
 
 def _first(free: Tensor, needed: Tensor) -> Tensor:
-    """The first `needed` places of each head that are free."""
+    """Mark the first `needed` places of each head that are free."""
     return free & (free.cumsum(dim=1) <= needed)

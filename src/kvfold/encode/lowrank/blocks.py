@@ -19,18 +19,19 @@ Blocks = Sequence[LatentBlock]  # of one row, a block for each level
 
 def cut(
     block: LatentBlock,
-    some: Bool[Tensor, " S"],
+    kept: Bool[Tensor, " S"],
     dims: tuple[int, int] | None = None,
 ) -> LatentBlock:
-    """Pick some slots of a block, and the leading dimensions of keys and values."""
-    keys, values = block.keys[some], block.values[some]
+    """Cut a block to the slots that are True, and to the leading `dims` of keys and of values; None: all of them."""
+    keys, values = block.keys[kept], block.values[kept]
     if dims is not None:
+        # The weightiest dimensions of a latent come first.
         keys, values = keys[:, : dims[0]], values[:, : dims[1]]
     return LatentBlock(
         keys=keys,
         values=values,
-        positions=block.positions[some],
-        scales=None if block.scales is None else block.scales[some],
+        positions=block.positions[kept],
+        scales=None if block.scales is None else block.scales[kept],
     )
 
 
@@ -41,7 +42,7 @@ def joined(blocks: Blocks, form: LowRankFormat) -> LatentBlock:
         keys=form.bases.keys.joined([block.keys for block in blocks]),
         values=form.bases.values.joined([block.values for block in blocks]),
         positions=torch.cat([block.positions for block in blocks]),
-        scales=torch.cat(scales) if scales else None,
+        scales=torch.cat(scales) if scales else None,  # none where latents are no bytes
     )
 
 
@@ -59,7 +60,7 @@ def stored(
         )
     keys, key_scales = to_int8(block.keys)
     values, value_scales = to_int8(block.values)
-    scales = torch.stack([key_scales, value_scales], dim=-1)
+    scales = torch.stack([key_scales, value_scales], dim=-1)  # S 2
     return LatentBlock(
         keys=keys,
         values=values,
@@ -70,21 +71,28 @@ def stored(
 
 def flattened(rows: Sequence[Blocks], form: LowRankFormat) -> dict[str, Tensor]:
     """Give the flat tensors of a part of these rows, in storages that fit exactly."""
-    every = [block for blocks in rows for block in blocks]
+    every = [block for blocks in rows for block in blocks]  # in order of row, then level
     held = [[len(block.positions) for block in blocks] for blocks in rows]
-    tensors = {
-        "held": torch.tensor(held, dtype=torch.int32, device=every[0].keys.device),
-        "keys": torch.cat([form.bases.keys.flattened(block.keys) for block in every]),
-        "values": torch.cat([form.bases.values.flattened(block.values) for block in every]),
-        "positions": torch.cat([block.positions for block in every]),
-    }
+    # Concatenation copies, so no view of the tail or of another part stays alive.
+    keys = [form.bases.keys.flattened(block.keys) for block in every]
+    values = [form.bases.values.flattened(block.values) for block in every]
+    positions = [block.positions for block in every]
     scales = [block.scales for block in every if block.scales is not None]
-    return tensors | ({"scales": torch.cat(scales)} if scales else {})
+    tensors = {
+        "held": torch.tensor(held, dtype=torch.int32, device=every[0].keys.device),  # B levels
+        "keys": torch.cat(keys),
+        "values": torch.cat(values),
+        "positions": torch.cat(positions),
+    }
+    if scales:
+        tensors["scales"] = torch.cat(scales)  # slots 2
+    return tensors
 
 
 def oldest_first(blocks: Blocks) -> Int[Tensor, " S"]:
-    """Give the order of a row's stored slots that sorts them by position."""
-    return positions_of(blocks).argsort(stable=True)
+    """Order a row's stored slots by position: element i is where the i-th oldest slot is stored."""
+    positions = positions_of(blocks)
+    return positions.argsort(stable=True)  # slots that a method made may share a position
 
 
 def positions_of(blocks: Blocks) -> Int[Tensor, " S"]:

@@ -6,6 +6,7 @@ segment a level. It holds no slots, and does not know who allocates.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from torch import Tensor
@@ -13,9 +14,8 @@ from torch import Tensor
 from kvfold.attention.basis import Bases
 
 Levels: TypeAlias = tuple[tuple[int, int], ...]  # dimensions of keys and of values, growing
-RankAllocation: TypeAlias = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # latents of keys, of values, positions -> levels
+# Latents of keys [S, K], of values [S, V] and positions [S] of a row's segment -> the level of each slot [S].
+RankAllocation: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class LowRankFormat:
     @property
     def size(self) -> int:
         """Count the numbers of a slot in full, keys and values of all heads."""
-        return self.bases.keys.mean.shape[0] + self.bases.values.mean.shape[0]
+        return self.bases.keys.mean.shape[0] + self.bases.values.mean.shape[0]  # a mean has a number for each
 
     @property
     def dims(self) -> list[int]:
@@ -44,19 +44,26 @@ class LowRankFormat:
     @property
     def weight_bytes(self) -> int:
         """Count the bytes of the bases, which belong to the model and not to a cache."""
-        sides = (self.bases.keys, self.bases.values)
-        return sum(tensor.nbytes for side in sides for tensor in (side.encode, side.decode, side.mean))
+        total = 0
+        for basis in (self.bases.keys, self.bases.values):
+            total += basis.encode.nbytes + basis.decode.nbytes + basis.mean.nbytes
+        return total
 
     def dims_at(self, rate: float) -> tuple[int, int]:
         """Give dimensions of keys and values that keep this share of the numbers, on the way between two levels."""
-        wanted, parts = round(rate * self.size), self.bases.keys.parts
-        for (keys, values), (more_keys, more_values) in zip(self.levels, self.levels[1:], strict=False):
-            if wanted > more_keys + more_values:
+        wanted = round(rate * self.size)
+        parts = self.bases.keys.parts
+        all_values = self.levels[-1][1]
+        for less, more in pairwise(self.levels):
+            if wanted > sum(more):
                 continue
-            step = more_keys + more_values - keys - values
+            keys, more_keys = less[0], more[0]
+            step = sum(more) - sum(less)
+            # Of the numbers beyond the lower level keys get the share that they have between the two levels.
+            exact = (more_keys - keys) * (wanted - sum(less)) / step
             # Parts share key dimensions evenly, so these grow by a multiple of their number.
-            added = round((more_keys - keys) * (wanted - keys - values) / step / parts) * parts
-            least = -((self.levels[-1][1] - wanted) // parts) * parts  # else values would have more than there are
+            added = round(exact / parts) * parts
+            least = -((all_values - wanted) // parts) * parts  # rounded up: values get no more than there are
             most = wanted // parts * parts
             keys = min(max(keys + added, least), most)
             return keys, wanted - keys

@@ -21,7 +21,7 @@ _WIDEST = 262144.0  # shifts beyond keep everything or nothing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Parameters of one layer's gate. X counts the dimensions of keys and values together, L the levels."""
+    """Parameters of one layer's gate. X counts the latent dimensions of keys and values together, L the levels."""
 
     cost: Float[Tensor, " X"]  # how the loss grows with a dimension that is left out, per square of it
     left_out: Float[Tensor, "X L"]  # 1 where a level does not keep a dimension
@@ -34,7 +34,12 @@ class Gate:
 
     def to(self, device: torch.device) -> "Gate":
         """Move the gate to a device."""
-        return Gate(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        moved = {name: tensor.to(device) for name, tensor in self.parameters().items()}
+        return Gate(**moved)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Name the tensors of the gate."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def logits(
         self,
@@ -43,20 +48,25 @@ class Gate:
     ) -> Float[Tensor, "*slots L"]:
         """Score each level as the last one kept, before a rate is set."""
         latent = torch.cat([keys, values], dim=-1)
-        own = {field.name: getattr(self, field.name).to(latent.dtype) for field in fields(self)}
-        energy = latent.square() * own["cost"]
-        # The logarithm of what each level leaves out, weighed by the loss.
-        lost = (energy @ own["left_out"] + own["floor"]).log()
-        linear = (latent / own["scale"]) @ own["weight"]
-        return linear + lost * own["linear"] + lost.square() * own["square"] + own["bias"]
+        learned = {name: tensor.to(latent.dtype) for name, tensor in self.parameters().items()}
+        energy = latent.square() * learned["cost"]  # slots X
+        left_out = energy @ learned["left_out"] + learned["floor"]  # slots L, weighed by the loss
+        lost = left_out.log()
+        scaled = latent / learned["scale"]
+        linear = scaled @ learned["weight"]
+        squares = lost.square() * learned["square"]
+        return linear + lost * learned["linear"] + squares + learned["bias"]
 
 
 def keep_probabilities(logits: Float[Tensor, "*slots L"]) -> Float[Tensor, "*slots L"]:
     """Give the probability that each level is kept: 1 for the first, falling from there."""
-    last = _wide(logits).softmax(dim=-1)
-    kept = last.flip(-1).cumsum(dim=-1).flip(-1)
+    last = _wide(logits).softmax(dim=-1)  # the probability that a level is the last one kept
+    # A level is kept where it or a later one is the last: sums from behind.
+    behind = last.flip(-1).cumsum(dim=-1)
+    kept = behind.flip(-1)
     # The first sum is 1 up to rounding; it is 1.
-    return torch.cat([torch.ones_like(kept[..., :1]), kept[..., 1:]], dim=-1)
+    first = torch.ones_like(kept[..., :1])
+    return torch.cat([first, kept[..., 1:]], dim=-1)
 
 
 def levels_at(
@@ -66,7 +76,7 @@ def levels_at(
 ) -> Int[Tensor, "*slots"]:
     """Give the last level whose probability is above one half, under a threshold."""
     moved = _wide(logits) + threshold * bias
-    return _last_kept(moved.movedim(-1, 0))
+    return _last_kept(moved.movedim(-1, 0))  # L first
 
 
 def allocate_ranks(
@@ -77,7 +87,7 @@ def allocate_ranks(
     size: int,
 ) -> Int[Tensor, " S"]:
     """Give levels of slots that together keep at most `rate` of their `size` numbers each, and nearly that."""
-    if rate * size >= dims[-1]:
+    if rate * size >= dims[-1]:  # every slot may keep all
         return torch.full(
             logits.shape[:1],
             len(dims) - 1,
@@ -96,19 +106,22 @@ def threshold_for_rate(
     size: int,
 ) -> float:
     """Find a threshold under which as much as can be is kept, and no more than `rate` of all numbers."""
-    kept_of = torch.tensor(dims, device=logits.device)
-    allowed = rate * size * logits[..., 0].numel()
-    steps = [more - less for less, more in pairwise(sorted({*dims}))]
+    kept_of = torch.tensor(dims, device=logits.device)  # numbers of a slot, by level
+    slots = logits[..., 0].numel()
+    allowed = rate * size * slots  # numbers of all slots
+    different = sorted({*dims})  # two levels may cost the same
+    steps = [more - less for less, more in pairwise(different)]
     spread = float(logits.amax() - logits.amin()) if logits.numel() else 0.0
     # Beyond this, every level is kept, or only the first: the bias grows by 1 / (L - 1) from level to level.
     widest = min((spread + len(dims)) * len(dims), _WIDEST)
-    by_level = _wide(logits).movedim(-1, 0).contiguous()
+    by_level = _wide(logits).movedim(-1, 0).contiguous()  # L slots: a level lies together in memory
     bias = level_bias(len(dims), logits)
-    bias = bias.view(-1, *[1] * (logits.ndim - 1))
+    bias = bias.view(-1, *[1] * (logits.ndim - 1))  # L 1 ...: along the first dimension
 
     def kept(threshold: float) -> int:
         levels = _last_kept(by_level + threshold * bias)
-        return int(kept_of[levels].sum())
+        numbers = kept_of[levels]
+        return int(numbers.sum())
 
     return largest_threshold(kept, allowed, widest=widest, least=min(steps, default=1))
 
@@ -132,9 +145,9 @@ def largest_threshold(
             low = middle
         else:
             high = middle
-        if 0 <= allowed - found < least:
+        if 0 <= allowed - found < least:  # nothing more fits
             break
-    return low
+    return low  # the side that keeps no more than is allowed
 
 
 def level_bias(levels: int, like: Tensor) -> Float[Tensor, " L"]:
@@ -147,11 +160,15 @@ def _last_kept(logits: Float[Tensor, "L *slots"]) -> Int[Tensor, "*slots"]:
 
     A bisection asks for it often, so exponentials are compared and probabilities are not written out.
     """
-    exponentials = (logits - logits.amax(dim=0)).exp_()
+    shifted = logits - logits.amax(dim=0)
+    exponentials = shifted.exp_()  # at most 1: none overflows
     behind = exponentials.flip(0).cumsum(dim=0)  # of the last level, the last two, ..., all
-    return (2 * behind > behind[-1]).sum(dim=0) - 1
+    likely = 2 * behind > behind[-1]  # more than half of the whole
+    # Probabilities fall from level to level, so the likely levels are the first ones; their number less 1 is the last.
+    return likely.sum(dim=0) - 1
 
 
 def _wide(logits: Tensor) -> Tensor:
     """Widen to float32, or leave what is wider."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(wide)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from kvfold.attention.basis import LatentBlock
+from kvfold.attention.basis import Bases, LatentBlock
 from kvfold.attention.kernels.low_rank import attend_rows, fits
 from kvfold.attention.low_rank import LatentView, attend_latents
 from kvfold.attention.partial import Partial, nothing
@@ -36,19 +36,22 @@ class LowRankPart(Part):
 
     form: LowRankFormat
     dtype: torch.dtype  # of keys and values as the model hands them, and of latents that are not int8
-    held: Int[Tensor, "B levels"]
-    keys: Num[Tensor, " key_numbers"]
+    held: Int[Tensor, "B levels"]  # slots of each row and level
+    keys: Num[Tensor, " key_numbers"]  # blocks [slots, key dimensions of the level], one after the other
     values: Num[Tensor, " value_numbers"]
-    positions: Int[Tensor, " tokens"]
+    positions: Int[Tensor, " tokens"]  # int32, in order of row, level, age: not in order of age alone
     scales: Float[Tensor, "tokens 2"] | None = None  # where latents are int8: of keys and of values
     counts: Counts = field(init=False, compare=False)
     blocks: tuple[Blocks, ...] = field(init=False, compare=False)  # views, by row and level
     views: tuple[tuple[LatentView, ...], ...] = field(init=False, compare=False)  # of each row's blocks with slots
 
     def __post_init__(self) -> None:
-        held, heads = self.held.tolist(), self.form.bases.heads
-        object.__setattr__(self, "counts", tuple((sum(row),) * heads for row in held))
-        object.__setattr__(self, "blocks", tuple(self._blocks(held)))
+        held = self.held.tolist()
+        heads = self.form.bases.heads
+        counts = tuple((sum(row),) * heads for row in held)  # heads share their slots, so their counts are equal
+        # Frozen: fields that follow from the others are set here and never again.
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "blocks", tuple(_blocks(self, held)))
         views = []
         for blocks in self.blocks:
             filled = [block for block in blocks if len(block.positions)]
@@ -56,19 +59,34 @@ class LowRankPart(Part):
         object.__setattr__(self, "views", tuple(views))
 
     @classmethod
-    def of(cls, kv: KV, kept: Bool[Tensor, "B H S"], allocate: RankAllocation, form: LowRankFormat) -> "LowRankPart":
+    def of(
+        cls,
+        kv: KV,
+        kept: Bool[Tensor, "B H S"],
+        allocate: RankAllocation,
+        form: LowRankFormat,
+    ) -> "LowRankPart":
         """Encode the slots that are True, the same for all heads; a row's slots get their levels together."""
         rows = []
         for row in range(kept.shape[0]):
-            some = kept[row, 0]
-            keys = kv.keys[row][:, some].transpose(0, 1)  # S H D
-            values = kv.values[row][:, some].transpose(0, 1)
-            positions = kv.positions[row, 0, some].to(torch.int32)
+            chosen = kept[row, 0]  # S, the same in every head
+            row_keys, row_values = kv.keys[row], kv.values[row]
+            keys = row_keys[:, chosen].transpose(0, 1)  # S H D
+            values = row_values[:, chosen].transpose(0, 1)  # S H E
+            positions = kv.positions[row, 0, chosen]
+            positions = positions.to(torch.int32)
             key_latents, value_latents = form.bases.write(keys, values, positions)
-            whole = LatentBlock(keys=key_latents, values=value_latents, positions=positions)
-            levels = allocate(key_latents, value_latents, positions)
-            blocks = [cut(whole, levels == level, dims) for level, dims in enumerate(form.levels)]
-            rows.append([stored(block, form, kv.keys.dtype) for block in blocks])
+            whole = LatentBlock(
+                keys=key_latents,
+                values=value_latents,
+                positions=positions,
+            )
+            levels = allocate(key_latents, value_latents, positions)  # S, in full precision: before rounding
+            blocks = []
+            for level, dims in enumerate(form.levels):
+                block = cut(whole, levels == level, dims)
+                blocks.append(stored(block, form, kv.keys.dtype))
+            rows.append(blocks)
         return cls(form=form, dtype=kv.keys.dtype, **flattened(rows, form))
 
     def attend(self, step: AttentionStep) -> tuple[Partial, "LowRankPart"]:
@@ -83,26 +101,29 @@ class LowRankPart(Part):
                 scales=self.scales,
                 held=self.held,
                 dims=_dims(self.form.levels, queries.device),
-                slots=max(row[0] for row in self.counts),
+                slots=max(row[0] for row in self.counts),  # of the longest row
                 scale=scale,
             )
             return answer, self
         answers = []
+        # Rows hold different numbers of slots of each level, so each is attended by itself.
         for row, views in enumerate(self.views):
-            of_row = queries[row : row + 1]
+            of_row = queries[row : row + 1]  # 1 G Q D
             if views and queries.shape[2]:
                 answers.append(attend_latents(of_row[0], views, self.form.bases, scale=scale))
             else:
                 answers.append(nothing(of_row))
         if len(answers) == 1:
             return answers[0], self
-        output = torch.cat([answer.output for answer in answers])
-        return Partial(output, torch.cat([answer.log_sum_exp for answer in answers])), self
+        output = torch.cat([answer.output for answer in answers])  # B G Q E
+        log_sum_exp = torch.cat([answer.log_sum_exp for answer in answers])
+        return Partial(output, log_sum_exp), self
 
     def read(self, heads: slice = slice(None)) -> KV:
         """Reconstruct the slots of some heads, oldest first."""
-        rows = [self._read_row(blocks) for blocks in self.blocks]
-        keys, values, positions = (torch.stack(side)[:, heads] for side in zip(*rows, strict=True))
+        rows = [_read_row(blocks, self.form.bases, self.dtype) for blocks in self.blocks]
+        sides = [torch.stack(side) for side in zip(*rows, strict=True)]  # B H S and on
+        keys, values, positions = (side[:, heads] for side in sides)
         return KV(keys, values, positions)
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "LowRankPart":
@@ -110,13 +131,15 @@ class LowRankPart(Part):
         rows = []
         sizes = [sum(row) for row in self.counts]
         for blocks, of_row in zip(self.blocks, kept.split(sizes), strict=True):
-            by_head = of_row.view(self.form.bases.heads, -1)
-            assert bool((by_head == by_head[:1]).all()), "all heads of a layer share their slots"
-            # `kept` is oldest first; blocks are level by level.
-            some = torch.empty_like(by_head[0])
-            some[oldest_first(blocks)] = by_head[0]
-            pieces = some.split([len(block.positions) for block in blocks])
-            rows.append([cut(block, piece) for block, piece in zip(blocks, pieces, strict=True)])
+            by_head = of_row.view(self.form.bases.heads, -1)  # H S
+            first = by_head[0]
+            assert bool((by_head == first).all()), "all heads of a layer share their slots"
+            # `kept` is oldest first; blocks are level by level. Slot i in order of age is stored at order[i].
+            by_level = torch.empty_like(first)
+            by_level[oldest_first(blocks)] = first
+            pieces = by_level.split([len(block.positions) for block in blocks])
+            pairs = zip(blocks, pieces, strict=True)
+            rows.append([cut(block, piece) for block, piece in pairs])
         return self._of(rows)
 
     def extend(self, other: Part, transcript: Transcript) -> "LowRankPart":
@@ -124,7 +147,9 @@ class LowRankPart(Part):
         assert isinstance(other, LowRankPart), "parts of one layer have one layout"
         rows = []
         for mine, theirs in zip(self.blocks, other.blocks, strict=True):
-            rows.append([joined(pair, self.form) for pair in zip(mine, theirs, strict=True)])
+            levels = zip(mine, theirs, strict=True)
+            # Their slots are later ones, so a level stays in order of age.
+            rows.append([joined(pair, self.form) for pair in levels])
         return self._of(rows)
 
     def take_rows(self, rows: Sequence[int]) -> "LowRankPart":
@@ -133,23 +158,29 @@ class LowRankPart(Part):
 
     def pages(self, tier: Tier) -> LatentPages:
         """Open an empty page store for latents of these levels."""
-        none = {name: tensor[:0].clone() for name, tensor in self.tensors() if name != "held"}
-        empty = replace(self, held=torch.zeros_like(self.held), **none)
+        tensors = dict(self.tensors())
+        counts = tensors.pop("held")
+        # Cloned, so that the empty part does not keep these storages alive.
+        none = {name: tensor[:0].clone() for name, tensor in tensors.items()}
+        empty = replace(self, held=torch.zeros_like(counts), **none)
         return LatentPages.empty(empty, tier, self.positions.device)
 
     def usage(self) -> Usage:
         """Say that everything is attended, and which share of each slot's numbers is kept."""
-        of_level = torch.tensor(self.form.dims) / self.form.size
+        of_level = torch.tensor(self.form.dims) / self.form.size  # levels
         shares = []
         for blocks in self.blocks:
             counts = torch.tensor([len(block.positions) for block in blocks])
-            share = of_level.repeat_interleave(counts)
-            shares.append(share[oldest_first(blocks).cpu()])
+            share = of_level.repeat_interleave(counts)  # of each slot, level by level
+            order = oldest_first(blocks).cpu()
+            shares.append(share[order])
         return Usage(attended_slots=self.slots, shares=tuple(shares))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield slots of each level, latents of keys and values, positions, and scales where there are."""
-        yield from (("held", self.held), ("keys", self.keys), ("values", self.values))
+        """Yield the slots of each level, latents of keys and values, positions, and scales where latents are int8."""
+        yield "held", self.held
+        yield "keys", self.keys
+        yield "values", self.values
         yield "positions", self.positions
         if self.scales is not None:
             yield "scales", self.scales
@@ -164,61 +195,99 @@ class LowRankPart(Part):
         return plain, dict(self.tensors())
 
     @classmethod
-    def from_state(cls, plain: Mapping[str, Any], tensors: Mapping[str, Tensor], form: LowRankFormat) -> "LowRankPart":
+    def from_state(
+        cls,
+        plain: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        form: LowRankFormat,
+    ) -> "LowRankPart":
         """Build the part that was saved. Raises ValueError where plain values, tensors and format do not fit."""
-        levels = tuple(tuple(level) for level in plain["levels"])
-        if levels != form.levels:
-            raise ValueError(f"latents of {levels} dimensions are there, and the adapter's have {form.levels}")
-        if plain["parts"] != form.parts:
-            raise ValueError(
-                f"keys and values of {plain['parts']} parts are there, and the adapter's have {form.parts}"
-            )
-        if ("scales" in tensors) != form.int8:
-            ways = ("numbers", "bytes")
-            raise ValueError(f"latents as {ways[not form.int8]} are there, and the plan's are {ways[form.int8]}")
-        slots = tensors["held"].sum(dim=0)  # of each level
-        promised = {"positions": int(slots.sum())}
-        promised |= {"scales": int(slots.sum())} if form.int8 else {}
-        for side, name in enumerate(("keys", "values")):
-            promised[name] = int((slots * torch.tensor([level[side] for level in levels])).sum())
-        for name, count in promised.items():
-            if tensors[name].shape[0] != count:
-                raise ValueError(f"{count} {name} are promised, and {tensors[name].shape[0]} are there")
-        return cls(form=form, dtype=getattr(torch, plain["dtype"]), **tensors)
+        _check_format(plain, tensors, form)
+        for name, count in _promised(tensors["held"], form).items():
+            there = tensors[name].shape[0]
+            if there != count:
+                raise ValueError(f"{count} {name} are promised, and {there} are there")
+        dtype = getattr(torch, plain["dtype"])
+        return cls(form=form, dtype=dtype, **tensors)
 
     def _of(self, rows: Sequence[Blocks]) -> "LowRankPart":
         return LowRankPart(form=self.form, dtype=self.dtype, **flattened(rows, self.form))
 
-    def _read_row(self, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruct keys and values [H, S, D] of one row, oldest first, and give their positions [H, S]."""
-        order, bases = oldest_first(blocks), self.form.bases
-        keys = torch.cat([bases.read_keys(block) for block in blocks])[order]  # S H D
-        values = torch.cat([bases.read_values(block) for block in blocks])[order]
-        positions = positions_of(blocks)[order].expand(bases.heads, -1)
-        return keys.to(self.dtype).transpose(0, 1), values.to(self.dtype).transpose(0, 1), positions
 
-    def _blocks(self, held: Sequence[Sequence[int]]) -> Iterator[Blocks]:
-        """View the flat storage as a block for each row and level."""
-        bases = self.form.bases
-        key, value, slot = 0, 0, 0  # where the next block begins in keys, values and positions
-        for row in held:
-            blocks = []
-            for count, (key_rank, value_rank) in zip(row, self.form.levels, strict=True):
-                keys = self.keys[key : key + count * key_rank]
-                values = self.values[value : value + count * value_rank]
-                slots = slice(slot, slot + count)
-                block = LatentBlock(
-                    keys=bases.keys.unflattened(keys, count, key_rank),
-                    values=bases.values.unflattened(values, count, value_rank),
-                    positions=self.positions[slots],
-                    scales=None if self.scales is None else self.scales[slots],
-                )
-                blocks.append(block)
-                key, value, slot = key + len(keys), value + len(values), slot + count
-            yield tuple(blocks)
+def _read_row(
+    blocks: Blocks,
+    bases: Bases,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstruct keys and values [H, S, D] of one row, oldest first, and give their positions [H, S]."""
+    order = oldest_first(blocks)
+    by_level = torch.cat([bases.read_keys(block) for block in blocks])
+    keys = by_level[order].to(dtype)  # S H D
+    by_level = torch.cat([bases.read_values(block) for block in blocks])
+    values = by_level[order].to(dtype)  # S H E
+    positions = positions_of(blocks)[order]
+    return (
+        keys.transpose(0, 1),
+        values.transpose(0, 1),
+        positions.expand(bases.heads, -1),
+    )
+
+
+def _blocks(part: LowRankPart, held: Sequence[Sequence[int]]) -> Iterator[Blocks]:
+    """View the flat storage as a block for each row and level."""
+    bases = part.form.bases
+    key, value, slot = 0, 0, 0  # where the next block begins in keys, values and positions
+    for of_levels in held:
+        blocks = []
+        for count, (key_rank, value_rank) in zip(of_levels, part.form.levels, strict=True):
+            key_end = key + count * key_rank
+            value_end = value + count * value_rank
+            slots = slice(slot, slot + count)
+            keys = part.keys[key:key_end]
+            values = part.values[value:value_end]
+            block = LatentBlock(
+                keys=bases.keys.unflattened(keys, count, key_rank),
+                values=bases.values.unflattened(values, count, value_rank),
+                positions=part.positions[slots],
+                scales=None if part.scales is None else part.scales[slots],
+            )
+            blocks.append(block)
+            key, value, slot = key_end, value_end, slots.stop
+        yield tuple(blocks)
+
+
+def _check_format(
+    plain: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    form: LowRankFormat,
+) -> None:
+    """Refuse latents that were written in another format. Raises ValueError."""
+    levels = tuple(tuple(level) for level in plain["levels"])  # JSON gives lists
+    if levels != form.levels:
+        raise ValueError(f"latents of {levels} dimensions are there, and the adapter's have {form.levels}")
+    if plain["parts"] != form.parts:
+        raise ValueError(f"keys and values of {plain['parts']} parts are there, and the adapter's have {form.parts}")
+    int8 = "scales" in tensors
+    if int8 != form.int8:
+        ways = ("numbers", "bytes")
+        raise ValueError(f"latents as {ways[int8]} are there, and the plan's are {ways[form.int8]}")
+
+
+def _promised(held: Int[Tensor, "B levels"], form: LowRankFormat) -> dict[str, int]:
+    """Count the numbers that each flat tensor has, if it fits the slots of each row and level."""
+    slots = held.sum(dim=0)  # of each level, over the rows
+    dims = torch.tensor(form.levels)  # levels 2
+    total = int(slots.sum())
+    promised = {"positions": total}
+    if form.int8:
+        promised["scales"] = total
+    for side, name in enumerate(("keys", "values")):
+        numbers = slots * dims[:, side]
+        promised[name] = int(numbers.sum())
+    return promised
 
 
 @cache
 def _dims(levels: Levels, device: torch.device) -> Int[Tensor, "levels 2"]:
-    """Put the dimensions of each level where the kernel reads them."""
+    """Put the dimensions of each level onto the device, where the kernel reads them: once, for they never change."""
     return torch.tensor(levels, dtype=torch.int32, device=device)

@@ -9,7 +9,7 @@ Ours differs: a rate is met by every segment, layer by layer, where the paper's 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -38,7 +38,8 @@ class LayerRanks:
     @property
     def weight_bytes(self) -> int:
         """Count the bytes of the bases and the gate."""
-        gate_bytes = sum(getattr(self.gate, field.name).nbytes for field in fields(self.gate))
+        tensors = self.gate.parameters().values()
+        gate_bytes = sum(tensor.nbytes for tensor in tensors)
         return self.form.weight_bytes + gate_bytes
 
 
@@ -52,11 +53,16 @@ class BasisRanks:
 
     def rate_of(self, layer: int, rate: float) -> float:
         """Give a layer's rate when the model's is `rate`: between the two nearest that are known."""
-        points, values = (0.0, *self.grid), (0.0, *self.layers[layer].rates)
-        above = next((at for at, point in enumerate(points) if point >= rate), len(points) - 1)
-        left, right = points[max(above - 1, 0)], points[above]
+        points = (0.0, *self.grid)  # at rate 0 nothing is kept in any layer
+        values = (0.0, *self.layers[layer].rates)
+        at_least = [index for index, point in enumerate(points) if point >= rate]
+        above = at_least[0] if at_least else len(points) - 1
+        below = max(above - 1, 0)
+        left, right = points[below], points[above]
+        # Beyond the last point the share is above 1: the line goes on, up to a rate of 1.
         share = 1.0 if right == left else (rate - left) / (right - left)
-        return min(values[max(above - 1, 0)] * (1 - share) + values[above] * share, 1.0)
+        between = values[below] * (1 - share) + values[above] * share
+        return min(between, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +86,10 @@ class RankedLayout:
 
     formats: Mapping[int, tuple[LowRankFormat, RankAllocation]]
     learned_bytes: int  # of the bases and gates
-    layer: int | None = None
+    layer: int | None = None  # None: the layout of all layers, which packs nothing
 
     lossless: ClassVar[bool] = False
-    shared_heads: ClassVar[bool] = True
+    shared_heads: ClassVar[bool] = True  # a latent is of all heads
 
     @property
     def weight_bytes(self) -> int:
@@ -91,8 +97,10 @@ class RankedLayout:
 
         The tables grow with the text.
         """
-        rotations = {id(form.bases.rotary): form.bases.rotary for form, _ in self.formats.values()}
-        return self.learned_bytes + sum(rotary.table_bytes for rotary in rotations.values() if rotary is not None)
+        rotations = [form.bases.rotary for form, _ in self.formats.values()]
+        by_identity = {id(rotary): rotary for rotary in rotations if rotary is not None}  # layers share their table
+        table_bytes = sum(rotary.table_bytes for rotary in by_identity.values())
+        return self.learned_bytes + table_bytes
 
     def of_layer(self, index: int) -> "RankedLayout":
         """Give the layout of one layer."""
@@ -117,7 +125,7 @@ class RankedLayout:
 
 
 def check_rate(rate: float) -> None:
-    """Refuse a rate that cannot be."""
+    """Check that a rate is above 0 and at most 1. Raises PlanError."""
     if not 0 < rate <= 1:
         raise PlanError(f"rate={rate} was asked for; it is the kept share of all dimensions; give above 0 and up to 1")
 
@@ -126,7 +134,7 @@ def single_level(
     form: LowRankFormat,
     dims: tuple[int, int],
 ) -> tuple[LowRankFormat, RankAllocation]:
-    """Write all slots in the same dimensions."""
+    """Make a format of one level, of these dimensions of keys and values, and the allocation that gives it to all."""
     return replace(form, levels=(dims,)), _first_level
 
 
@@ -176,8 +184,9 @@ def _shuffled(allocate: RankAllocation) -> RankAllocation:
 
     def shuffled(keys: Tensor, values: Tensor, positions: Tensor) -> Int[Tensor, " S"]:
         levels = allocate(keys, values, positions)
-        source = torch.Generator().manual_seed(int(positions[0]) if len(positions) else 0)
-        order = torch.randperm(len(levels), generator=source)
+        seed = int(positions[0]) if len(positions) else 0  # the same text is shuffled alike every time
+        source = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(levels), generator=source)  # on the CPU: the same on every device
         return levels[order.to(levels.device)]
 
     return shuffled

@@ -35,7 +35,7 @@ class DiskTier(Tier):
     needs_directory: ClassVar[bool] = True
 
     def __init__(self, folder: Path, *, limit_bytes: int | None) -> None:
-        """A new file in the folder, after files of processes that are gone were removed there. Raises FileError."""
+        """Create a file in the folder, after removing the files of processes that are gone. Raises FileError."""
         self.limit_bytes = limit_bytes
         try:
             remove_stale(folder)
@@ -59,9 +59,9 @@ class DiskTier(Tier):
         return cls(Path(directory).expanduser(), limit_bytes=limit_bytes)
 
     def buffer(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> TensorBuffer:
-        """Room in the file, mapped."""
+        """Make room in the file, mapped into memory. Raises FileError beyond the limit, or where the disk is full."""
         wanted = max(prod(shape) * dtype.itemsize, 1)
-        size = -(-wanted // _PAGE) * _PAGE
+        size = -(-wanted // _PAGE) * _PAGE  # rounded up: mappings begin at whole pages
         with self._lock:
             offset = self._reused(size)
             if offset is None:
@@ -69,14 +69,14 @@ class DiskTier(Tier):
         mapped = mmap.mmap(self._handle, size, offset=offset)
         tensor = torch.frombuffer(mapped, dtype=dtype, count=max(prod(shape), 1))[: prod(shape)].view(*shape)
         buffer = _MappedBuffer(tensor, self, offset)
-        weakref.finalize(mapped, self._give_back, offset, size)
+        weakref.finalize(mapped, self._give_back, offset, size)  # when no view of the mapping is left
         return buffer
 
     def put(self, offset: int, data: memoryview) -> None:
         """Write bytes at a place of the file. Raises FileError where they do not all arrive."""
         while len(data):
             try:
-                written = os.pwrite(self._handle, data, offset)
+                written = os.pwrite(self._handle, data, offset)  # may write less than it is given
             except OSError as error:
                 _refuse(self.path.parent, error)
             data, offset = data[written:], offset + written
@@ -88,16 +88,16 @@ class DiskTier(Tier):
                 f"{self.limit_bytes}; give a larger limit_bytes, or a shorter text"
             )
         try:
-            os.posix_fallocate(self._handle, self._size, size)
+            os.posix_fallocate(self._handle, self._size, size)  # a full disk refuses here, not in the middle of a fold
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, self._size)
+                os.ftruncate(self._handle, self._size)  # give back what was allocated before it failed
             _refuse(self.path.parent, error)
         self._size += size
         return self._size - size
 
     def _reused(self, size: int) -> int | None:
-        """A place that was given back and is large enough, emptied."""
+        """Find a place that was given back and is large enough, and fill it with zeros; None where there is none."""
         for number, (offset, held) in enumerate(self._free):
             if held >= size:
                 self._free[number : number + 1] = [(offset + size, held - size)] if held > size else []
@@ -120,7 +120,7 @@ class _MappedBuffer(TensorBuffer):
 
     def write(self, head: int, start: int, values: Tensor) -> None:
         """Put the bytes into the file; the system writes them to the disk while work goes on."""
-        slot = self.tensor.stride(1) * self.tensor.element_size()
+        slot = self.tensor.stride(1) * self.tensor.element_size()  # bytes of a slot
         place = self._offset + (head * self.tensor.shape[1] + start) * slot
         data = values.detach().to("cpu", self.tensor.dtype).contiguous().view(torch.uint8)
         flat: Any = data.flatten().numpy()
@@ -143,7 +143,7 @@ def remove_stale(folder: Path) -> list[Path]:
 
 
 def _create(folder: Path) -> tuple[int, str]:
-    """A new file for its owner only, locked before it gets the name that others look for."""
+    """Create a file for its owner only, locked before it gets the name that others look for."""
     handle, draft = tempfile.mkstemp(dir=folder, prefix=_PREFIX, suffix=_SUFFIX + _NEW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
