@@ -6,11 +6,20 @@ knows nothing of what is tested; fakes live in `tests/fakes.py`.
 
 import random
 import sys
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("kvfold", "checker.check")
+
+import kvfold.encode  # noqa: E402
+import kvfold.select  # noqa: E402
+
+# A member is registered by its file being there: the examples are members of every test run.
+EXAMPLES = Path(__file__).parent / "examples"
+kvfold.select.__path__.append(str(EXAMPLES / "select"))
+kvfold.encode.__path__.append(str(EXAMPLES / "encode"))
 
 
 def pytest_collection_modifyitems(items):

@@ -69,7 +69,7 @@ def places_of(part) -> list[list[list[int]]] | None:
     """Where the slots of each row and head of a part stood in the text, in the order in which they are read."""
     if part is None:
         return None
-    whole = part.stored.whole(part.counts) if isinstance(part, OffloadedPart) else part
+    whole = part.table.stored.whole(part.counts) if isinstance(part, OffloadedPart) else part
     if isinstance(whole, DensePart):
         pieces = iter(whole.positions.split([count for row in whole.counts for count in row]))
         return [[next(pieces).tolist() for _ in row] for row in whole.counts]

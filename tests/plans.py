@@ -3,8 +3,10 @@
 Lossless plans have room for everything; lossy ones are small. Members that take no budget appear as they are.
 """
 
+import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -14,12 +16,18 @@ from torch import Tensor
 
 from kvfold.errors import KvfoldError
 from kvfold.memory.candidates import Candidates
+from kvfold.place import tiers
 from kvfold.place.base import Place
 from kvfold.place.sentkv import SentKV
 from kvfold.plan import Plan, members
 from kvfold.select.base import PerLayerSelect, Select
 
 TOKENS = 14  # of a lossy plan
+
+# The tier of the examples' folder, found by its file like those of the package; conftest.py adds the other examples.
+_EXAMPLES = Path(__file__).parent / "examples"
+tiers.__path__.append(str(_EXAMPLES / "tiers"))
+EXAMPLES = {module.name for module in pkgutil.iter_modules([str(folder) for folder in _EXAMPLES.iterdir()])}
 
 
 def _select(name: str, **budget: object) -> Select:
@@ -47,6 +55,7 @@ def placed() -> dict[str, Plan]:
         "sentkv-rest": Plan(place=replace(PLACED, mean_of_unselected=True, summary="mean")),
     }
     evicted = Plan(select=_select("snapkv", tokens=2 * TOKENS), place=PLACED)
+    alone["sentkv-dictionary"] = Plan(place=replace(PLACED, tier="dictionary"))
     return alone | {"snapkv+sentkv": evicted, "int4+sentkv": Plan(encode=members("encode")["int4"](), place=PLACED)}
 
 
@@ -68,12 +77,12 @@ def lossy() -> dict[str, Plan]:
 
 
 def pairs() -> dict[str, Plan]:
-    """Every select member with every codec."""
+    """Every select member of the package with every codec of it."""
     return {
         f"{name}+{code}": Plan(select=_select(name, tokens=TOKENS), encode=kind())
         for name in members("select")
         for code, kind in members("encode").items()
-        if not kind.lossless and name != "full"
+        if not kind.lossless and name != "full" and not {name, code} & EXAMPLES
     }
 
 
@@ -83,7 +92,7 @@ def mostly(names: Iterable[str]) -> list[object]:
     return [pytest.param(name, marks=pytest.mark.slow) if name in tail else name for name in names]
 
 
-_SHOWN = ("snapkv+int4", "h2o-turn", "snapkv+sentkv")
+_SHOWN = ("snapkv+int4", "h2o-turn", "snapkv+sentkv", "sentkv-dictionary")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

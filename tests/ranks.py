@@ -64,12 +64,11 @@ def random_ranks(heads, size, layers, *, rotary=None):
 
 def ranks_for(model):
     """Random ranks of a model."""
-    config = model.config.get_text_config(decoder=True)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    binding = ModelBinding.of(model)
     try:
         rotary = rotary_of(model)
     except Exception:
         rotary = None
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        return random_ranks(config.num_key_value_heads, size, ModelBinding.of(model).folding_layers, rotary=rotary)
+        return random_ranks(binding.kv_heads, binding.head_size, binding.folding_layers, rotary=rotary)

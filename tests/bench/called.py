@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kvfold.bench.peers.catalog import Method, Peer
+from kvfold.bench.peers.catalog import Peer, PeerMethod
 from kvfold.bench.peers.rivals import Rivals
 from kvfold.bench.subject import Subject
 
@@ -32,7 +32,7 @@ def rivals(monkeypatch, log, *, weights=None, limit_seconds=60.0, one=None):
     total = [6, sum(float(weight.detach().double().abs().sum()) for weight in one.model.parameters())]
     monkeypatch.setenv("FAR_WEIGHTS", json.dumps(weights or total))
     kind = type("FarPeer", (Logged,), {"log": log})
-    methods = {name: Method(sized=False) for name in METHODS}
+    methods = {name: PeerMethod(sized=False) for name in METHODS}
     far = kind(name="far", program=FAR, python=Path(sys.executable), methods=methods)
     return Rivals(subject=one, threads=1, peers={"far": far}, limit_seconds=limit_seconds)
 

@@ -53,7 +53,14 @@ def feed(memory, mask, new):
     for index in (0, 1):
         queries, keys, values = (torch.randn(rows, heads, new, 4) for heads in (4, 2, 2))
         valid = None if mask[:, -new:].all() else mask[:, -new:]
-        tokens = NewTokens(queries=queries, keys=keys, values=values, positions=positions, valid=valid)
+        tokens = NewTokens(
+            queries=queries,
+            keys=keys,
+            values=values,
+            positions=positions,
+            valid=valid,
+            hidden_states=torch.randn(rows, new, 6),
+        )
         output = forward.attend(index, tokens, scale=0.5, valid=mask[:, :-new])
         assert output.isfinite().all()
     memory.commit()

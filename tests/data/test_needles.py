@@ -5,7 +5,7 @@ import random
 import pytest
 
 from kvfold.data import NEEDLES, needle
-from kvfold.data.needles import asked_next
+from kvfold.data.needles import next_question
 from kvfold.errors import DataError
 
 
@@ -35,7 +35,7 @@ def test_a_document_can_be_asked_more_than_once():
     for kind in NEEDLES:
         document = needle(kind, split="train", tokens=600, count=words, seed=3)
         for _ in range(8):
-            question, reply = asked_next(document, split="train", rng=rng)
+            question, reply = next_question(document, split="train", rng=rng)
             numbers = [number for key, number in document.told if number in reply]
             keys = {key for key, number in document.told if number in numbers}
             assert document.correct(reply) or keys

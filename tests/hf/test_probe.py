@@ -32,7 +32,7 @@ def test_an_observer_sees_every_full_attention_layer_and_changes_nothing(family)
         with observe_attention(model, look):
             found = model(ids, use_cache=False).logits
     assert torch.equal(found, wanted)
-    assert list(seen) == ModelBinding.of(model).folding_layers
+    assert tuple(seen) == ModelBinding.of(model).folding_layers
     config = model.config.get_text_config(decoder=True)
     shape = (2, config.num_key_value_heads, 40, 8)
     assert set(seen.values()) == {(config.num_attention_heads, shape, shape)}

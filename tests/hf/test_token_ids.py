@@ -26,8 +26,8 @@ class Tokenizer:
 
 
 def starts(cache):
-    """Where sentences begin in the first lane of the first layer."""
-    return cache.memory.layers[0].state.folded.index.starts[0].tolist()
+    """Where sentences begin in the first head of the first layer."""
+    return cache.memory.layers[0].state.folded.table.index.starts[0].tolist()
 
 
 def test_sentences_end_where_the_text_says_so():

@@ -127,14 +127,14 @@ def test_attention_takes_as_few_calls_as_rectangles_cover_the_counts(counts, blo
 
 def test_keys_and_values_that_lie_as_they_came_are_seen_without_a_copy():
     part = DensePart.of(slots(3), Dense())
-    keys, _ = part.rectangle()
+    assert part.rectangles is not None
+    ((keys, _),) = part.rectangles
     assert keys.untyped_storage().data_ptr() == part.payload["keys"].untyped_storage().data_ptr()
 
 
-def test_ragged_empty_and_rounded_slots_have_no_rectangle():
-    assert part_of([[2, 1]]).rectangle() is None
-    assert part_of([[0, 0]]).rectangle() is None
-    assert part_of([[2, 2]], Int8(group=8)).rectangle() is None
+def test_ragged_slots_have_a_view_for_each_block_and_rounded_ones_have_none():
+    assert [tuple(keys.shape[:3]) for keys, _ in part_of([[2, 1]]).rectangles] == [(1, 1, 2), (1, 1, 1)]
+    assert part_of([[2, 2]], Int8(group=8)).rectangles is None
 
 
 def test_a_rounded_part_is_decoded_piece_by_piece_and_answers_the_same(monkeypatch):

@@ -31,7 +31,7 @@ def low_rank(kv, **way):
 
 
 def as_bytes(kv):
-    return low_rank(kv, parts=HEADS, codes=True)
+    return low_rank(kv, parts=HEADS, int8=True)
 
 
 def rounded(kv):

@@ -83,7 +83,7 @@ def test_what_a_question_looked_at_is_read_in_every_layer_and_head():
     best = avg_pool1d(weights.amax(dim=2), 7, stride=1, padding=3, count_include_pad=False).amax(dim=(0, 1))
     for layer in cache.memory.layers.values():
         part = layer.state.folded
-        sentences = list(zip(part.index.starts[0].tolist(), part.index.sizes[0].tolist(), strict=True))
+        sentences = list(zip(part.table.index.starts[0].tolist(), part.table.index.sizes[0].tolist(), strict=True))
         first = max(sentences, key=lambda one: float(best[one[0] : one[0] + one[1]].max()))
         assert all({*range(first[0], sum(first))} <= {*of_head} for of_head in part.working.slots.tolist())
 

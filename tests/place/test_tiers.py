@@ -127,7 +127,7 @@ def test_a_copy_of_a_cache_has_buffers_of_its_own(tmp_path):
     feed(model, text(1, 40), cache)
     twin = copy.deepcopy(cache)
     assert len(files(tmp_path)) == 1
-    stores = [one.memory.layers[0].state.folded.stored.store for one in (cache, twin)]
+    stores = [one.memory.layers[0].state.folded.table.stored.store for one in (cache, twin)]
     assert stores[0].buffers["keys"].tensor.data_ptr() != stores[1].buffers["keys"].tensor.data_ptr()
     assert torch.equal(feed(model, text(1, 9, seed=1), twin, sizes=(1,) * 8), feed(model, text(1, 9, seed=1), cache,
                        sizes=(1,) * 8))  # fmt: skip

@@ -1,7 +1,7 @@
 """Coreference: "her", "my aunt", "the second city", "that city", resolved turns after they were introduced.
 
 Three kinds of scene: relatives (a relation or a pronoun stands for a name), lists (an ordinal stands for an item) and
-places (a person's city stands for the city, which has facts of its own). Replies name what was meant, then answer.
+places (a person's city stands for the city, which has facts too). Replies name what was meant, then answer.
 """
 
 import random
@@ -232,7 +232,10 @@ def relatives(rng: random.Random, words: Words, *, size: int) -> RelativesScene:
         said.append(fact)
         tells.append(Tell(text=text, keys=(f"{name}/{kind}",)))
     return RelativesScene(
-        split=words.split, relations=tuple(zip(names, relations, strict=True)), said=tuple(said), tells=tuple(tells)
+        split=words.split,
+        relations=tuple(zip(names, relations, strict=True)),
+        said=tuple(said),
+        tells=tuple(tells),
     )
 
 

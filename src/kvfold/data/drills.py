@@ -9,17 +9,23 @@ from collections.abc import Sequence
 
 from kvfold.data import arithmetic, chitchat, recall
 from kvfold.data.coreference import lists, places, relatives
-from kvfold.data.dialogue import Judge, Message, Question, Scene, Tell
+from kvfold.data.dialogue import Message, Scene, Tell
 from kvfold.data.rules import scene as rules_scene
 from kvfold.data.words import KINDS, NOTHING, Borrowed, Words
 
 DRILLS = ("people", "kinds", "prices", "sums", "lists", "relatives", "places", "rules")
+_CHANGED_SHARE = 0.15  # of the facts, which are told again with another value
 
 
 def drill(
-    kind: str, *, keys: int, seed: int, split: str = "train", borrowed: Borrowed = NOTHING
+    kind: str,
+    *,
+    keys: int,
+    seed: int,
+    split: str = "train",
+    borrowed: Borrowed = NOTHING,
 ) -> tuple[Message, ...]:
-    """Facts told in one message, then each asked in a random order, every reply with weight 1.
+    """Make a drill: facts told in one message, then each asked in a random order, every reply with weight 1.
 
     `keys` is the number of facts; for sums, what the amounts stay below.
     """
@@ -29,24 +35,29 @@ def drill(
         return _sums(rng, keys)
     if kind in ("people", "kinds"):
         return _people(rng, words, keys, kinds=1 if kind == "people" else 2)
+    return _questions_on(rng, words.split, _scene(kind, rng, words, keys), keys)
+
+
+def _scene(kind: str, rng: random.Random, words: Words, keys: int) -> Scene:
+    """A little world with enough tells for `keys` questions."""
     if kind == "prices":
-        scene: Scene = arithmetic.scene(rng, words, size=round(keys / 0.65))
-    elif kind == "rules":
-        scene = rules_scene(rng, words, size=keys)
-    else:
-        scene = {"lists": lists, "relatives": relatives, "places": places}[kind](rng, words, size=keys + 2)
-    return _told_then_asked(rng, words.split, scene, keys)
+        return arithmetic.scene(rng, words, size=round(keys / 0.65))
+    if kind == "rules":
+        return rules_scene(rng, words, size=keys)
+    makers = {"lists": lists, "relatives": relatives, "places": places}
+    return makers[kind](rng, words, size=keys + 2)
 
 
-def _told_then_asked(rng: random.Random, split: str, scene: Scene, keys: int) -> tuple[Message, ...]:
+def _questions_on(rng: random.Random, split: str, scene: Scene, keys: int) -> tuple[Message, ...]:
     """All tells in one message, then `keys` different questions."""
     messages = _telling(rng, split, scene.tells)
-    asked: set[str] = set()
+    texts: set[str] = set()
     for _ in range(3 * keys):
         question = scene.ask(rng, len(scene.tells))
-        if question is not None and question.text not in asked and len(asked) < keys:
-            asked.add(question.text)
-            messages += _asked(question)
+        if question is None or question.text in texts or len(texts) == keys:
+            continue
+        texts.add(question.text)
+        messages += _exchange(question.text, question.reply)
     return tuple(messages)
 
 
@@ -58,41 +69,40 @@ def _telling(rng: random.Random, split: str, tells: Sequence[Tell]) -> list[Mess
     ]
 
 
-def _asked(question: Question) -> list[Message]:
+def _exchange(question: str, reply: str) -> list[Message]:
     return [
-        Message(role="user", content=question.text),
-        Message(role="assistant", content=question.reply, weight=1.0),
+        Message(role="user", content=question),
+        Message(role="assistant", content=reply, weight=1.0),
     ]
 
 
 def _people(rng: random.Random, words: Words, keys: int, *, kinds: int) -> tuple[Message, ...]:
     """`keys` facts: people who all have one kind, or the same two kinds; a few are changed; all are asked once."""
     people = max(2, keys // kinds)
-    names = words.distinct(lambda: words.name(rng, rng.choice(("woman", "man"))), people)
+
+    def name_of_anyone() -> str:
+        return words.name(rng, rng.choice(("woman", "man")))
+
+    def value_of_any_kind() -> str:
+        return words.value(rng, rng.choice(KINDS))
+
+    names = words.distinct(name_of_anyone, people)
     pairs = [(name, kind) for kind in rng.sample(KINDS, kinds) for name in names]
     rng.shuffle(pairs)
-    changed = [pair for pair in pairs if rng.random() < 0.15]
-    values = words.distinct(lambda: words.value(rng, rng.choice(KINDS)), len(pairs) + len(changed))
-    alive, tells = {}, []
-    for (name, kind), value in zip(pairs + changed, values, strict=True):
-        text = recall.told(rng, words.split, name=name, kind=kind, value=value, change=(name, kind) in alive)
-        alive[name, kind] = value
+    changed = [pair for pair in pairs if rng.random() < _CHANGED_SHARE]
+    values = words.distinct(value_of_any_kind, len(pairs) + len(changed))
+    alive: dict[tuple[str, str], str] = {}
+    tells = []
+    for pair, value in zip(pairs + changed, values, strict=True):
+        name, kind = pair
+        text = recall.told(rng, words.split, name=name, kind=kind, value=value, change=pair in alive)
+        alive[pair] = value
         tells.append(Tell(text=text, keys=(f"{name}/{kind}",)))
     messages = _telling(rng, words.split, tells)
     rng.shuffle(pairs)
     for name, kind in pairs:
-        value = alive[name, kind]
-        messages += _asked(
-            Question(
-                text=recall.asked(rng, words.split, name=name, kind=kind),
-                reply=recall.replied(name, kind, value),
-                judge=Judge(how="value", answer=value, rivals=tuple(sorted(set(alive.values()) - {value}))),
-                keys=(f"{name}/{kind}",),
-                holders=people,
-                newest=value,
-                guess=value,
-            )
-        )
+        question = recall.asked(rng, words.split, name=name, kind=kind)
+        messages += _exchange(question, recall.replied(name, kind, alive[name, kind]))
     return tuple(messages)
 
 
@@ -107,14 +117,13 @@ def _sums(rng: random.Random, below: int) -> tuple[Message, ...]:
         low, high = sorted(rng.choices(amounts, k=2))
         draw = rng.random()
         if draw < 0.3:
-            asked, said = f"{high} - {low}", f"{arithmetic.less(high, low)}."
-        elif draw < 0.7 or below < 50:
-            first, second = rng.sample((low, high), 2)
-            asked, said = f"{first} + {second}", f"{arithmetic.steps((first, second))}."
+            question = f"{high} - {low}"
+            reply = arithmetic.less(high, low)
         else:
-            three = rng.choices(amounts, k=3)
-            asked, said = " + ".join(map(str, three)), f"{arithmetic.steps(three)}."
-        messages += [Message(role="user", content=asked), Message(role="assistant", content=said, weight=1.0)]
+            terms = rng.sample((low, high), 2) if draw < 0.7 or below < 50 else rng.choices(amounts, k=3)
+            question = " + ".join(str(term) for term in terms)
+            reply = arithmetic.steps(terms)
+        messages += _exchange(question, f"{reply}.")
     return tuple(messages)
 
 
@@ -125,21 +134,39 @@ def copies(*, ids: range, length: int, seed: int) -> tuple[list[int], list[float
     that the whole key must be matched and not its last token only.
     """
     rng = random.Random(f"copies:{length}:{seed}")
-    short = length < 128
-    pool = [rng.choice(ids) for _ in range(32 if short else max(4, length // 24))]
-    phrases: dict[tuple[int, ...], list[int]] = {}
-    while len(phrases) < max(2, length // 16):
-        key = tuple(rng.choice(pool) for _ in range(1 if short else rng.choice((1, 2, 2, 3))))
-        if not any(key[-len(other) :] == other or other[-len(key) :] == key for other in phrases):
-            phrases[key] = [rng.choice(ids) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
-        else:
-            pool.append(rng.choice(ids))
-    out, weights, seen = [], [], set()
+    phrases = _phrases(rng, ids, length)
+    tokens: list[int] = []
+    weights: list[float] = []
+    seen = set()
     order = list(phrases)
     rng.shuffle(order)
-    while len(out) < length:
+    while len(tokens) < length:
+        # Every phrase once, then any of them again.
         key = order.pop() if order else rng.choice(list(phrases))
-        out += [*key, *phrases[key]]
-        weights += [0.0] * len(key) + [1.0 if key in seen else 0.0] * len(phrases[key])
+        value = phrases[key]
+        tokens += [*key, *value]
+        weights += [0.0] * len(key)
+        weights += [1.0 if key in seen else 0.0] * len(value)
         seen.add(key)
-    return out[:length], weights[:length]
+    return tokens[:length], weights[:length]
+
+
+def _phrases(rng: random.Random, ids: range, length: int) -> dict[tuple[int, ...], list[int]]:
+    """Values by key, where no key ends with another one."""
+    is_short = length < 128
+    pool = [rng.choice(ids) for _ in range(32 if is_short else max(4, length // 24))]
+    phrases: dict[tuple[int, ...], list[int]] = {}
+    while len(phrases) < max(2, length // 16):
+        size = 1 if is_short else rng.choice((1, 2, 2, 3))
+        key = tuple(rng.choice(pool) for _ in range(size))
+        if any(_ends_alike(key, other) for other in phrases):
+            pool.append(rng.choice(ids))
+        else:
+            phrases[key] = [rng.choice(ids) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
+    return phrases
+
+
+def _ends_alike(key: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether one key ends with the other."""
+    shared = min(len(key), len(other))
+    return key[-shared:] == other[-shared:]

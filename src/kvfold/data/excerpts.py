@@ -39,31 +39,47 @@ class Source:
 
 def source(rows: Sequence[dict]) -> Source:
     """The sentences and excerpts of these rows."""
-    excerpts = [excerpt for number, row in enumerate(rows) for excerpt in _excerpts(number, row)]
-    return Source(sentences=tuple(s for row in rows for s in sentences(prose(row))), excerpts=tuple(excerpts))
+    found: list[str] = []
+    excerpts: list[Excerpt] = []
+    for number, row in enumerate(rows):
+        found += sentences(prose(row))
+        excerpts += _excerpts(number, row)
+    return Source(sentences=tuple(found), excerpts=tuple(excerpts))
 
 
 def sentences(text: str) -> list[str]:
     """Sentences of ordinary length, white space made plain; headings, lists and fragments are left out."""
-    found = re.split(r"(?<=[.!?])\s+(?=[A-Z\"'“])", " ".join(text.split()))
-    return [one for one in found if len(one.split()) in _SENTENCE_WORDS and one[-1] in ".!?"]
+    found = re.split(r"(?<=[.!?])\s+(?=[A-Z\"'“])", _plain(text))
+    return [sentence for sentence in found if len(sentence.split()) in _SENTENCE_WORDS and sentence[-1] in ".!?"]
+
+
+def _plain(text: str) -> str:
+    """A text with single spaces."""
+    return " ".join(text.split())
 
 
 def _excerpts(number: int, row: dict) -> list[Excerpt]:
-    texts: list[str] = []
-    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", prose(row)) if part.strip()]
-    for paragraph in paragraphs:
-        if texts and len(texts[-1].split()) < EXCERPT_WORDS:
-            texts[-1] += f" {paragraph}"
-        else:
-            texts.append(paragraph)
-    answered: dict[int, list[tuple[str, str]]] = {}
+    texts = _pieces(prose(row))
+    questions: list[list[tuple[str, str]]] = [[] for _ in texts]
     for pair in row.get("qa", ()):
-        answer = " ".join(pair["answer"].split()).rstrip(".")
+        answer = _plain(pair["answer"]).rstrip(".")
         places = [place for place, text in enumerate(texts) if answer and answer.casefold() in text.casefold()]
         if len(places) == 1:
-            answered.setdefault(places[0], []).append((" ".join(pair["question"].split()), answer))
+            questions[places[0]].append((_plain(pair["question"]), answer))
     return [
-        Excerpt(document=number, text=text, questions=tuple(answered.get(place, ())))
-        for place, text in enumerate(texts)
+        Excerpt(document=number, text=text, questions=tuple(answered))
+        for text, answered in zip(texts, questions, strict=True)
     ]
+
+
+def _pieces(text: str) -> list[str]:
+    """Paragraphs in a row, as many as it takes for an excerpt."""
+    pieces: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        if not paragraph.strip():
+            continue
+        if pieces and len(pieces[-1].split()) < EXCERPT_WORDS:
+            pieces[-1] += f" {_plain(paragraph)}"
+        else:
+            pieces.append(_plain(paragraph))
+    return pieces

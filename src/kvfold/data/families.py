@@ -34,7 +34,8 @@ def dialogue(family: str, *, split: str, turns: int, seed: int) -> Dialogue:
             continue
         last = _last_source(scene.tells, question)
         distance = rng.randint(min(3, turns - 1), turns - 1)
-        when = _schedule(rng, scene.tells, last=last, at=turns - 1 - distance, end=turns - 2)
+        at = turns - 1 - distance
+        when = _schedule(rng, scene.tells, last=last, at=at, end=turns - 2)
         return _scripted(rng, family, scene, question, when, turns, split, distance)
 
 
@@ -51,7 +52,7 @@ def training_dialogue(
     """The same worlds with many questions on the way; replies to them carry weight 1, other replies 0.1.
 
     `filler` is the chance of each of three sentences of chit-chat a turn, `questions` the share of turns that ask.
-    `borrowed` words and sentences are drawn beside the generator's own.
+    `borrowed` words and sentences are drawn besides the generator's.
     """
     rng = _random("training", family, split, turns, seed, filler, questions)
     words = Words(split=split, made_up=rng.choice((0.3, 0.6, 0.9)), borrowed=borrowed.words)
@@ -123,7 +124,9 @@ def _exchange(
     """One turn: chit-chat around what is told or asked, and the reply to it."""
     sentences = [chitchat.sentence(rng, split, borrowed) for _ in range(3) if rng.random() < filler]
     for text in told:
-        sentences.insert(rng.randint(0, len(sentences)) if len(told) == 1 else len(sentences), text)
+        # Several facts keep their order, at the end.
+        place = rng.randint(0, len(sentences)) if len(told) == 1 else len(sentences)
+        sentences.insert(place, text)
     if question is not None:
         sentences.append(question.text)
         reply, weight = question.reply, 1.0

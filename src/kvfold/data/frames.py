@@ -32,7 +32,12 @@ def ask(rng: random.Random, split: str, text: str) -> str:
 
 
 def _framed(
-    rng: random.Random, text: str, openers: tuple[str, ...], often: float, tails: tuple[str, ...], seldom: float
+    rng: random.Random,
+    text: str,
+    openers: tuple[str, ...],
+    often: float,
+    tails: tuple[str, ...],
+    seldom: float,
 ) -> str:
     if rng.random() < seldom:
         text = text[:-1] + rng.choice(tails) + text[-1]

@@ -64,7 +64,7 @@ class Document:
     answers: tuple[str, ...]
     reply: str  # the canonical full reply
     rivals: tuple[str, ...]
-    told: tuple[tuple[str, str], ...] = ()  # (key, number) of every needle; none in chains
+    pairs: tuple[tuple[str, str], ...] = ()  # (key, number) of every needle; none in chains
 
     def correct(self, reply: str) -> bool:
         """Whether the reply holds every answer and no other needle."""
@@ -81,7 +81,7 @@ class _Hidden:
     answers: tuple[str, ...]
     reply: str
     rivals: tuple[str, ...]
-    told: tuple[tuple[str, str], ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 def needle(
@@ -122,18 +122,19 @@ def needle(
         answers=hidden.answers,
         reply=hidden.reply,
         rivals=hidden.rivals,
-        told=hidden.told,
+        pairs=hidden.pairs,
     )
 
 
-def asked_next(document: Document, *, split: str, rng: random.Random) -> tuple[str, str]:
+def next_question(document: Document, *, split: str, rng: random.Random) -> tuple[str, str]:
     """One more question about a document, with its reply: training gets much more out of a long document by many."""
-    if not document.told:
+    if not document.pairs:
         return document.question, document.reply
-    key = rng.choice(document.told)[0]
-    values = [value for name, value in document.told if name == key]
+    key, _ = rng.choice(document.pairs)
+    values = [value for name, value in document.pairs if name == key]
     asks = _ASKS if len(values) == 1 else _ASKS_ALL
-    return frames.ask(rng, split, rng.choice(asks[split]).format(keys=key)), _reply({key: values})
+    ask = rng.choice(asks[split]).format(keys=key)
+    return frames.ask(rng, split, ask), _reply({key: values})
 
 
 def _reply(values: Mapping[str, Sequence[str]]) -> str:
@@ -142,7 +143,11 @@ def _reply(values: Mapping[str, Sequence[str]]) -> str:
 
 
 def _haystack(
-    rng: random.Random, split: str, count: Callable[[str], int], room: int, filler: Sequence[str]
+    rng: random.Random,
+    split: str,
+    count: Callable[[str], int],
+    room: int,
+    filler: Sequence[str],
 ) -> list[str]:
     """Sentences that together take at most `room` tokens."""
     body: list[str] = []
@@ -166,21 +171,22 @@ def _hidden(rng: random.Random, kind: str, words: Words, *, room: int) -> _Hidde
     names = words.distinct(alike or (lambda: _key(rng, words)), keys)
     per_key = rng.randint(2, 3) if kind == "multivalue" else 1
     numbers = rng.sample(range(100000, 1000000), keys * per_key)
-    told = [(name, str(numbers.pop())) for name in names for _ in range(per_key)]
-    rng.shuffle(told)
-    values = {name: [value for other, value in told if other == name] for name in names}
+    pairs = [(name, str(numbers.pop())) for name in names for _ in range(per_key)]
+    rng.shuffle(pairs)
+    values = {name: [value for other, value in pairs if other == name] for name in names}
     frame = rng.choice(_FRAMES[words.split])
-    needles = tuple(frames.tell(rng, words.split, frame.format(key=name, value=value)) for name, value in told)
+    needles = [frames.tell(rng, words.split, frame.format(key=name, value=value)) for name, value in pairs]
     asked = rng.sample(names, 2) if kind == "multiquery" else [names[0]]
     answers = [value for name in asked for value in values[name]]
     asks = _ASKS_ALL if kind == "multivalue" else _ASKS
+    ask = rng.choice(asks[words.split]).format(keys=" and ".join(asked))
     return _Hidden(
-        needles=needles,
-        question=frames.ask(rng, words.split, rng.choice(asks[words.split]).format(keys=" and ".join(asked))),
+        needles=tuple(needles),
+        question=frames.ask(rng, words.split, ask),
         answers=tuple(answers),
         reply=_reply({name: values[name] for name in asked}),
         rivals=tuple(value for held in values.values() for value in held if value not in answers),
-        told=tuple(told),
+        pairs=tuple(pairs),
     )
 
 
@@ -212,11 +218,13 @@ def _chain(rng: random.Random, split: str) -> _Hidden:
         if name not in names:
             names.append(name)
     values = [str(value) for value in rng.sample(range(10000, 100000), 2)]
-    told: list[list[str]] = []
+    queues = []
     for value, chain in zip(values, (names[:3], names[3:]), strict=True):
-        told.append([f"VAR {chain[0]} = {value}.", *(f"VAR {b} = VAR {a}." for a, b in pairwise(chain))])
+        first = f"VAR {chain[0]} = {value}."
+        later = [f"VAR {name} = VAR {before}." for before, name in pairwise(chain)]
+        queues.append(iter([first, *later]))
+    # The sentences of both chains in a random order, each chain in its order.
     order = sorted((rng.random(), which) for which in (0, 0, 0, 1, 1, 1))
-    queues = [iter(told[0]), iter(told[1])]
     return _Hidden(
         needles=tuple(next(queues[which]) for _, which in order),
         question=rng.choice(_CHAIN_ASKS[split]).format(value=values[0]),

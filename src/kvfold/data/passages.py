@@ -8,7 +8,7 @@ must have a length, several are put one after the other.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from kvfold.data.dialogue import Message
@@ -35,12 +35,13 @@ def passages(path: Path | None, *, n: int, seed: int, characters: int, whole: bo
     Texts are `characters` long. Dialogues are single ones (`whole`), or as many in a row as have so many characters.
     Raises DataError for a file of another shape, or with too little in it.
     """
+    joined = 0 if whole else characters
     if path is None:
-        return [_made_up(number, seed=seed, characters=0 if whole else characters) for number in range(n)]
+        return [_made_up(number, seed=seed, characters=joined) for number in range(n)]
     rows = read_rows(path)
     family = path.name.split(".jsonl")[0].removesuffix(".txt")
     if all(is_dialogue(row) for row in rows):
-        return _dialogues(path, rows, family, n=n, seed=seed, characters=0 if whole else characters)
+        return _dialogues(path, rows, family, n=n, seed=seed, characters=joined)
     return _texts(path, rows, family, n=n, seed=seed, characters=characters)
 
 
@@ -59,9 +60,10 @@ def spoken(row: dict) -> tuple[Message, ...]:
 
 def _made_up(number: int, *, seed: int, characters: int) -> Passage:
     family = FAMILIES[number % len(FAMILIES)]
-    # The first dialogue of a passage is its own; those that lengthen it have seeds that no passage starts with.
-    starts = (seed * 1_000_003 + number + step * 100_000_000_019 for step in count())
-    return Passage(family=family, messages=_together((_invented(family, start) for start in starts), characters))
+    # Dialogues that lengthen a passage have seeds that no passage starts with.
+    seeds = count(seed * 1_000_003 + number, 100_000_000_019)
+    dialogues = (_invented(family, start) for start in seeds)
+    return Passage(family=family, messages=_together(dialogues, characters))
 
 
 def _invented(family: str, start: int) -> tuple[Message, ...]:
@@ -70,28 +72,33 @@ def _invented(family: str, start: int) -> tuple[Message, ...]:
 
 
 def _dialogues(path: Path, rows: Sequence[dict], family: str, *, n: int, seed: int, characters: int) -> list[Passage]:
-    found = [said for row in rows if len(said := spoken(row)) >= 4]
+    every = [spoken(row) for row in rows]
+    found = [messages for messages in every if len(messages) >= 4]
     if n > len(found):
         raise DataError(
             f"{n} dialogues were asked of {path}; {len(found)} of its rows have two turns or more; "
             "ask for fewer with --n"
         )
     random.Random(f"passages:{seed}").shuffle(found)
-    if sum(len(message.content) for said in found for message in said) < characters:
+    if sum(_characters(messages) for messages in found) < characters:
         raise DataError(
             f"dialogues of {characters} characters were asked of {path}; all of it is shorter; set a shorter context"
         )
-    ring = found + found
-    return [
-        Passage(family=family, messages=_together(iter(ring[first : first + len(found)]), characters))
-        for first in range(n)
-    ]
+    made = []
+    for first in range(n):
+        in_turn = chain(found[first:], found[:first])
+        made.append(Passage(family=family, messages=_together(in_turn, characters)))
+    return made
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def _together(dialogues: Iterator[tuple[Message, ...]], characters: int) -> tuple[Message, ...]:
     """Dialogues in a row, the first and as many more as it takes."""
     joined = next(dialogues)
-    while sum(len(message.content) for message in joined) < characters:
+    while _characters(joined) < characters:
         joined += next(dialogues)
     return joined
 
@@ -111,10 +118,12 @@ def _texts(path: Path, rows: Sequence[dict], family: str, *, n: int, seed: int, 
             f"{max(map(len, texts))}; set a shorter context or continuation"
         )
     random.Random(f"passages:{seed}").shuffle(long)
-    return [
-        Passage(family=family, text=_window(long[number % len(long)], random.Random(f"{seed}:{number}"), characters))
-        for number in range(n)
-    ]
+    made = []
+    for number in range(n):
+        text = long[number % len(long)]
+        window = _window(text, random.Random(f"{seed}:{number}"), characters)
+        made.append(Passage(family=family, text=window))
+    return made
 
 
 def _window(text: str, rng: random.Random, characters: int) -> str:

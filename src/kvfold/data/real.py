@@ -45,12 +45,12 @@ def rows(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tuple[s
 
 
 def borrow(texts: Sequence[str], *, sentences: int = 40_000, words: int = 12_000) -> Borrowed:
-    """Short sentences, and the most frequent words that training may draw, out of real text; in a fixed order."""
+    """Pick short sentences, and the most frequent words that training may draw, out of real text; in a fixed order."""
     found: dict[str, None] = {}
     counts: Counter[str] = Counter()
     for text in texts:
-        own = re.findall(r"[A-Z][A-Za-z ,;']{14,90}[.?!]", text)
-        found.update(dict.fromkeys(own[:: max(1, len(own) // 400)]))
+        short = re.findall(r"[A-Z][A-Za-z ,;']{14,90}[.?!]", text)
+        found.update(dict.fromkeys(short[:: max(1, len(short) // 400)]))
         counts.update(re.findall(r"\b[a-z]{4,11}\b", text[:400_000]))
     common = (word for word, count in counts.most_common() if count >= 3 and may_train(word))
     kept = list(found)[:: max(1, len(found) // sentences)]

@@ -36,7 +36,7 @@ class Needles:
     hay: str  # "noise", "prose" or "needles"
     keys: int = 1
     values: int = 1  # of the key that is asked
-    asked: int = 1
+    keys_asked: int = 1
     keys_are: str = "words"
     values_are: str = "numbers"
 
@@ -49,7 +49,7 @@ NEEDLES = {
     "niah_multikey_2": Needles(hay="needles"),
     "niah_multikey_3": Needles(hay="needles", keys_are="uuids", values_are="uuids"),
     "niah_multivalue": Needles(hay="prose", values=4),
-    "niah_multiquery": Needles(hay="prose", keys=4, asked=4),
+    "niah_multiquery": Needles(hay="prose", keys=4, keys_asked=4),
 }
 QUESTIONS = ("qa_1", "qa_2")
 TASKS = (*NEEDLES, "vt", "cwe", "fwe", *QUESTIONS)
@@ -160,20 +160,26 @@ def _niah(task: str, rng: random.Random, room: _Room, source: Source) -> Task:
         keys.append(key)
         return key
 
-    def told(key: str, value: str) -> str:
+    def needle(key: str, value: str) -> str:
         return f"One of the special magic {thing}s for {key} is: {value}."
 
     def draw() -> str:
         return _DRAWS[kind.values_are](rng)
 
-    asked = [fresh() for _ in range(kind.asked)]
+    asked = [fresh() for _ in range(kind.keys_asked)]
     pairs = [(key, draw()) for key in asked for _ in range(kind.values)]
-    rivals = [(fresh(), draw()) for _ in range(kind.keys - kind.asked)]
-    hidden = [told(*pair) for pair in rng.sample([*pairs, *rivals], len(pairs) + len(rivals))]
+    rivals = [(fresh(), draw()) for _ in range(kind.keys - kind.keys_asked)]
+    every = [*pairs, *rivals]
+    hidden = [needle(*pair) for pair in rng.sample(every, len(every))]
     head, question, prefix = _words(thing, asked, many=len(pairs) > 1)
     glue = " " if kind.hay == "prose" else "\n"
-    units = {"noise": lambda _: NOISE, "prose": _prose(rng, source), "needles": lambda _: told(fresh(), draw())}
-    hay = room.fill(glue.join((head, *hidden, question, prefix)), units[kind.hay], glue=glue)
+    units = {
+        "noise": lambda _: NOISE,
+        "prose": _prose(rng, source),
+        "needles": lambda _: needle(fresh(), draw()),
+    }
+    frame = glue.join((head, *hidden, question, prefix))
+    hay = room.fill(frame, units[kind.hay], glue=glue)
     body = _hide(rng, hay, hidden, glue=glue)
     outputs = tuple(value for _, value in pairs)
     return Task(task=task, prompt=f"{head}\n{body}\n{question}", answer_prefix=prefix, outputs=outputs)
@@ -181,7 +187,8 @@ def _niah(task: str, rng: random.Random, room: _Room, source: Source) -> Task:
 
 def _words(thing: str, asked: Sequence[str], *, many: bool) -> tuple[str, str, str]:
     """What stands before the text, what is asked after it, and how the reply begins."""
-    named = asked[0] if len(asked) == 1 else ", ".join(asked[:-1]) + f", and {asked[-1]}"
+    *first, last = asked
+    named = ", ".join(first) + f", and {last}" if first else last
     about = f"for {named} mentioned in the provided text"
     after = f"Make sure to memorize it. I will quiz you about the {thing}{'s' * many} afterwards."
     if many:
@@ -213,9 +220,9 @@ def _chain(rng: random.Random, letters: int) -> tuple[str, list[str], list[str]]
         if name not in names:
             names.append(name)
     value = str(rng.randint(10_000, 99_999))
-    told = [f"VAR {names[0]} = {value}"]
-    told += [f"VAR {later} = VAR {earlier}" for earlier, later in pairwise(names)]
-    return value, names, told
+    sentences = [f"VAR {names[0]} = {value}"]
+    sentences += [f"VAR {later} = VAR {earlier}" for earlier, later in pairwise(names)]
+    return value, names, sentences
 
 
 def _vt(rng: random.Random, room: _Room) -> Task:
@@ -228,14 +235,20 @@ def _vt(rng: random.Random, room: _Room) -> Task:
             f"{HOPS + 1} variables are assigned the value {value}, they are:",
         )
 
-    value, names, told = _chain(rng, letters=3)
-    shown = "\n".join((head, _hide(rng, [NOISE] * HOPS, told, glue="\n"), *asks(value))) + " " + " ".join(names)
-    value, names, told = _chain(rng, letters=5)
+    # An example with its answer comes first.
+    value, names, chain = _chain(rng, letters=3)
+    example = _hide(rng, [NOISE] * HOPS, chain, glue="\n")
+    shown = "\n".join((head, example, *asks(value))) + " " + " ".join(names)
+    value, names, chain = _chain(rng, letters=5)
     question, prefix = asks(value)
-    hay = room.fill("\n".join((shown, head, *told, question, prefix)), lambda _: NOISE, glue="\n")
-    body = _hide(rng, hay, told, glue="\n")
+    frame = "\n".join((shown, head, *chain, question, prefix))
+    hay = room.fill(frame, lambda _: NOISE, glue="\n")
+    body = _hide(rng, hay, chain, glue="\n")
     return Task(
-        task="vt", prompt=f"{shown}\n\n{head}\n{body}\n\n{question}", answer_prefix=prefix, outputs=tuple(names)
+        task="vt",
+        prompt=f"{shown}\n\n{head}\n{body}\n\n{question}",
+        answer_prefix=prefix,
+        outputs=tuple(names),
     )
 
 
@@ -248,8 +261,10 @@ def _cwe(rng: random.Random, room: _Room) -> Task:
     question = f"Question: What are the {COMMON} most common words in the above list?"
     prefix = f"Answer: The top {COMMON} words that appear most often in the list are:"
     words = Words(split=SPLIT)
+    # An example with its answer comes first.
     drawn = words.distinct(lambda: words.pseudo(rng), 2 * COMMON)
-    shown = "\n".join((head, _numbered(rng, drawn[:COMMON] * 3 + drawn[COMMON:]), question, prefix))
+    example = _numbered(rng, drawn[:COMMON] * 3 + drawn[COMMON:])
+    shown = "\n".join((head, example, question, prefix))
     shown += " " + _answer_list(drawn[:COMMON])
     frame = "\n".join((shown, head, question, prefix))
     for often, seldom in ((30, 3), (10, 1), (4, 1)):
@@ -278,7 +293,8 @@ def _word_list(rng: random.Random, room: _Room, frame: str, *, often: int, seldo
         word = words.pseudo(rng)
         if word in found:
             continue
-        left -= (number + room.count(f" {word}")) * (often if len(found) < COMMON else seldom)
+        times = often if len(found) < COMMON else seldom
+        left -= (number + room.count(f" {word}")) * times
         if left < 0:
             return found if len(found) >= 2 * COMMON else []
         found.append(word)
@@ -307,7 +323,8 @@ def _fwe(rng: random.Random, room: _Room) -> Task:
     words = ["..."]
     while len(words) < VOCABULARY:
         words.append("".join(rng.choices(LETTERS.lower(), k=6)))
-    often = _frequencies(room, words, left=room.tokens - room.count("\n".join((head, question, prefix))))
+    frame = "\n".join((head, question, prefix))
+    often = _frequencies(room, words, left=room.tokens - room.count(frame))
     if often[FREQUENT] <= often[FREQUENT + 1]:
         raise DataError(
             f"fwe was asked for in {room.tokens + REPLY_TOKENS['fwe'] + SEAMS} tokens; too few to count; give 512"
@@ -336,7 +353,7 @@ def _frequencies(room: _Room, words: Sequence[str], *, left: int) -> list[int]:
 
 
 def _qa(task: str, rng: random.Random, room: _Room, source: Source) -> Task:
-    """A question whose excerpt stands among others: of other documents first (qa_1), of its own first (qa_2)."""
+    """A question whose excerpt stands among others: of other documents first (qa_1), of the same first (qa_2)."""
     if not source.questions:
         raise DataError(f"{task} was asked for; it needs excerpts that answer questions; give --data with rows of qa")
     gold, question, answer = rng.choice(source.questions)

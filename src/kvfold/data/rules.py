@@ -161,7 +161,10 @@ def scene(rng: random.Random, words: Words, *, size: int) -> RulesScene:
     marks = words.distinct(lambda: _mark(rng, words), 2 * len(hows))
     rules = [
         _Rule(
-            how=how, about=(things if how in ("secret", "free") else topics).pop(), mark=marks.pop(), cover=marks.pop()
+            how=how,
+            about=(things if how in ("secret", "free") else topics).pop(),
+            mark=marks.pop(),
+            cover=marks.pop(),
         )
         for how in hows
     ]

@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 
 from kvfold.data.dialogue import Message
@@ -45,11 +44,14 @@ def histories(path: Path, *, n: int, seed: int, joined: int, turns: int | None, 
     Only values last said at least `distance` turns ago, in the same dialogue. Raises DataError for a file of another
     shape, or with too few such histories.
     """
-    rows = [row for number, row in enumerate(read_rows(path, fields=("messages",)), 1) if _checked(path, number, row)]
+    rows = read_rows(path, fields=("messages",))
+    for number, row in enumerate(rows, 1):
+        _check(path, number, row)
     family = path.name.split(".jsonl")[0]
     random.Random(f"histories:{seed}").shuffle(rows)
     groups = [rows[first : first + joined] for first in range(0, len(rows) - joined + 1, joined)]
-    found = [made for group in groups if (made := _history(family, group, turns, distance)).values]
+    every = [_history(family, group, turns, distance) for group in groups]
+    found = [history for history in every if history.values]
     if len(found) < n:
         raise DataError(
             f"{n} histories were asked of {path}; {len(found)} of them hold a value last said {distance} turns before "
@@ -62,17 +64,23 @@ def values(messages: Sequence[Mapping], *, distance: int) -> list[Value]:
     """The values that one dialogue's replies repeat, each reply's in the order of its words."""
     found: list[Value] = []
     for index in range(1, len(messages), 2):
-        said = messages[index]["content"]
-        for start, slot, value in _spans(said, messages[index]["slots"]):
-            last = max((i for i in range(index) if _places(value, messages[i]["content"], exactly=False)), default=None)
-            if last is None or index // 2 - last // 2 < distance:
+        reply = messages[index]
+        for start, slot, value in _spans(reply["content"], reply["slots"]):
+            last = _last_mention(value, messages[:index])
+            if last is None:
                 continue
+            age = index // 2 - last // 2
             # The newest mention must be in the same letters: what was only said otherwise is not to be repeated.
-            if _places(value, messages[last]["content"], exactly=True):
+            if age >= distance and _places(value, messages[last]["content"], exactly=True):
                 end = start + len(value)
-                age = index // 2 - last // 2
                 found.append(Value(message=index, start=start, end=end, slot=slot, distance=age))
     return found
+
+
+def _last_mention(value: str, messages: Sequence[Mapping]) -> int | None:
+    """The newest message in which a value stands, whatever its case."""
+    mentions = [index for index, message in enumerate(messages) if _places(value, message["content"], exactly=False)]
+    return mentions[-1] if mentions else None
 
 
 def _spans(said: str, slots: Mapping[str, str]) -> list[tuple[int, str, str]]:
@@ -80,9 +88,12 @@ def _spans(said: str, slots: Mapping[str, str]) -> list[tuple[int, str, str]]:
     spans: list[tuple[int, str, str]] = []
     for slot, value in sorted(slots.items(), key=lambda item: -len(item[1])):
         places = _places(value, said, exactly=True) if len(value) >= SHORTEST else []
-        taken = any(start < places[0] + len(value) and places[0] < start + len(v) for start, _, v in spans if places)
-        if places and not taken:
-            spans.append((places[0], slot, value))
+        if not places:
+            continue
+        first = places[0]
+        end = first + len(value)
+        if not any(start < end and first < start + len(other) for start, _, other in spans):
+            spans.append((first, slot, value))
     return sorted(spans)
 
 
@@ -93,20 +104,21 @@ def _places(value: str, text: str, *, exactly: bool) -> list[int]:
 
 
 def _history(family: str, group: Sequence[Mapping], turns: int | None, distance: int) -> History:
-    offsets = [0, *accumulate(len(row["messages"]) for row in group)]
-    end = offsets[-1] if turns is None else min(2 * turns, offsets[-1])
-    said = [Message(role=one["role"], content=one["content"]) for row in group for one in row["messages"]]
-    own = [
-        replace(value, message=value.message + offset)
-        for row, offset in zip(group, offsets, strict=False)
-        for value in values(row["messages"], distance=distance)
-    ]
-    return History(
-        family=family, messages=tuple(said[:end]), values=tuple(value for value in own if value.message < end)
-    )
+    messages: list[Message] = []
+    found: list[Value] = []
+    for row in group:
+        offset = len(messages)
+        for message in row["messages"]:
+            messages.append(Message(role=message["role"], content=message["content"]))
+        for value in values(row["messages"], distance=distance):
+            found.append(replace(value, message=value.message + offset))
+    end = len(messages) if turns is None else min(2 * turns, len(messages))
+    inside = tuple(value for value in found if value.message < end)
+    return History(family=family, messages=tuple(messages[:end]), values=inside)
 
 
-def _checked(path: Path, number: int, row: Mapping) -> bool:
+def _check(path: Path, number: int, row: Mapping) -> None:
+    """Refuse a row that is no dialogue whose messages list their slots."""
     messages = row["messages"]
     roles = [message.get("role") for message in messages]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
@@ -118,4 +130,3 @@ def _checked(path: Path, number: int, row: Mapping) -> bool:
             f"{path} was given; a message of its row {number} lacks slots or content; "
             "give dialogues whose messages hold both"
         )
-    return True

@@ -162,7 +162,7 @@ _REAL = frozenset(word.lower() for lists in _LISTS.values() for words in lists.v
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Borrowed:
-    """Words and sentences out of real text, for training only: no list of our own is as wide as a language."""
+    """Words and sentences out of real text, for training only: no written list is as wide as a language."""
 
     words: tuple[str, ...] = ()  # lower case; none is held out (see `may_train`)
     sentences: tuple[str, ...] = ()  # short ones, said between facts as chit-chat

@@ -16,6 +16,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from kvfold.errors import CacheError, ModelError
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
+from kvfold.hf.forward import NewColumns
 from kvfold.hf.handle import NewRows
 from kvfold.hf.passes import PassRows
 from kvfold.memory.layer import NewTokens
@@ -49,6 +50,8 @@ class LazyMask:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
+        self.columns: Tensor | None = request.get("attention_mask")  # fed columns that are tokens; None when all are
+        self.is_causal = request.get("mask_function", causal_mask_function) is causal_mask_function
         self._written: Tensor | None = None
         self._is_written = False
 
@@ -58,16 +61,6 @@ class LazyMask:
             self._written = sdpa_mask(**self.request)
             self._is_written = True
         return self._written
-
-    @property
-    def columns(self) -> Tensor | None:
-        """True for each fed column that is a token of its row; None when all are."""
-        return self.request.get("attention_mask")
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether it is the plain causal pattern."""
-        return self.request.get("mask_function", causal_mask_function) is causal_mask_function
 
 
 def mask(*args: Any, **request: Any) -> LazyMask:
@@ -93,22 +86,31 @@ def attention(
     if not isinstance(key, NewRows):
         written = attention_mask.write() if isinstance(attention_mask, LazyMask) else attention_mask
         return sdpa_attention_forward(module, query, key, value, written, dropout=dropout, scaling=scaling, **kwargs)
-    cache = key.cache
+    cache, running = key.cache, key.cache.running
     _refuse(module, cache, attention_mask, dropout, kwargs)
-    columns = attention_mask.columns if isinstance(attention_mask, LazyMask) else None
-    fed, count = cache.memory.fed, query.shape[2]
-    past, valid = _split(columns, fed, count)
+    if running.columns is None:  # the first folding layer reads mask and positions for all
+        columns = attention_mask.columns if isinstance(attention_mask, LazyMask) else None
+        running.columns = _new_columns(cache, columns, kwargs.get("position_ids"), query)
+    read = running.columns
     new = NewTokens(
         queries=query,
         keys=key.keys,
         values=key.values,
-        positions=_positions(cache, kwargs.get("position_ids"), valid, query),
-        valid=valid,
+        positions=read.positions,
+        valid=read.valid,
         hidden_states=cache.lease.take_hidden_states(key.index) if cache.lease.records_hidden_states else None,
     )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = cache.attend(key.index, new, scale=scale, valid=past)
+    output = running.forward.attend(key.index, new, scale=scale, valid=read.past)
+    if key.index == running.last:
+        running.commit()
     return output.transpose(1, 2).contiguous(), None
+
+
+def _new_columns(cache: FoldedCache, columns: Tensor | None, positions: Tensor | None, query: Tensor) -> NewColumns:
+    """Read a forward's mask and positions."""
+    past, valid = _split(columns, cache.memory.fed, query.shape[2])
+    return NewColumns(past=past, valid=valid, positions=_positions(cache, positions, valid, query))
 
 
 def _split(columns: Tensor | None, fed: int, count: int) -> tuple[Tensor | None, Tensor | None]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
@@ -26,7 +26,6 @@ from kvfold.hf.stock_layers import StockLayers, StockState
 from kvfold.memory.accounting import account
 from kvfold.memory.context import RowAdapter
 from kvfold.memory.forward import Mark
-from kvfold.memory.layer import NewTokens
 from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
 
@@ -52,32 +51,26 @@ class FoldedCache(Cache):
         memory.access = ModelPasses(self, adapter)
         self._empty = memory.mark()
         self._stock = StockLayers({index: layer for index, layer in enumerate(layers) if index not in memory.layers})
-        self._running = RunningForward(memory, self._stock, lease, last=len(layers) - 1)
+        self.running = RunningForward(memory, self._stock, lease, last=len(layers) - 1)
         self._branched = False  # rows are beams of one past
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
         """Take one layer's new rows: stock layers store them at once, folding ones when their queries are known."""
-        if self._running.begins_with(layer_idx):
+        running = self.running
+        if running.reached < 0 or layer_idx <= running.reached:
             self._begin(key_states.shape[0], key_states.shape[2])
-        self._running.reaches(layer_idx)
+        running.reached = layer_idx
         if layer_idx in self.memory.layers:
             rows = NewRows(self, layer_idx, key_states, value_states)
             return rows, rows
         layer: Any = self.layers[layer_idx]
         answer = layer.update(key_states, value_states, *args, **kwargs)
         stock_layers.release_long_storage(layer)
-        self._running.finish(layer_idx)
+        if layer_idx == running.last:
+            running.commit()
         return answer
-
-    def attend(
-        self, index: int, new: NewTokens, *, scale: float, valid: Bool[Tensor, "B fed"] | None
-    ) -> Float[Tensor, "B G Q D"]:
-        """Attend in one folding layer, which takes the new tokens. Called by kvfold's attention function."""
-        output = self._running.forward.attend(index, new, scale=scale, valid=valid)
-        self._running.finish(index)
-        return output
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns fed so far, whichever layer is asked."""
@@ -91,7 +84,7 @@ class FoldedCache(Cache):
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int) -> tuple[int, int]:
         """Length and offset of the keys that a layer's mask must cover."""
-        self._running.undo()
+        self.running.undo()
         layer: Any = self.layers[layer_idx]
         return layer.get_mask_sizes(query_length)
 
@@ -106,12 +99,12 @@ class FoldedCache(Cache):
                 f"crop({tokens_to_remove}) was asked for; it takes the number of tokens to remove, negative; "
                 f"give crop({-tokens_to_remove}) to remove that many"
             )
-        self._running.crop(-tokens_to_remove)
+        self.running.crop(-tokens_to_remove)
 
     def activate_past_recording(self) -> None:
         """Called before the newest tokens may be taken back (prompt lookup): folds wait for the forward after."""
         super().activate_past_recording()
-        self._running.may_roll_back = True
+        self.running.may_roll_back = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows as a beam search wants them. Afterwards the cache is branched until one row is kept."""
@@ -130,10 +123,10 @@ class FoldedCache(Cache):
 
     def reset(self) -> None:
         """Forget everything; plan and model stay."""
-        self._running.undo()
+        self.running.undo()
         self.memory.restore(self._empty)
         self._stock.reset()
-        self._running.may_roll_back = False
+        self.running.may_roll_back = False
         self._branched = False
 
     @property
@@ -146,7 +139,7 @@ class FoldedCache(Cache):
 
         Give it when rows ended at different times: `generate()` appends pads that its own mask calls real.
         """
-        self._running.undo()
+        self.running.undo()
         if valid is not None and valid.shape[1] != self.memory.fed:
             raise CacheError(
                 f"a mask of {valid.shape[1]} columns was given; {self.memory.fed} were fed; "
@@ -162,13 +155,13 @@ class FoldedCache(Cache):
         plan = self.plan.with_budget(keep=keep, tokens=tokens, max_bytes=max_bytes)
         old = self.memory.rules
         rules = plan.rules(pinned=old.pinned, layers=len(self.memory.layers), layout=old.layout, opened=old.placement)
-        self._running.undo()
+        self.running.undo()
         self.memory.set_rules(rules)
         self.plan = plan
 
     def ledger(self) -> Ledger:
         """What is held now, in bytes and slots."""
-        self._running.undo()
+        self.running.undo()
         device = next(
             (tensor.device.type for layer in self.memory.layers.values() for _, tensor in layer.state.tensors()), "cpu"
         )
@@ -182,7 +175,7 @@ class FoldedCache(Cache):
 
     def fork(self) -> "FoldedCache":
         """A second cache with the same past that goes its own way; folded parts are shared until one changes them."""
-        self._running.undo()
+        self.running.undo()
         stock: list[Any] = [
             DynamicLayer() if index in self.memory.layers else copy.deepcopy(layer)
             for index, layer in enumerate(self.layers)
@@ -199,18 +192,18 @@ class FoldedCache(Cache):
 
     def mark(self) -> tuple[Mark, dict[int, StockState]]:
         """A moment to come back to by `restore`, over several forwards."""
-        self._running.undo()
+        self.running.undo()
         return self.memory.mark(), self._stock.states()
 
     def restore(self, mark: tuple[Mark, dict[int, StockState]]) -> None:
         """Everything as it was at the mark."""
-        self._running.undo()
+        self.running.undo()
         self.memory.restore(mark[0])
         self._stock.put_back(mark[1])
 
     def _begin(self, rows: int, new: int) -> None:
         """Begin a forward of some rows; more rows than are held repeat the past, as beam search wants it."""
-        self._running.undo()
+        self.running.undo()
         held = len(self.memory.seen)
         if self._branched and new > 1:
             raise CacheError(
@@ -224,9 +217,9 @@ class FoldedCache(Cache):
                 )
             self.batch_repeat_interleave(rows // held)
             self._branched = True
-        self._running.begin(rows, new, plan=str(self.plan))
+        self.running.begin(rows, new, plan=str(self.plan))
 
     def _take_rows(self, rows: Sequence[int]) -> None:
-        self._running.undo()
+        self.running.undo()
         self.memory.take_rows(rows)
         self._stock.take_rows(rows)

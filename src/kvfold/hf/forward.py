@@ -4,11 +4,26 @@ The memory and the stock layers begin it together, keep it together when the las
 together when it never got there: the next one finds everything as it was.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
 from kvfold.errors import CacheError
 from kvfold.hf.binding import ModelLease
 from kvfold.hf.stock_layers import StockLayers, StockState
-from kvfold.memory.forward import Forward, Text
+from kvfold.memory.forward import Text
 from kvfold.memory.memory import Memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewColumns:
+    """What a forward's mask and positions say of its new columns, the same for all layers."""
+
+    past: Bool[Tensor, "B fed"] | None  # earlier columns that are tokens; None: all
+    valid: Bool[Tensor, "B Q"] | None  # new ones; None: all
+    positions: Int[Tensor, "#B Q"]
 
 
 class RunningForward:
@@ -16,21 +31,12 @@ class RunningForward:
 
     def __init__(self, memory: Memory, stock: StockLayers, lease: ModelLease, *, last: int) -> None:
         self.may_roll_back = False  # the newest tokens may be taken back: folds wait for the forward after
+        self.last = last  # index of the model's last layer
+        self.reached = -1  # the newest layer of the running forward; layers come in order
+        self.columns: NewColumns | None = None  # read by the first folding layer
         self._memory, self._stock, self._lease = memory, stock, lease
-        self._last = last  # index of the model's last layer
-        self._reached = -1  # the newest layer of the running forward
-        self._forward: Forward | None = None
+        self.forward: Any = None  # the memory's, through which folding layers attend; None between forwards
         self._before: dict[int, StockState] = {}  # stock layers as they were when it began
-
-    @property
-    def forward(self) -> Forward:
-        """Give the memory's forward, through which folding layers attend."""
-        assert self._forward is not None, "no forward has begun"
-        return self._forward
-
-    def begins_with(self, index: int) -> bool:
-        """Tell whether a layer is the first of a new forward: layers come in order."""
-        return self._reached < 0 or index <= self._reached
 
     def begin(self, rows: int, new: int, *, plan: str) -> None:
         """Begin a forward of `new` columns. Raises ModelError where transformers would drop the cache on its way."""
@@ -38,26 +44,21 @@ class RunningForward:
             self._lease.drop_watch.refuse_recomputing(self._memory.fed, new)
         self._before = self._stock.states()
         text = self._text(rows, new, plan)  # before a fold that runs text itself
-        self._forward = self._memory.begin(new, text=text, may_roll_back=self.may_roll_back)
+        self.forward = self._memory.begin(new, text=text, may_roll_back=self.may_roll_back)
 
-    def reaches(self, index: int) -> None:
-        """Note the layer that runs."""
-        self._reached = index
-
-    def finish(self, index: int) -> None:
-        """Note that a layer is done; after the last one the forward's tokens stay."""
-        if index == self._last:
-            self._memory.commit()
-            self._forward, self._reached, self._before = None, -1, {}
+    def commit(self) -> None:
+        """Keep the forward's tokens: the last layer is done."""
+        self._memory.commit()
+        self._end()
 
     def undo(self) -> None:
         """Take back a forward that never reached its last layer."""
-        if self._reached < 0:
+        if self.reached < 0:
             return
-        if self._forward is not None:
-            self._memory.restore(self._forward.before)
+        if self.forward is not None:
+            self._memory.restore(self.forward.before)
         self._stock.put_back(self._before)
-        self._forward, self._reached, self._before = None, -1, {}
+        self._end()
 
     def crop(self, columns: int) -> None:
         """Take back the newest columns of every layer, or of none.
@@ -77,6 +78,9 @@ class RunningForward:
                 f"asked to remove {columns} tokens; a sliding layer has dropped what they pushed out of its window; "
                 "call activate_past_recording() before they are fed"
             ) from error
+
+    def _end(self) -> None:
+        self.forward, self.columns, self.reached, self._before = None, None, -1, {}
 
     def _text(self, rows: int, new: int, plan: str) -> Text:
         """Read the new tokens as text, as far as the plan wants them.

@@ -11,7 +11,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 _MAGIC = b"GGUF"
 _NEEDED = ("gguf", "accelerate")  # packages without which transformers reads no GGUF
+_ROLES = {  # transformers' names and GGUF's
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
+_FIELDS = ("general.architecture", "tokenizer.ggml.pre", *_ROLES.values())
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r")  # tokenizers that cut every digit off, by GGUF's names
 
 
@@ -52,6 +58,7 @@ class _Header:
     architecture: str
     types: frozenset[str]  # of its tensors, by ggml's names: F32, Q4_1, ...
     pre_tokenizer: str  # how its tokenizer cuts text into words, by llama.cpp's name
+    roles: Mapping[str, int]  # the ids of the tokens that begin and end a text and pad it, as far as they are given
 
 
 def packaged_file(model: Packaged) -> Path | None:
@@ -145,7 +152,7 @@ def _convert(file: Path, folder: Path, name: str) -> None:
     stored, used = _dtypes(header.types)
     with _bars_only_on_a_terminal():
         model = _model(file, name, config=config, dtype=stored, where=where)
-        tokenizer = _tokenizer(file, name, digits_apart=header.pre_tokenizer in _DIGITS_APART, where=where)
+        tokenizer = _tokenizer(file, name, header=header, where=where)
     with _refusing_what_cannot_be_written(name), _bars_only_on_a_terminal():
         plain = _without_quantizer(model, config)
         plain.save_pretrained(folder)
@@ -162,11 +169,8 @@ def _header(file: Path, name: str) -> _Header:
 
     try:
         reader = GGUFReader(file)
-        words = {
-            key: str(field.contents())
-            for key in ("general.architecture", "tokenizer.ggml.pre")
-            if (field := reader.get_field(key)) is not None
-        }
+        fields = {key: reader.get_field(key) for key in _FIELDS}
+        words: dict[str, Any] = {key: field.contents() for key, field in fields.items() if field is not None}
         types = frozenset(tensor.tensor_type.name for tensor in reader.tensors)
     except Exception as error:  # the reader trips over the end of the file in many ways
         truth = f"the file is cut short or damaged ({first_line(error)})"
@@ -174,7 +178,10 @@ def _header(file: Path, name: str) -> _Header:
     if "general.architecture" not in words:
         refuse(name, "the file names no architecture", "get a GGUF of a language model")
     return _Header(
-        architecture=words["general.architecture"], types=types, pre_tokenizer=words.get("tokenizer.ggml.pre", "")
+        architecture=words["general.architecture"],
+        types=types,
+        pre_tokenizer=words.get("tokenizer.ggml.pre", ""),
+        roles={role: int(words[key]) for role, key in _ROLES.items() if key in words},
     )
 
 
@@ -217,7 +224,7 @@ def _dequantising() -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _tokenizer(file: Path, name: str, *, digits_apart: bool, where: dict[str, Any]) -> Any:
+def _tokenizer(file: Path, name: str, *, header: _Header, where: dict[str, Any]) -> Any:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
@@ -225,7 +232,9 @@ def _tokenizer(file: Path, name: str, *, digits_apart: bool, where: dict[str, An
         tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), **where)
     except Exception as error:
         refuse(name, f"it has no tokenizer that can be read ({first_line(error)})", "give another GGUF", cause=error)
-    if digits_apart:
+    # transformers up to 5.14 takes the first token of a text for its last one.
+    tokenizer.add_special_tokens({role: tokenizer.convert_ids_to_tokens(index) for role, index in header.roles.items()})
+    if header.pre_tokenizer in _DIGITS_APART:
         # transformers reads these as GPT-2's, which joins the white space before a digit otherwise: "\n\n1" in three
         # tokens, where the model has learnt two.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

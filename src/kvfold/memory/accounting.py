@@ -15,7 +15,7 @@ from kvfold.memory.memory import Memory
 from kvfold.memory.part import Part, Usage
 from kvfold.memory.recorders import Record
 
-_OF_SLOTS = ("sinks", "folded", "tail")  # lines that hold slots
+_OF_SLOTS = ("sinks", "folded", "tail")  # lines that hold slots; the others are records, indexes and text
 
 
 def account(
@@ -28,31 +28,33 @@ def account(
 ) -> Ledger:
     """Count what is held now.
 
-    `device` is the model's, `other_bytes` what layers that never fold hold, `adapter_bytes` what a method has learned,
-    held once a model.
+    `device` is the model's. `other_bytes` are those of layers that never fold. `adapter_bytes` are those of a method's
+    adapter, which a model holds once.
     """
     layers = memory.layers
     parts = [layer.state.folded for layer in layers.values() if layer.state.folded is not None]
     usages = [part.usage() for part in parts]
     lines = _lines(memory, usages)
     tails = [layer.state.tail for layer in layers.values() if layer.state.tail is not None]
+    # A raw token in every layer: a key and a value of each head, in the dtype that they came in.
     token_bytes = sum(
         tail.keys.shape[1] * sum(side.shape[-1] * side.element_size() for side in (tail.keys, tail.values))
         for tail in tails
     )
     slots = sum(line.slots for line in lines if line.name in _OF_SLOTS)
+    # Only folded parts hold slots that a new token does not read: those that no page selection took.
     unread = sum(part.slots - usage.attended_slots for part, usage in zip(parts, usages, strict=True))
     return Ledger(
         plan=plan,
         fed=memory.fed,
-        seen=sum(memory.seen),
+        seen=sum(memory.seen),  # over the rows, pads left out
         layers=len(layers),
         kv_heads=tails[0].keys.shape[1] if tails else 0,
         slots=slots,
         stored_bytes=sum(line.stored_bytes for line in lines),
         resident_bytes=sum(line.stored_bytes for line in lines if line.device == device),
         slack_bytes=sum(line.slack_bytes for line in lines),
-        full_bytes=sum(memory.seen) * token_bytes,
+        full_bytes=sum(memory.seen) * token_bytes,  # if nothing had been folded
         other_bytes=other_bytes,
         attended_slots=slots - unread,
         traffic=_traffic(usages),
@@ -63,9 +65,10 @@ def account(
 
 def _lines(memory: Memory, usages: Sequence[Usage]) -> list[PartLine]:
     """Make a line for each kind of part and device, over all layers; shared storages are counted once."""
-    counted: set[int] = set()
-    bytes_of: dict[tuple[str, str], int] = {}
+    counted: set[int] = set()  # addresses of storages
+    bytes_of: dict[tuple[str, str], int] = {}  # by line and by device or tier
     for name, device, tensor in _tensors(memory):
+        # A storage counts whole, at the first tensor that lies in it. Empty ones share the address 0 and add nothing.
         storage = tensor.untyped_storage()
         fresh = storage.data_ptr() not in counted or not storage.nbytes()
         bytes_of[name, device] = bytes_of.get((name, device), 0) + (storage.nbytes() if fresh else 0)
@@ -77,7 +80,7 @@ def _lines(memory: Memory, usages: Sequence[Usage]) -> list[PartLine]:
             device=device,
             slots=slots.get(name, 0),
             stored_bytes=held,
-            slack_bytes=slack if name == "tail" else 0,
+            slack_bytes=slack if name == "tail" else 0,  # only tails grow ahead of what they hold
         )
         for (name, device), held in bytes_of.items()
     ]
@@ -108,8 +111,8 @@ def _slots(layers: Mapping[int, Layer]) -> dict[str, int]:
         for name, holder in layer.state.holders():
             if isinstance(holder, Part):
                 slots[name] += holder.slots
-            elif not isinstance(holder, Record):
-                slots[name] += int(holder.valid.sum()) * holder.keys.shape[1]
+            elif not isinstance(holder, Record):  # a tail: records hold no slots
+                slots[name] += int(holder.valid.sum()) * holder.keys.shape[1]  # a column is a slot of each head
     return slots
 
 

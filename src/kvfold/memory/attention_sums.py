@@ -29,7 +29,7 @@ class AttentionSums(Recorder):
         """Open a record of no slots."""
         rows, heads = keys.shape[:2]
         return ReceivedAttention(
-            raw=torch.zeros(rows, heads, 0, device=keys.device),
+            raw=torch.zeros(rows, heads, 0, device=keys.device),  # B H columns
             folded=torch.zeros(0, device=keys.device),
             counts=((0,) * heads,) * rows,
         )
@@ -57,8 +57,10 @@ class ReceivedAttention(Record):
         if len(folded):
             folded = folded + self._received(seen, queries, weights)
         tail, before = seen.tail, seen.before
+        # Nothing is added in place: a forward is undone by the old record.
         raw = self.raw.new_zeros(*self.raw.shape[:2], tail.length)
         raw[:, :, : self.raw.shape[2]] = self.raw  # columns that were loaded without a forward have received nothing
+        # Every new query sees every earlier column; new columns are seen causally, as a triangle.
         old, new = tail.keys[:, :, :before], tail.keys[:, :, before : tail.length]
         raw[:, :, :before] += attention_sums(
             queries,
@@ -76,7 +78,7 @@ class ReceivedAttention(Record):
             counted=seen.valid,
         )
         if tail.padded:
-            raw = raw.masked_fill(~tail.valid[:, None], 0.0)
+            raw = raw.masked_fill(~tail.valid[:, None], 0.0)  # pads were scored like tokens
         return replace(self, raw=raw, folded=folded)
 
     def fold(self, event: FoldEvent) -> "ReceivedAttention":
@@ -85,21 +87,23 @@ class ReceivedAttention(Record):
         folded, counts = self.folded, self.counts
         if event.history is not None:
             folded, counts = folded[event.history], ragged.counts_after(counts, event.history)
+        # A mask over [B, H, columns] picks in flat order: row by row, head by head, oldest first.
         fresh, more = self.raw[:, :, : event.columns][event.kept], ragged.counted(event.kept)
+        # Each head's kept columns go behind its folded slots, not behind those of all heads.
         order = ragged.interleave(counts, more).to(folded.device)
         return replace(
             self,
-            raw=self.raw[:, :, event.columns :].clone(),
+            raw=self.raw[:, :, event.columns :].clone(),  # a view would keep what left alive
             folded=torch.cat([folded, fresh])[order],
             counts=ragged.added(counts, more),
         )
 
     def crop(self, seen: Sequence[int], columns: int) -> "ReceivedAttention":
-        """Never asked: sums cannot be taken back."""
+        """Refuse: attention that was added up cannot be taken back, and layers ask for no crop here."""
         raise AssertionError("layers refuse a crop where attention was added up")
 
     def invalidate(self, gone: Int[Tensor, "B columns"]) -> "ReceivedAttention":
-        """Set the sums of columns that turned out to be pads to 0 at the next observation: the tail knows them."""
+        """Leave the sums as they are: the next `observe` sets those of pads to 0, by the mask of the tail."""
         return self
 
     def take_rows(self, rows: Sequence[int]) -> "ReceivedAttention":
@@ -125,20 +129,21 @@ class ReceivedAttention(Record):
 
     def _received(self, seen: Observation, queries: Tensor, weights: Tensor) -> Tensor:
         """Sum the attention to folded slots, rectangle by rectangle, in flat order."""
-        group = queries.shape[1] // len(self.counts[0])
+        group = queries.shape[1] // len(self.counts[0])  # query heads of a key/value head
         gained = []
         for rows, heads in _rectangles(self.counts):
             part = seen.folded if len(rows) == len(self.counts) else seen.folded.take_rows(rows)
-            some = slice(rows[0], rows[-1] + 1)
+            of_rows = slice(rows[0], rows[-1] + 1)  # rows of a rectangle are neighbours
+            # Key/value head h is read by the query heads h * group up to (h + 1) * group.
             of_heads = slice(None) if heads == slice(None) else slice(heads.start * group, heads.stop * group)
             received = attention_sums(
-                queries[some, of_heads],
+                queries[of_rows, of_heads],
                 part.read(heads).keys,
-                weights[some, of_heads],
+                weights[of_rows, of_heads],
                 scale=seen.scale,
-                counted=None if seen.valid is None else seen.valid[some],
+                counted=None if seen.valid is None else seen.valid[of_rows],
             )
-            gained.append(received.flatten())
+            gained.append(received.flatten())  # B H S, flat: row by row, head by head
         return torch.cat(gained)
 
 

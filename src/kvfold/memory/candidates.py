@@ -57,8 +57,8 @@ class _Group:
     """Rows that fold alike."""
 
     rows: list[int]
-    columns: Int[Tensor, "B S"] | slice  # of the tail: the real tokens of the segment, a slice where all rows agree
-    new: int  # how many these are
+    columns: Int[Tensor, "B S"] | slice  # of the tail: the segment's real tokens; a slice where all rows agree
+    new: int  # real tokens of the segment in each row
     held: tuple[int, ...]  # folded slots of each head
     allowed: int | None  # folded slots a head may hold afterwards; None: all of them
 
@@ -69,8 +69,8 @@ class _LayerChoice:
     def __init__(self, context: FoldContext, layer: int, choose: ChooseSlots) -> None:
         self.context, self.layer, self.choose = context, layer, choose
         self.state, self.tail = context.states[layer], context.tail_of(layer)
-        valid = self.tail.valid[:, None, : context.columns]
-        self.kept = valid.expand(-1, self.tail.keys.shape[1], -1).clone()
+        valid = self.tail.valid[:, None, : context.columns]  # B 1 columns
+        self.kept = valid.expand(-1, self.tail.keys.shape[1], -1).clone()  # B H columns; masks are written into it
         self.history: Tensor | None = None  # flat mask of the folded slots; None: all stay
 
     def groups(self) -> Iterator[_Group]:
@@ -79,9 +79,11 @@ class _LayerChoice:
         valid = self.tail.valid
         real = valid[:, :columns].sum(dim=1).tolist()
         rest = valid[:, columns:].sum(dim=1).tolist()
-        alike: dict[tuple, list[int]] = {}
+        alike: dict[tuple, list[int]] = {}  # rows by what decides about their slots
         for row, count in enumerate(real):
+            # A budget counts what was seen up to the segment's end, not the raw tokens behind it.
             seen = state.seen[row] - int(rest[row])
+            # Rows with one key have one budget and one shape, so a method is asked for them in one call.
             key = (int(count), seen, state.pinned_of_rows[row], state.folded_of_rows[row])
             alike.setdefault(key, []).append(row)
         for (count, seen, pinned, held), rows in alike.items():
@@ -94,10 +96,11 @@ class _LayerChoice:
             )
 
     def decide(self, group: _Group) -> None:
-        """Write down what stays of one group of rows."""
+        """Choose what stays of one group of rows, and write it into the masks."""
         held, allowed = max(group.held, default=0), group.allowed
         if allowed is None or held + group.new <= allowed:
             return
+        # With scope "turn" what was folded stays, and the new tokens share what is left.
         if self.context.rules.select.scope == "turn" and held <= allowed:
             chosen = self._asked(group, allowed - held, self._new(group), 0, slice(None))
             self._write(group, chosen)
@@ -116,6 +119,7 @@ class _LayerChoice:
                     heads,
                 )
             )
+        # A mask runs over folded slots, then over the `new` tokens. Heads may differ in the folded ones only.
         self._write_history(group, [mask[:, :, : mask.shape[2] - group.new] for mask in masks])
         self._write(group, torch.cat([mask[:, :, mask.shape[2] - group.new :] for mask in masks], dim=1))
 
@@ -128,7 +132,7 @@ class _LayerChoice:
         heads: slice,
     ) -> Bool[Tensor, "B H S"]:
         """Ask the method, unless there is nothing to choose, and check what it says."""
-        if slots >= len(kv):
+        if slots >= len(kv):  # nothing has to go
             return torch.ones(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)
         if slots == 0:
             return torch.zeros(kv.positions.shape, dtype=torch.bool, device=kv.positions.device)
@@ -166,7 +170,7 @@ class _LayerChoice:
     def _columns(self, rows: list[int], count: int) -> Tensor | slice:
         """Find the columns of the real tokens: a slice where all rows have the same last ones."""
         valid = self.tail.valid[:, : self.context.columns]
-        first = self.context.columns - count
+        first = self.context.columns - count  # where the tokens begin if all pads are in front
         if len(rows) == len(valid) and bool(valid[:, first:].all()):
             return slice(first, self.context.columns)
         chosen = valid[torch.tensor(rows, device=valid.device)]
@@ -174,20 +178,20 @@ class _LayerChoice:
         return chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
     def _of_columns(self, group: _Group, numbers: Tensor) -> Tensor:
-        """Pick a group's rows and real columns of [B, H, columns, ...]."""
+        """Pick a group's rows and real columns out of [B, H, columns] or [B, H, columns, size]."""
         if isinstance(group.columns, slice):
             return numbers[:, :, group.columns]
-        where = group.columns[:, None].expand(-1, numbers.shape[1], -1)
+        where = group.columns[:, None].expand(-1, numbers.shape[1], -1)  # B H new
         picked = numbers[torch.tensor(group.rows, device=numbers.device)]
-        if numbers.dim() == 3:
+        if numbers.dim() == 3:  # positions and sums: one number a column
             return picked.gather(2, where)
         return picked.gather(2, where[..., None].expand(*where.shape, numbers.shape[3]))
 
     def _new(self, group: _Group) -> KV:
-        """Give the segment's tokens of a group."""
+        """Give keys, values and positions [B, H, new, ...] of the segment's tokens of a group."""
         tail = self.tail
         heads = tail.keys.shape[1]
-        positions = tail.positions[:, None, : tail.length].expand(-1, heads, -1)
+        positions = tail.positions[:, None, : tail.length].expand(-1, heads, -1)  # B H columns
         sides = (tail.keys, tail.values, positions)
         return KV(*(self._of_columns(group, side) for side in sides))
 
@@ -212,7 +216,7 @@ class _LayerChoice:
         window = self.state.recent.take_rows(group.rows).last(self.context.rules.recent_queries)
         if heads == slice(None):
             return window
-        size = window.queries.shape[1] // self.tail.keys.shape[1]
+        size = window.queries.shape[1] // self.tail.keys.shape[1]  # query heads of a key/value head
         return window.heads(slice(heads.start * size, heads.stop * size))
 
     def _sums(self, group: _Group, past: int, heads: slice) -> Float[Tensor, "B H S"] | None:
@@ -227,13 +231,14 @@ class _LayerChoice:
         """Give the hidden states of a group's new tokens."""
         if HiddenStates.name not in self.state.records:
             return None
-        return self._of_columns(group, self.context.hidden_states(self.layer)[:, None])[:, 0]
+        return self._of_columns(group, self.context.hidden_states(self.layer)[:, None])[:, 0]  # as of one head
 
     def _write(self, group: _Group, chosen: Bool[Tensor, "B H S"]) -> None:
         """Write what stays of the segment into the mask over columns."""
         if isinstance(group.columns, slice):
             self.kept[:, :, group.columns] = chosen
             return
+        # Rows have their tokens in other columns, so each is written by itself.
         for at, row in enumerate(group.rows):
             self.kept[row, :, group.columns[at]] = chosen[at]
 
@@ -242,9 +247,11 @@ class _LayerChoice:
         folded = self.state.folded
         if folded is None:
             return
+        # Rows of groups that drop nothing keep True.
         if self.history is None:
             self.history = torch.ones(folded.slots, dtype=torch.bool, device=self.tail.keys.device)
         starts = row_starts(folded.counts)
+        # B, slots of a row: head by head, as flat parts lie.
         flat = torch.cat([mask.flatten(1) for mask in masks], dim=1)
         for at, row in enumerate(group.rows):
             self.history[starts[row] : starts[row + 1]] = flat[at]

@@ -24,7 +24,7 @@ from kvfold.memory.state import LayerState
 from kvfold.memory.tail import Tail
 from kvfold.memory.transcript import Transcript
 
-NO_ROW = -1
+NO_ROW = -1  # stands where a row of the batch has fewer rows to run than another
 Row = tuple[int, int, int, int]  # adapter row (any number where there is none), first and stop column, its column
 
 
@@ -55,7 +55,7 @@ class Rows:
     Sinks and folded slots are seen by all rows, and rows see one another causally.
     """
 
-    rows: Int[Tensor, "B K"]  # of the adapter; NO_ROW where a row of the batch has fewer
+    rows: Int[Tensor, "B K"]  # numbers of the adapter's rows, or NO_ROW
     positions: Int[Tensor, "B K"]  # where they stand in the text, inside their segment
     first: Int[Tensor, "B K"]  # columns first <= column < stop are seen
     stop: Int[Tensor, "B K"]
@@ -71,15 +71,15 @@ class Rows:
     ) -> "Rows":
         """Place rows in the segment of each row of the batch; with `ids` they are the tokens that they stand at."""
         device, batch = segment.positions.device, len(segment.real)
-        rows = torch.full((batch, max(map(len, placed), default=0)), NO_ROW)
-        first, stop, column = (torch.zeros_like(rows) for _ in range(3))
+        rows = torch.full((batch, max(map(len, placed), default=0)), NO_ROW)  # B K
+        first, stop, column = (torch.zeros_like(rows) for _ in range(3))  # NO_ROW sees no column
         for index, of_row in enumerate(placed):
             for at, row in enumerate(of_row):
                 rows[index, at], first[index, at], stop[index, at], column[index, at] = row
         rows, first, stop, column = (tensor.to(device) for tensor in (rows, first, stop, column))
         return cls(
             rows=rows,
-            positions=segment.positions.long().gather(1, column).clamp(min=0),
+            positions=segment.positions.long().gather(1, column).clamp(min=0),  # a pad's -1 is no position
             first=first,
             stop=stop,
             ids=None if ids is None else ids.gather(1, column),
@@ -117,11 +117,11 @@ class Selection:
 
 @runtime_checkable
 class RowAdapter(Protocol):
-    """What was learned for a model by a method: rows to run, updates of layers, and scores of slots."""
+    """Weights that a method has learned for a model: rows to run, updates of layers, and scores of slots."""
 
     @property
     def size_bytes(self) -> int:
-        """Count the bytes of everything that was learned."""
+        """Count the bytes of all weights."""
         ...
 
     def embed(self, rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K width"]:
@@ -148,11 +148,11 @@ class ModelAccess(Protocol):
         states: Mapping[int, LayerState],
         rows: Rows,
     ) -> Mapping[int, tuple[Tensor, Tensor]]:
-        """Run rows over what the layers hold; give their keys and values by layer."""
+        """Run rows over what the layers hold; give their keys [B, H, K, D] and values by layer."""
         ...
 
     def replay(self, states: Mapping[int, LayerState], text: ReplayText) -> Mapping[int, Tensor]:
-        """Run text over what the layers hold; give the maximum attention to each column of the tail by layer."""
+        """Run text over what the layers hold; give by layer the maximum attention [B, H, columns] to the tail."""
         ...
 
 
@@ -188,9 +188,9 @@ class FoldContext:
     def keys_values(self, layer: int) -> KV:
         """Give keys and values of the segment's columns in one layer, pads included."""
         tail = self.tail_of(layer)
-        some = slice(0, self.columns)
-        positions = positions_of_rows(tail.positions[:, some], tail.keys.shape[1])
-        return KV(tail.keys[:, :, some], tail.values[:, :, some], positions)
+        oldest = slice(0, self.columns)
+        positions = positions_of_rows(tail.positions[:, oldest], tail.keys.shape[1])
+        return KV(tail.keys[:, :, oldest], tail.values[:, :, oldest], positions)
 
     def recent_queries(self, layer: int) -> QueryWindow:
         """Give the recent queries of one layer, with their log-sum-exp."""
@@ -220,42 +220,45 @@ class FoldContext:
         scores = []
         for layer in self.layers:
             tail, window, kv = self.tail_of(layer), self.recent_queries(layer), self.keys_values(layer)
+            # B W S: a query sees the tokens at or before it, and no pads. A place in the window without a query has
+            # position -1 and sees nothing.
             visible = tail.valid[:, None, : self.columns] & (window.positions[..., None] >= kv.positions[:, :1])
             scores.append(
                 max_attention_scores(
                     window.queries, kv.keys, window.log_sum_exp, scale=self.scales[layer], seen=visible
                 )
             )
-        return torch.stack(scores, dim=1)
+        return torch.stack(scores, dim=1)  # B L H S
 
     def replay(self) -> Float[Tensor, "B L H S"]:
         """Score each column by the maximum attention it gets while the model reads the segment once more (KVzip)."""
         assert self.access is not None, "a memory that replays text has access to a model"
+        # Layers share their columns, so the text is that of any of them.
         first = self.tail_of(self.layers[0])
         seen = torch.tensor(self.states[self.layers[0]].seen, device=first.keys.device)
         text = ReplayText(ids=self.token_ids(), real=first.valid[:, : self.columns], first_position=seen)
         found = self.access.replay(self.states, text)
-        return torch.stack([found[layer][..., : self.columns] for layer in self.layers], dim=1)
+        return torch.stack([found[layer][..., : self.columns] for layer in self.layers], dim=1)  # B L H S
 
     def learned_scores(self) -> Float[Tensor, "B L H S"] | None:
         """Score each column by the adapter that the method names; None where there is none."""
         if self.access is None or self.access.adapter is None:
             return None
         segment = self.segment
-        pads = ~segment.real[:, :, None, None, None]
+        pads = ~segment.real[:, :, None, None, None]  # B S 1 1 1
         sides = []
         for side in ("keys", "values"):
             every = [getattr(self.keys_values(layer), side).transpose(1, 2) for layer in self.layers]
-            sides.append(torch.stack(every, dim=2).masked_fill_(pads, 0.0))  # B S L H D
+            sides.append(torch.stack(every, dim=2).masked_fill_(pads, 0.0))  # B S L H D; the stack is fresh
         return self.access.adapter.score(*sides, segment.positions, segment.real)
 
     def run(self, rows: Rows) -> Mapping[int, KV]:
         """Run rows through the model, over what every layer holds; give their slots by layer."""
-        if not bool(rows.real.any()):
+        if not bool(rows.real.any()):  # NO_ROW everywhere: a pass would make nothing
             return {}
         assert self.access is not None, "a memory that runs rows has access to a model"
         found = self.access.run(self.states, rows)
-        heads = next(iter(found.values()))[0].shape[1]
+        heads = next(iter(found.values()))[0].shape[1]  # keys are B H K D
         positions = positions_of_rows(rows.positions, heads)
         return {layer: KV(keys, values, positions) for layer, (keys, values) in found.items()}
 
@@ -272,6 +275,7 @@ class FoldContext:
             return None
         tail = self.tail_of(layer)
         heads = tail.keys.shape[1]
+        # A raw token of one layer and row: a key and a value of each head.
         token_bytes = heads * sum(side.shape[-1] * side.element_size() for side in (tail.keys, tail.values))
         slots = budget.slots(
             seen=seen,
@@ -280,10 +284,11 @@ class FoldContext:
             token_bytes=token_bytes,
             shares=self.rules.layers * len(self.states[layer].seen),
         )
-        return max(slots - pinned, 0)
+        return max(slots - pinned, 0)  # a budget counts the sinks too
 
     def _slots(self) -> list[int]:
         """Count the slots that the budget has for each row's segment, on average over layers and heads."""
+        # Rows, pads and budget are the same in every layer; only the folded slots differ.
         layer = self.layers[0]
         state, tail = self.states[layer], self.tail_of(layer)
         held = mean_held_of_rows(list(self.states.values()))
@@ -299,7 +304,7 @@ class FoldContext:
 def mean_held_of_rows(states: Sequence[LayerState]) -> list[int]:
     """Count the folded slots of each row, a mean over the heads of all layers, rounded up."""
     held = []
-    for counts in zip(*(state.folded_of_rows for state in states), strict=True):
+    for counts in zip(*(state.folded_of_rows for state in states), strict=True):  # by row: its counts in each layer
         of_heads = [count for of_layer in counts for count in of_layer]
-        held.append(-(-sum(of_heads) // max(len(of_heads), 1)))
+        held.append(-(-sum(of_heads) // max(len(of_heads), 1)))  # divided and rounded up
     return held

@@ -38,11 +38,11 @@ class Codec(Protocol):
         keys: Float[Tensor, "*slots D"],
         values: Float[Tensor, "*slots E"],
     ) -> Payload:
-        """Write some slots."""
+        """Encode keys and values of slots into tensors [*slots, ...]."""
         ...
 
     def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Read keys and values again, in `dtype`, for payload tensors of any leading dimensions."""
+        """Decode keys [*slots, D] and values [*slots, E] in `dtype`, from a payload of any leading dimensions."""
         ...
 
 
@@ -52,7 +52,7 @@ class Block:
 
     rows: slice
     heads: slice
-    span: slice  # where it lies in the flat storage
+    span: slice  # its slots in the flat storage
     shape: tuple[int, int, int]  # rows, heads, slots
 
 
@@ -66,27 +66,34 @@ class DensePart(Part):
     payload: Payload  # each tensor [slots, ...]
     positions: Int[Tensor, " slots"]
     blocks: tuple[Block, ...] = field(init=False, compare=False)
+    # Keys and values [B, H, S, D] of each block as they lie, where nothing is encoded: views are made once.
+    rectangles: tuple[tuple[Tensor, Tensor], ...] | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(_blocks(self.counts)))
+        blocks = tuple(_blocks(self.counts))
+        object.__setattr__(self, "blocks", blocks)
+        rectangles = None
+        if self.codec.lossless:
+            rectangles = tuple(self.codec.decode(self._views(block), self.dtype) for block in blocks)
+        object.__setattr__(self, "rectangles", rectangles)
 
     @classmethod
     def of(cls, kv: KV, codec: Codec, *, kept: Bool[Tensor, "B H S"] | None = None) -> "DensePart":
         """Encode the slots of a rectangle, or those that are True."""
         rows, heads, stored, _ = kv.keys.shape
         if kept is None:
-            counts = ((stored,) * heads,) * rows
-            some = slice(None)
+            counts = ((stored,) * heads,) * rows  # every slot stays
+            chosen = slice(None)
         else:
             counts = ragged.counted(kept)
-            some = kept.flatten().nonzero().flatten()
-        payload = codec.encode(kv.keys.flatten(0, 2)[some], kv.values.flatten(0, 2)[some])
+            chosen = kept.flatten().nonzero().flatten()
+        payload = codec.encode(kv.keys.flatten(0, 2)[chosen], kv.values.flatten(0, 2)[chosen])
         return cls(
             codec=codec,
             dtype=kv.keys.dtype,
             counts=counts,
-            payload={name: _fitting(tensor) for name, tensor in payload.items()},
-            positions=_fitting(kv.positions.flatten()[some].to(torch.int32)),
+            payload={name: _fitting(tensor) for name, tensor in payload.items()},  # a codec may give views of the tail
+            positions=_fitting(kv.positions.flatten()[chosen].to(torch.int32)),
         )
 
     @classmethod
@@ -124,37 +131,35 @@ class DensePart(Part):
         """Attend every query to every slot of its row and head."""
         queries = step.queries
         if len(self.blocks) == 1:
-            return self._attend_block(self.blocks[0], queries, step.scale), self
+            return self._attend_block(0, queries, step.scale), self
         whole = nothing(queries)
         group = queries.shape[1] // len(self.counts[0])
-        for block in self.blocks:
+        for at, block in enumerate(self.blocks):
+            if block.shape[2] == 0:  # an empty head reads nothing
+                continue
             of_group = slice(block.heads.start * group, block.heads.stop * group)
-            answer = self._attend_block(block, queries[block.rows, of_group], step.scale)
+            answer = self._attend_block(at, queries[block.rows, of_group], step.scale)
             whole.output[block.rows, of_group] = answer.output
             whole.log_sum_exp[block.rows, of_group] = answer.log_sum_exp
         return whole, self
 
-    def rectangle(self) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S D"]] | None:
-        """View keys and values as they lie, where nothing is encoded and every row and head holds as many."""
-        if len(self.blocks) != 1 or not self.codec.lossless or not self.slots:
-            return None
-        return self.codec.decode(self._views(self.blocks[0]), self.dtype)
-
     def read(self, heads: slice = slice(None)) -> KV:
         """Decode the slots of some heads. Each row and head holds as many."""
-        wanted = range(len(self.counts[0]))[heads]
+        wanted = range(len(self.counts[0]))[heads]  # numbers of heads
         pieces = []
         for block in self.blocks:
+            # A block may hold all heads or one: what is asked for is cut out of each that has any of it.
             inside = [head for head in range(block.heads.start, block.heads.stop) if head in wanted]
             if not inside:
                 continue
-            some = slice(inside[0] - block.heads.start, inside[-1] + 1 - block.heads.start)
+            of_block = slice(inside[0] - block.heads.start, inside[-1] + 1 - block.heads.start)
             keys, values = self.codec.decode(self._views(block), self.dtype)
-            positions = self.positions[block.span].view(block.shape)
-            pieces.append(KV(keys[:, some], values[:, some], positions[:, some]))
+            positions = self.positions[block.span].view(block.shape)  # B H S of the block
+            pieces.append(KV(keys[:, of_block], values[:, of_block], positions[:, of_block]))
         if len(pieces) == 1:
             return pieces[0]
         return KV(
+            # Several pieces are rows one after the other.
             torch.cat([piece.keys for piece in pieces]),
             torch.cat([piece.values for piece in pieces]),
             torch.cat([piece.positions for piece in pieces]),
@@ -168,6 +173,7 @@ class DensePart(Part):
         """Append another part's slots, row by row and head by head."""
         theirs = dict(other.tensors())
         order = ragged.interleave(self.counts, other.counts).to(self.positions.device)
+        # Behind one another heads would be apart: the order puts each head's slots together, older ones first.
         joined = {name: torch.cat([tensor, theirs[name]])[order] for name, tensor in self.tensors()}
         return self.made_of(joined, ragged.added(self.counts, other.counts))
 
@@ -179,6 +185,7 @@ class DensePart(Part):
     def pages(self, tier: Tier) -> DensePages:
         """Open an empty page store for slots as this codec writes them."""
         none = tuple(tuple(0 for _ in row) for row in self.counts)
+        # Cloned, so that the empty part does not keep these storages alive.
         empty = self.made_of({name: tensor[:0].clone() for name, tensor in self.tensors()}, none)
         return DensePages.empty(empty, tier, self.positions.device)
 
@@ -197,15 +204,18 @@ class DensePart(Part):
             for name, tensor in self.payload.items()
         }
 
-    def _attend_block(self, block: Block, queries: Tensor, scale: float) -> Partial:
-        stored = block.shape[2]
-        if stored == 0:
+    def _attend_block(self, at: int, queries: Tensor, scale: float) -> Partial:
+        """Attend over one block; a lossy codec is decoded piece by piece, so that no widened copy of all is there."""
+        if self.rectangles is not None:
+            keys, values = self.rectangles[at]
+            return partial(queries, keys, values, scale=scale)
+        block = self.blocks[at]
+        if block.shape[2] == 0:
             return nothing(queries)
-        # A lossy codec is decoded piece by piece, so that a widened copy of everything is never there.
-        step = stored if self.codec.lossless else _DECODED_SLOTS
         answers = []
-        for first in range(0, stored, step):
-            keys, values = self.codec.decode(self._views(block, slice(first, first + step)), self.dtype)
+        for first in range(0, block.shape[2], _DECODED_SLOTS):
+            some = slice(first, first + _DECODED_SLOTS)
+            keys, values = self.codec.decode(self._views(block, some), self.dtype)
             answers.append(partial(queries, keys, values, scale=scale))
         return merge(answers)
 
@@ -226,7 +236,7 @@ def _blocks(counts: Counts) -> Iterator[Block]:
         rows = slice(row, row + 1)
         if ragged.uniform((of_heads,)):
             yield _block(rows, slice(0, heads), start, of_heads[0])
-            start += sum(of_heads)
+            start += sum(of_heads)  # each block begins where the last one ended
             continue
         for head, stored in enumerate(of_heads):
             yield _block(rows, slice(head, head + 1), start, stored)

@@ -34,7 +34,7 @@ def fold(
 ) -> dict[int, LayerState]:
     """Fold the oldest `columns` of the tails of some layers: one, or all where a method chooses jointly."""
     pinned = {layer: pin(state, rules[layer], columns) for layer, state in states.items()}
-    first = next(iter(rules.values()))
+    first = next(iter(rules.values()))  # layers differ in their layouts only
     context = FoldContext(
         states=pinned, rules=first, columns=columns, scales=scales, transcript=transcript, access=access
     )
@@ -65,10 +65,11 @@ def fold_layer(
     assert tail is not None
     columns = tail.length if columns is None else columns
     if not (rules.folds or tail.padded):
+        # A fold changes nothing here, but gives back the room that the buffers have left.
         return state if tail.slack_bytes == 0 else replace(state, tail=tail.after(0))
     if columns == 0 and not _can_choose_again(state, rules):
         return state
-    folded = fold(
+    folded = fold(  # of one layer: with a method that chooses layer by layer
         {layer: state},
         {layer: rules},
         columns=columns,
@@ -84,11 +85,13 @@ def pin(state: LayerState, rules: Rules, columns: int) -> LayerState:
     assert tail is not None
     missing = torch.tensor([rules.pinned - held for held in state.pinned_of_rows], device=tail.keys.device)
     valid = tail.valid
+    # B columns. The running count numbers a row's tokens from 1 on, so this takes its first `missing` ones.
     taken = valid & (valid.cumsum(dim=1) <= missing[:, None])
-    taken[:, columns:] = False
+    taken[:, columns:] = False  # columns that are not folded now stay in the tail
     if state.sinks is not None and not bool(taken.any()):
         return state
     part = _packed(tail, taken[:, None], tail.length, rules)
+    # Columns of sinks stay in the tail as pads: rows share columns, and may have their sinks in other ones.
     sinks = part if state.sinks is None else state.sinks.extend(part, Transcript())
     return replace(state, sinks=sinks, tail=tail.without(taken))
 
@@ -121,18 +124,20 @@ def _folded(
     selection: Selection,
     context: FoldContext,
 ) -> LayerState:
-    """Give one layer's state after a selection."""
+    """Build one layer's state after a selection: what it keeps is packed, the columns leave, the records follow."""
     tail, columns = context.tail_of(layer), context.columns
     kept = selection.kept[layer]
     fresh = rules.layout.pack(context.keys_values(layer), kept)
     made = selection.made.get(layer)
     if made is not None and selection.made_real is not None:
+        # B H K: the heads of a row have the same new slots.
         there = selection.made_real[:, None].expand(made.positions.shape)
+        # New slots stand for the segment, and lie behind what was kept of it.
         fresh = fresh.extend(rules.layout.pack(made, there), context.transcript)
     history = selection.history.get(layer)
     if history is not None and bool(history.all()):
-        history = None
-    rest = tail.after(columns)
+        history = None  # all stay: a part need not be written anew
+    rest = tail.after(columns)  # in fresh buffers, so that what left is freed
     event = FoldEvent(
         columns=columns,
         kept=kept,
@@ -168,6 +173,7 @@ def _joined(
 def _records(state: LayerState, rules: Rules, event: FoldEvent) -> dict[str, Record]:
     """Let the records follow the fold; a record of which nothing is left is dropped."""
     read = rules.select_records
+    # What the place alone reads is kept over a fold. Where there is no place, each record is the method's.
     followed = {
         name: record.fold(replace(event, for_select=name in read or rules.placement is None))
         for name, record in state.records.items()
@@ -176,8 +182,9 @@ def _records(state: LayerState, rules: Rules, event: FoldEvent) -> dict[str, Rec
 
 
 def _packed(tail: Tail, taken: Bool[Tensor, "B 1 S"], columns: int, rules: Rules) -> Part:
-    """Pack the taken columns of every head as they came."""
+    """Pack the columns that are True, as they came, the same for every head."""
     heads = tail.keys.shape[1]
-    some = slice(0, columns)
-    kv = KV(tail.keys[:, :, some], tail.values[:, :, some], positions_of_rows(tail.positions[:, some], heads))
-    return rules.raw.pack(kv, taken.expand(-1, heads, -1))
+    oldest = slice(0, columns)
+    positions = positions_of_rows(tail.positions[:, oldest], heads)
+    kv = KV(tail.keys[:, :, oldest], tail.values[:, :, oldest], positions)
+    return rules.raw.pack(kv, taken.expand(-1, heads, -1))  # B H S

@@ -23,8 +23,8 @@ def fold_each(
     """Fold layer by layer the columns before `until`; with `everything` layers without such columns evict too."""
     for layer in layers.values():
         tail = layer.state.tail
-        columns = 0 if tail is None else min(until - tail.start, tail.length)
-        if everything or columns > 0:
+        columns = 0 if tail is None else min(until - tail.start, tail.length)  # `until` counts fed columns
+        if everything or columns > 0:  # without columns a fold may still evict
             layer.fold(transcript, columns=max(columns, 0))
 
 
@@ -35,8 +35,9 @@ def fold_jointly(
     access: ModelAccess | None,
 ) -> Transcript:
     """Fold the columns before `until` in all layers, or in none; give the transcript afterwards."""
-    filled = {index: layer for index, layer in layers.items() if layer.state.tail is not None}
+    filled = {index: layer for index, layer in layers.items() if layer.state.tail is not None}  # that saw tokens
     first = next(iter(filled.values()), None)
+    # Layers fold together, so their tails begin at the same column.
     columns = 0 if first is None or first.state.tail is None else until - first.state.tail.start
     if first is None or columns <= 0:
         return transcript
@@ -49,6 +50,7 @@ def fold_jointly(
             transcript=transcript,
             access=access,
         )
+    # Only now, when every layer has succeeded.
     for index, state in states.items():
         layers[index].state = state
-    return transcript.without_columns(columns)
+    return transcript.without_columns(columns)  # its ids are those of the raw columns

@@ -30,12 +30,13 @@ class Boundaries:
     def within(self, fed: int, new: int) -> list[int]:
         """List counts of new columns, out of `new` that follow `fed`, after which to fold."""
         marks = []
-        if self.prompt is not None and fed < self.prompt <= fed + new:
+        if self.prompt is not None and fed < self.prompt <= fed + new:  # the prompt ends inside, or at the end
             marks.append(self.prompt)
         if self.stride is not None and self.prompt is not None:
+            # The first boundary behind `fed`, counted in strides behind the prompt.
             first = max(fed - self.prompt, 0) // self.stride + 1
             marks += range(self.prompt + first * self.stride, fed + new + 1, self.stride)
-        return [mark - fed for mark in marks]
+        return [mark - fed for mark in marks]  # as counts of new columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +91,14 @@ class Forward:
         layer = self._layers[index]
         tail = layer.state.tail
         if valid is not None and tail is not None and tail.length:
+            # The mask runs over all fed columns; the tail holds those from `start` on.
             layer.state = layer.state.invalidated(valid[:, tail.start : tail.start + tail.length])
+        # The text is shared, so one layer reads it for all.
         if index == self._first:
             self._read(layer.state.seen, new, valid)
         with UNTIMED if layer.timer is None else layer.timer("attend"):
             output = layer.attend(new, scale=scale, forward=self.scope, stops=self._stops)
-        if self._offloads:
+        if self._offloads:  # raw tokens beyond the limit leave between folds too
             layer.offload(self.scope.transcript)
         return output
 
@@ -107,6 +110,7 @@ class Forward:
     ) -> None:
         """Check the mask, and write the delimiter classes of the new tokens into the transcript."""
         fed = self.before.fed
+        # Real tokens of each row before this forward, by the mask.
         real = [fed] * len(seen) if valid is None else valid.sum(dim=1).tolist()
         if seen and list(seen) != real:
             raise CacheError(
@@ -115,7 +119,7 @@ class Forward:
             )
         transcript = self.scope.transcript
         if self._text.classes is not None or transcript.classes is not None:
-            positions = new.positions.expand(new.queries.shape[0], -1)
+            positions = new.positions.expand(new.queries.shape[0], -1)  # B Q; rows may share one line of positions
             transcript = transcript.with_classes(positions, self._text.classes, new.valid)
             self.scope = replace(self.scope, transcript=transcript)
 
@@ -124,4 +128,4 @@ def _folded_parts(layers: Mapping[int, Layer]) -> list[tuple[Part, QueryWindow |
     """List the folded part and the recent queries of every layer; nothing where a layer has folded nothing."""
     states = [layer.state for layer in layers.values()]
     parts = [(state.folded, state.recent) for state in states if state.folded is not None and state.folded.slots]
-    return parts if len(parts) == len(states) else []
+    return parts if len(parts) == len(states) else []  # layers choose together, or not at all

@@ -25,7 +25,7 @@ class HiddenStates(Recorder):
 
     def open(self, keys: Float[Tensor, "B H Q D"]) -> "HiddenRows":
         """Open a record of no columns; the first ones say how wide they are."""
-        return HiddenRows(states=keys.new_empty(keys.shape[0], 0, 0))
+        return HiddenRows(states=keys.new_empty(keys.shape[0], 0, 0))  # B columns width
 
     def restore(self, plain: dict[str, Any], tensors: dict[str, Tensor]) -> "HiddenRows":
         """Build the record that was saved."""
@@ -39,25 +39,26 @@ class HiddenRows(Record):
     states: Float[Tensor, "B columns width"]
 
     def observe(self, seen: Observation) -> "HiddenRows":
-        """Append those of new tokens. Raises CacheError where the model does not show them."""
+        """Append the hidden states of new tokens. Raises CacheError where the model does not show them."""
         if seen.hidden_states is None:
             raise CacheError(
                 "hidden states were to be recorded; this model's attention layers do not show theirs; "
                 "use a method that does without them"
             )
+        # The first ones are copied: a record keeps no tensor of the model's.
         new = seen.hidden_states.detach()
         return replace(self, states=torch.cat([self.states, new], dim=1) if self.states.shape[1] else new.clone())
 
     def fold(self, event: FoldEvent) -> "HiddenRows":
         """Drop the columns that leave the tail."""
-        return replace(self, states=self.states[:, event.columns :].clone())
+        return replace(self, states=self.states[:, event.columns :].clone())  # a view would keep the whole alive
 
     def crop(self, seen: Sequence[int], columns: int) -> "HiddenRows":
         """Drop the newest columns."""
         return replace(self, states=self.states[:, : self.states.shape[1] - columns].clone())
 
     def invalidate(self, gone: Int[Tensor, "B columns"]) -> "HiddenRows":
-        """Keep pads as they are: no method reads them."""
+        """Leave the columns of pads as they are: no method reads them."""
         return self
 
     def take_rows(self, rows: Sequence[int]) -> "HiddenRows":

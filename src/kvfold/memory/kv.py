@@ -32,4 +32,4 @@ class KV:
 
 def positions_of_rows(rows: Int[Tensor, "B S"], heads: int) -> Int[Tensor, "B H S"]:
     """Expand the positions of each row's tokens to every head."""
-    return rows[:, None].expand(-1, heads, -1)
+    return rows[:, None].expand(-1, heads, -1)  # a view: heads share their memory

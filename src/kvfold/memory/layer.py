@@ -17,6 +17,7 @@ from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
 from kvfold.memory.dense import DensePart
 from kvfold.memory.fold import fold_layer
+from kvfold.memory.recent_queries import RecentQueries
 from kvfold.memory.recorders import Observation
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
@@ -26,7 +27,7 @@ from kvfold.memory.transcript import Transcript
 
 Timer = Callable[[str], AbstractContextManager]  # times a stage by its name: "attend", "fold", "append"
 
-_NEAR = 256  # columns of a tail that are copied behind the sinks for one new token: quicker than merging a part more
+_NEAR = 256  # columns of a tail that are copied behind the sinks for one new token: quicker than one more merge
 _PADDED_PIECE = 512  # new columns at a time when rows are padded: masks are written out, so they must stay small
 
 
@@ -44,19 +45,16 @@ class NewTokens:
     valid: Bool[Tensor, "B Q"] | None  # None: no pads
     hidden_states: Float[Tensor, "B Q width"] | None = None  # what entered the layer, where a method records it
 
-    def __len__(self) -> int:
-        return self.queries.shape[2]
-
     def piece(self, start: int, stop: int) -> "NewTokens":
         """Cut out some of the columns."""
-        some = slice(start, stop)
+        span = slice(start, stop)
         return NewTokens(
-            queries=self.queries[:, :, some],
-            keys=self.keys[:, :, some],
-            values=self.values[:, :, some],
-            positions=self.positions[:, some],
-            valid=None if self.valid is None else self.valid[:, some],
-            hidden_states=None if self.hidden_states is None else self.hidden_states[:, some],
+            queries=self.queries[:, :, span],
+            keys=self.keys[:, :, span],
+            values=self.values[:, :, span],
+            positions=self.positions[:, span],
+            valid=None if self.valid is None else self.valid[:, span],
+            hidden_states=None if self.hidden_states is None else self.hidden_states[:, span],
         )
 
 
@@ -80,14 +78,15 @@ class Layer:
     ) -> Float[Tensor, "B G Q D"]:
         """Attend with new tokens, which join the tail. `stops` are counts of new columns after which to fold."""
         self.scale = scale
-        count = len(new)
+        count = new.queries.shape[2]
         if not stops and (new.valid is None or count <= _PADDED_PIECE):
             return self._attend_piece(new, scale, forward)
         outputs = []
         start = 0
         for stop in _pieces(count, stops, padded=new.valid is not None):
-            outputs.append(self._attend_piece(new.piece(start, stop), scale, forward))
+            outputs.append(self._attend_piece(new.piece(start, stop), scale, forward))  # B G Q D of the piece
             start = stop
+            # Tokens of a later piece see what the fold has left.
             if stop in stops:
                 self.fold(forward.transcript)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
@@ -113,20 +112,25 @@ class Layer:
         rows, _, count, _ = keys.shape
         positions = torch.arange(start, start + count, device=keys.device).expand(rows, -1)
         tail = tail.append(keys, values, positions=positions, valid=None)
-        self.state = replace(self.state, tail=tail, seen=(start + count,) * rows)
+        self.state = replace(self.state, tail=tail, seen=(start + count,) * rows)  # no pads: rows are alike
 
     def offload(self, transcript: Transcript) -> None:
-        """Let the older raw columns move to the tier, where there are too many and nothing is lost by it."""
+        """Fold the older raw columns into the tier where there are more than `offload_above`; nothing is lost by it."""
         tail, limit = self.state.tail, self.rules.offload_above
         if tail is not None and limit is not None and tail.length > limit:
-            self.fold(transcript, columns=tail.length - limit // 2)
+            self.fold(transcript, columns=tail.length - limit // 2)  # half stays, so that not every forward offloads
 
     def _attend_piece(self, new: NewTokens, scale: float, forward: ForwardScope) -> Tensor:
-        state, count = self.state, len(new)
+        state, count = self.state, new.queries.shape[2]
         tail = Tail.empty(new.keys, new.values) if state.tail is None else state.tail
-        before = tail.length
-        near = self._sinks_to_copy(before, count)
+        before = tail.length  # columns that all new tokens see
+        # Sinks that lie as they came are copied before a short tail: that is quicker than merging a part more.
+        near = None
+        if count == 1 and before < _NEAR and isinstance(state.sinks, DensePart):
+            near = state.sinks.rectangles
+            near = near[0] if near is not None and len(near) == 1 else None
         answers = []
+        # Sinks that stand before the tail are attended with it.
         if near is None and state.sinks is not None and state.sinks.slots:
             answers.append(state.sinks.attend(AttentionStep(queries=new.queries, scale=scale))[0])
         folded = state.folded
@@ -136,27 +140,29 @@ class Layer:
                 scale=scale,
                 positions=new.positions,
                 valid=new.valid,
-                recent=state.recent,
+                recent=state.records.get(RecentQueries.name),
                 forward=forward,
             )
             answer, folded = folded.attend(step)
             answers.append(answer)
         with UNTIMED if self.timer is None else self.timer("append"):
+            # The new tokens join the tail before they attend, for they see one another.
             positions = new.positions.expand(new.queries.shape[0], -1)
             tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid)
-        whole = merge([*answers, *_over_raw(new, tail, before, scale, near)])
+        if count == 1:
+            columns = slice(0, before + 1)
+            answers.append(over_tail(new.queries, tail, columns, scale, prefix=near))
+        else:
+            answers += _over_columns(new, tail, before, scale)
+        # Sinks, folded slots, raw columns: always in this order, so that sums are rounded alike.
+        whole = merge(answers)
         self.state = replace(state, tail=tail, folded=folded, seen=_seen_after(state.seen, new))
         if self.rules.recorders:
             self._record(new, whole, before, scale)
         return whole.output
 
-    def _sinks_to_copy(self, before: int, count: int) -> tuple[Tensor, Tensor] | None:
-        """Give the sinks' keys and values where copying them before a short tail saves a merge."""
-        sinks = self.state.sinks
-        return sinks.rectangle() if count == 1 and before < _NEAR and isinstance(sinks, DensePart) else None
-
     def _record(self, new: NewTokens, whole: Partial, before: int, scale: float) -> None:
-        """Let the records see the new tokens."""
+        """Record the new tokens: each record observes them, and is opened at the first ones."""
         state = self.state
         assert state.tail is not None
         seen = Observation(
@@ -170,7 +176,8 @@ class Layer:
             folded=state.folded,
             hidden_states=new.hidden_states,
         )
-        records = dict(state.records)
+        records = dict(state.records)  # a copy: states are values
+        # Tensors made in inference mode could not be written by a later forward outside of it.
         with torch.inference_mode(False), torch.no_grad():
             for recorder in self.rules.recorders:
                 record = records.get(recorder.name)
@@ -180,25 +187,18 @@ class Layer:
 
 def _seen_after(seen: tuple[int, ...], new: NewTokens) -> tuple[int, ...]:
     """Count the real tokens of each row after new ones."""
-    before = seen or (0,) * new.queries.shape[0]
+    before = seen or (0,) * new.queries.shape[0]  # empty before the first forward
     if new.valid is None:
-        return tuple(old + len(new) for old in before)
+        return tuple(old + new.queries.shape[2] for old in before)
     added = new.valid.sum(dim=1).tolist()
     return tuple(old + int(more) for old, more in zip(before, added, strict=True))
 
 
-def _over_raw(
-    new: NewTokens,
-    tail: Tail,
-    before: int,
-    scale: float,
-    prefix: tuple[Tensor, Tensor] | None,
-) -> list[Partial]:
-    """Attend over earlier raw columns, and causally over the new ones; for one new token in one call."""
-    queries, count = new.queries, len(new)
-    if count == 1:
-        return [over_tail(queries, tail, slice(0, before + 1), scale, prefix=prefix)]
-    causal = over_tail(queries, tail, slice(before, before + count), scale, causal=True)
+def _over_columns(new: NewTokens, tail: Tail, before: int, scale: float) -> list[Partial]:
+    """Attend over earlier raw columns, and causally over the new ones."""
+    queries = new.queries
+    stop = before + queries.shape[2]
+    causal = over_tail(queries, tail, slice(before, stop), scale, causal=True)
     return [over_tail(queries, tail, slice(0, before), scale), causal] if before else [causal]
 
 
@@ -213,7 +213,7 @@ def over_tail(
 ) -> Partial:
     """Attend over some columns of the tail, and over keys and values that stand before them."""
     keys, values = tail.keys[:, :, span], tail.values[:, :, span]
-    mask = tail.valid[:, None, None, span] if tail.padded else None
+    mask = tail.valid[:, None, None, span] if tail.padded else None  # B 1 1 S
     if prefix is not None:
         keys, values = torch.cat([prefix[0], keys], dim=2), torch.cat([prefix[1], values], dim=2)
         # Prefix slots are real for every row.

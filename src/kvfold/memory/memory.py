@@ -29,12 +29,12 @@ class Memory:
         self.layers = {index: Layer(index, rules.of_layer(index)) for index in layers}
         self.access: ModelAccess | None = None  # set by whoever knows the model
         self.transcript = Transcript()
-        self.fed = 0
+        self.fed = 0  # columns, pads included
         self._boundaries = boundaries
         self._open: Forward | None = None  # the forward that is running
         self._folding: int | None = None  # columns that a running fold folds; after an interrupt it goes on
         self._fold_mask: Tensor | None = None  # the mask of that fold
-        self._frozen_columns = 0  # that a mark refers to: buffers are copied before others are written there
+        self._frozen_columns = 0  # that marks refer to: buffers are copied before these are written over
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ class Memory:
         """
         self._settle()
         waits = may_roll_back or self.rules.select.chooses_jointly
-        if waits:
+        if waits:  # for this forward: no earlier column is taken back any more
             self._fold_what_is_due()
         before = self._mark()
         if self._boundaries.prompt is None and not may_roll_back:
@@ -84,7 +84,7 @@ class Memory:
         """Put everything back as it was at the mark."""
         for index, layer in self.layers.items():
             layer.state = mark.states[index]
-            if mark.fed < self._frozen_columns:
+            if mark.fed < self._frozen_columns:  # another mark reads the columns that come next
                 layer.state = layer.state.with_fresh_tail()
         self.fed, self._boundaries, self.transcript = mark.fed, mark.boundaries, mark.transcript
         self._frozen_columns = max(self._frozen_columns, mark.fed)
@@ -104,7 +104,7 @@ class Memory:
         """
         self._undo()
         valid = self._fold_mask if valid is None else valid
-        self._folding, self._fold_mask = self.fed if until is None else until, valid
+        self._folding, self._fold_mask = self.fed if until is None else until, valid  # set first, for interrupts
         if valid is not None:
             for layer in self.layers.values():
                 tail = layer.state.tail
@@ -119,7 +119,7 @@ class Memory:
             )
         else:
             fold_each(self.layers, self._folding, self.transcript, everything=until is None)
-        self._folding, self._fold_mask = None, None
+        self._folding, self._fold_mask = None, None  # only a fold that ended gets here
 
     def set_rules(self, rules: Rules) -> None:
         """Fold by other rules of the same records from now on.
@@ -128,7 +128,7 @@ class Memory:
         has changed.
         """
         self._settle()
-        before, old = self._mark(), self.rules
+        before, old = self._mark(), self.rules  # states are values: a mark is enough to undo all
         try:
             self._put_rules(rules)
             if rules.select.chooses_jointly:
@@ -136,7 +136,7 @@ class Memory:
             else:
                 for layer in self.layers.values():
                     layer.fold(self.transcript, columns=0)
-        except BaseException:
+        except BaseException:  # interrupts too
             self._put_rules(old)
             self.restore(before)
             raise
@@ -155,14 +155,14 @@ class Memory:
         except BaseException:
             self.restore(before)
             raise
-        self.fed -= columns
+        self.fed -= columns  # only when every layer has agreed
         self.transcript = self.transcript.cropped(columns)
 
     def take_rows(self, rows: Sequence[int]) -> None:
         """Pick these rows, in this order, repeats allowed."""
         self._settle()
         self.transcript = self.transcript.take_rows(rows)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # buffers are written by later forwards, in any mode
             for layer in self.layers.values():
                 if layer.state.seen:
                     layer.state = layer.state.take_rows(rows)
@@ -170,7 +170,7 @@ class Memory:
     def fork(self) -> "Memory":
         """Copy the memory for a second way on: folded parts are shared (they never change), raw buffers copied."""
         self._settle()
-        twin = copy.copy(self)
+        twin = copy.copy(self)  # rules, access and counters; the rest is copied below
         twin.layers, twin._frozen_columns = {}, 0
         if self.seen:
             twin.transcript = self.transcript.take_rows(range(len(self.seen)))
@@ -216,6 +216,6 @@ class Memory:
         if self._boundaries.prompt is None:
             self._boundaries = replace(self._boundaries, prompt=self.fed)
         tails = [layer.state.tail for layer in self.layers.values()]
-        start = min((tail.start for tail in tails if tail is not None), default=self.fed)
+        start = min((tail.start for tail in tails if tail is not None), default=self.fed)  # the oldest raw column
         for mark in self._boundaries.within(start, self.fed - start):
             self.fold(until=start + mark)

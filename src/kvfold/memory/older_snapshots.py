@@ -15,10 +15,10 @@ def renewed(
     plain: dict[str, Any],
     tensors: Mapping[str, Tensor],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Give plain values and tensors under today's names; what is new already stays as it is."""
-    if "text_length" in plain:
+    """Rename plain values and tensors of version 1 as they are called today; later ones stay as they are."""
+    if "text_length" in plain:  # version 1 had no shared text
         return plain, dict(tensors)
-    moved = dict(tensors)
+    moved = dict(tensors)  # a copy, out of which renamed tensors are taken
     layers = {index: _layer(index, dict(words), moved) for index, words in plain["layers"].items()}
     length = _text(plain, moved)
     return {**plain, "layers": layers, "text_length": length}, moved
@@ -52,11 +52,12 @@ def _sums(
     if part is None or sums is None:
         return [[0] * heads for _ in range(rows)], raw.new_zeros(0)
     if sums.dim() == 1:
-        return [list(row) for row in part["counts"]], sums
+        return [list(row) for row in part["counts"]], sums  # dense parts had them flat already
     # Low-rank parts had their sums [tokens, H], level by level.
     of_rows = tensors[f"{index}.folded.held"].sum(dim=1).tolist()
     positions = tensors[f"{index}.folded.positions"].split(of_rows)
-    flat = [some[at.argsort(stable=True)].T.flatten() for some, at in zip(sums.split(of_rows), positions, strict=True)]
+    pairs = zip(sums.split(of_rows), positions, strict=True)  # [slots, H] and [slots] of each row
+    flat = [of_row[at.argsort(stable=True)].T.flatten() for of_row, at in pairs]  # head by head, oldest first
     return [[count] * heads for count in of_rows], torch.cat(flat)
 
 
@@ -66,7 +67,7 @@ def _text(plain: dict[str, Any], tensors: dict[str, Tensor]) -> int:
     for index in plain["layers"]:
         classes = tensors.pop(f"{index}.folded.tiered_text", None)
         marks = tensors.pop(f"{index}.tail.marks", None)
-        if known is None and marks is not None:
+        if known is None and marks is not None:  # the layers had copies of one text
             known, length = _joined(classes, marks, tensors[f"{index}.tail.positions"])
     if known is not None:
         tensors["text.classes"] = known
@@ -76,7 +77,7 @@ def _text(plain: dict[str, Any], tensors: dict[str, Tensor]) -> int:
 def _joined(classes: Tensor | None, marks: Tensor, positions: Tensor) -> tuple[Tensor, int]:
     held = 0 if classes is None else classes.shape[1]
     length = max(held, int(positions.max()) + 1 if positions.numel() else 0)
-    whole = torch.zeros(marks.shape[0], length + 1, dtype=torch.uint8)
+    whole = torch.zeros(marks.shape[0], length + 1, dtype=torch.uint8)  # one place more, for pads
     if classes is not None:
         whole[:, :held] = classes
     where = positions.long().masked_fill(positions < 0, length)  # pads go behind everything

@@ -17,7 +17,7 @@ from kvfold.memory.part import Part
 from kvfold.memory.ragged import Counts, flat
 from kvfold.memory.store import Tier, TierStore
 
-Fetched = tuple[Tensor, Tensor, int]  # keys and values of some slots, and the bytes that were moved
+Fetched = tuple[Tensor, Tensor, int]  # keys [S, D] and values [S, E] on the device, and the bytes that were moved
 
 
 class Pages(ABC):
@@ -26,7 +26,7 @@ class Pages(ABC):
     @property
     @abstractmethod
     def lineage(self) -> object:
-        """Identify the history: the same for pages whose common slots are the same."""
+        """Identify the history: an object that pages share whose common slots are the same."""
 
     @abstractmethod
     def append(self, counts: Counts, fresh: Part) -> "Pages":
@@ -34,7 +34,7 @@ class Pages(ABC):
 
     @abstractmethod
     def fetch(self, heads: Int[Tensor, " S"], slots: Int[Tensor, " S"]) -> Fetched:
-        """Fetch keys [S, D] and values of any slots to the device."""
+        """Fetch keys and values of any slots to the device: of slot `slots[i]` of head `heads[i]`, of N."""
 
     @abstractmethod
     def window(
@@ -79,13 +79,13 @@ class DensePages(Pages):
         return self.store.lineage
 
     def append(self, counts: Counts, fresh: Any) -> "DensePages":
-        """Write head after head."""
+        """Write the payload and the positions of a part, head after head."""
         payload = {**fresh.payload, "positions": fresh.positions}
         return replace(self, store=self.store.append(flat(counts), payload, flat(fresh.counts)))
 
     def fetch(self, heads: Int[Tensor, " S"], slots: Int[Tensor, " S"]) -> Fetched:
-        """Gather, then decode."""
-        payload = self.store.gather(heads * self.store.capacity + slots, list(self.like.payload))
+        """Gather payloads by head and slot, then decode them on the device."""
+        payload = self.store.gather(heads * self.store.capacity + slots, list(self.like.payload))  # no positions
         return *self._decode(payload), sum(tensor.nbytes for tensor in payload.values())
 
     def window(
@@ -99,14 +99,14 @@ class DensePages(Pages):
     def keys(self, head: int, start: int, stop: int) -> Float[Tensor, "S D"]:
         """Decode some slots of one head."""
         payload = {name: self.store.buffers[name].read(head, start, stop) for name in self.like.payload}
-        return self._decode(payload)[0].to(self.store.device)
+        return self._decode(payload)[0].to(self.store.device)  # read where it lies, moved decoded
 
     def positions(self, head: int, start: int, stop: int) -> Int[Tensor, " S"]:
         """Read positions as they are stored."""
         return self.store.buffers["positions"].read(head, start, stop)
 
     def whole(self, counts: Counts) -> Part:
-        """Put heads one after the other."""
+        """Fetch the first `counts` slots of each head, one head after the other, as a part."""
         return self.like.made_of(self.store.flat(flat(counts)), counts)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -30,7 +30,7 @@ class Usage:
     attended_slots: int  # entries that a new token reads, over all rows and heads
     tiers: Mapping[str, str] = field(default_factory=dict)  # tensors, by name, that lie in another tier
     fetched: Mapping[str, float] | None = None  # counters of page selection and fetches
-    shares: tuple[Float[Tensor, " _"], ...] | None = None  # of each row's slots, in reading order: numbers kept
+    shares: tuple[Float[Tensor, " _"], ...] | None = None  # by row: of each slot, oldest first, the numbers kept
 
 
 class Part(ABC):
@@ -40,7 +40,10 @@ class Part(ABC):
 
     @abstractmethod
     def attend(self, step: AttentionStep) -> tuple[Partial, "Part"]:
-        """Attend over every slot that the step reads; all slots lie before all queries. Give the part afterwards."""
+        """Attend over every slot that the step reads. All slots lie before all queries, so there is no causal mask.
+
+        Gives also the part afterwards: one that selects pages is another one then.
+        """
 
     @abstractmethod
     def read(self, heads: slice = slice(None)) -> KV:
@@ -64,7 +67,7 @@ class Part(ABC):
 
     @abstractmethod
     def state(self) -> State:
-        """Give what is to be saved. The layout or placement that made the part builds it again by `from_state`."""
+        """Give plain values and tensors to save. The layout or placement that made the part has `from_state`."""
 
     def fork(self) -> "Part":
         """Copy what changes in place, for a second cache. Default: nothing changes, so the part is shared."""
@@ -99,7 +102,7 @@ class Layout(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """Count the bytes that it takes besides what it stores, once a model."""
+        """Count the bytes of its weights, which a model holds once."""
         ...
 
     def of_layer(self, index: int) -> "Layout":
@@ -124,7 +127,7 @@ class Placement(Protocol):
     offload_above: int | None  # raw tokens beyond which the older ones are offloaded, where nothing is lost by that
 
     def place(self, fresh: Part, transcript: Transcript) -> Part:
-        """Put a part where it will lie."""
+        """Put a part that a fold made into its tier."""
         ...
 
     def from_state(
@@ -140,4 +143,4 @@ class Placement(Protocol):
 
 def slots_of_rows(part: Part) -> list[int]:
     """List the most slots that a head of each row holds."""
-    return [max(row) for row in part.counts]
+    return [max(row) for row in part.counts]  # heads that evict by themselves may hold fewer

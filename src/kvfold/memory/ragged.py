@@ -38,12 +38,12 @@ def added(first: Counts, second: Counts) -> Counts:
 
 def counted(kept: Bool[Tensor, "B H S"]) -> Counts:
     """Count the slots that are True."""
-    return tuple(tuple(row) for row in kept.sum(dim=2).tolist())
+    return tuple(tuple(row) for row in kept.sum(dim=2).tolist())  # of [B, H, S] the last dimension
 
 
 def counts_after(counts: Counts, kept: Bool[Tensor, " slots"]) -> Counts:
     """Count the flat slots that are True, row by row and head by head."""
-    pieces = iter(kept.split(list(flat(counts))))
+    pieces = iter(kept.split(list(flat(counts))))  # one of each head, in flat order
     return tuple(tuple(int(next(pieces).sum()) for _ in row) for row in counts)
 
 
@@ -53,25 +53,25 @@ def row_starts(counts: Counts) -> list[int]:
 
 
 def order_of_rows(counts: Counts, rows: Sequence[int]) -> Int[Tensor, " slots"]:
-    """Index the flat slots of these rows, in this order, repeats allowed."""
+    """Index the flat slots of these rows, in this order, repeats allowed. Slots of one row lie together."""
     starts = row_starts(counts)
     return torch.cat([torch.arange(starts[row], starts[row + 1]) for row in rows])
 
 
 def rectangle(counts: Counts, rows: Sequence[int], heads: slice) -> Int[Tensor, "B H S"]:
     """Index the flat slots of some rows and heads that all hold equally many."""
-    starts = [0, *accumulate(flat(counts))]
-    number = len(counts[0])
+    starts = [0, *accumulate(flat(counts))]  # where row r, head h begins: at r * number + h
+    number = len(counts[0])  # heads of a row
     chosen = range(number)[heads]
-    length = counts[rows[0]][chosen[0]]
-    first = torch.tensor([[starts[row * number + head] for head in chosen] for row in rows])
-    return first[..., None] + torch.arange(length)
+    length = counts[rows[0]][chosen[0]]  # the same for all that are asked for
+    first = torch.tensor([[starts[row * number + head] for head in chosen] for row in rows])  # B H
+    return first[..., None] + torch.arange(length)  # B H S
 
 
 def interleave(first: Counts, second: Counts) -> Int[Tensor, " slots"]:
     """Index [all slots of first, all slots of second] so that each head has its first slots, then its second ones."""
     pieces = []
-    at, after = 0, total(first)
+    at, after = 0, total(first)  # where the next slots of either begin
     for mine, theirs in zip(flat(first), flat(second), strict=True):
         pieces += [torch.arange(at, at + mine), torch.arange(after, after + theirs)]
         at, after = at + mine, after + theirs

@@ -1,7 +1,7 @@
 """Recent queries: the newest queries of a layer since its last fold, row by row, with their log-sum-exp.
 
 Methods that score slots by the attention of recent queries (SnapKV) record them. Pads never enter the window; a row
-with fewer queries than the window has position -1 in front. A fold empties it.
+with fewer queries than the window has position PAD (-1) in front. A fold empties it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ class QueryWindow(Record):
     log_sum_exp: Float[Tensor, "B G W"]  # over the whole layer as it was then
     positions: Int[Tensor, "B W"]  # int32, PAD where the row has no query there
     width: int
-    padded: bool = True  # whether there may be such places
+    padded: bool = True  # whether any place may be PAD
 
     def observe(self, seen: Observation) -> "QueryWindow":
         """Append queries, and drop the oldest ones beyond the width."""
@@ -72,6 +72,7 @@ class QueryWindow(Record):
         valid: Bool[Tensor, "B Q"] | None,
     ) -> "QueryWindow":
         """Append queries whose log-sum-exp is not known yet; for readers of queries and positions only."""
+        # 0 is no log-sum-exp of theirs: whoever scores by weights must not read these.
         unknown = torch.zeros(queries.shape[:3], dtype=self.log_sum_exp.dtype, device=queries.device)
         return self._after(queries, unknown, positions, valid)
 
@@ -79,20 +80,21 @@ class QueryWindow(Record):
         """Keep the queries of tokens that are still raw; all of them where only the place reads them."""
         if not event.for_select:
             return self
-        if event.tail.length == 0:
+        if event.tail.length == 0:  # then no query's token is raw
             return None
         raw = event.tail.valid.sum(dim=1).tolist()
+        # Positions count real tokens: the raw ones of a row are its newest, from `seen - raw` on.
         first = [seen - int(count) for seen, count in zip(event.seen, raw, strict=True)]
         return self.since(torch.tensor(first, device=self.positions.device))
 
     def crop(self, seen: Sequence[int], columns: int) -> "QueryWindow":
         """Drop the queries at or after the position that comes next."""
-        stop = torch.tensor(list(seen), device=self.positions.device)
-        return self._where(self.positions < stop[:, None])
+        stop = torch.tensor(list(seen), device=self.positions.device)  # B
+        return self._where(self.positions < stop[:, None])  # PAD is less too, and stays PAD
 
     def invalidate(self, gone: Int[Tensor, "B columns"]) -> "QueryWindow":
         """Drop the queries at these positions of each row."""
-        return self._where(~(self.positions[:, :, None] == gone[:, None]).any(dim=2))
+        return self._where(~(self.positions[:, :, None] == gone[:, None]).any(dim=2))  # B W columns: any match
 
     def take_rows(self, rows: Sequence[int]) -> "QueryWindow":
         """Pick these rows, in this order, repeats allowed."""
@@ -105,7 +107,7 @@ class QueryWindow(Record):
 
     def last(self, count: int) -> "QueryWindow":
         """Give the newest `count` queries; another member may have asked for more."""
-        newest = slice(-count, None)
+        newest = slice(-count, None)  # of all places, pads included
         return replace(
             self,
             queries=self.queries[:, :, newest],
@@ -131,23 +133,24 @@ class QueryWindow(Record):
         marked = positions.to(torch.int32)
         if valid is not None:
             marked = marked.masked_fill(~valid, PAD)
-        marked = marked.expand(queries.shape[0], -1)
+        marked = marked.expand(queries.shape[0], -1)  # B Q; rows may share one line of positions
         if self.positions.shape[1]:
             queries = torch.cat([self.queries, queries], dim=2)
             log_sum_exp = torch.cat([self.log_sum_exp, log_sum_exp], dim=2)
             marked = torch.cat([self.positions, marked], dim=1)
+        # Without pads the newest queries are the last ones of every row, and no sort is needed.
         if valid is not None or self.padded:
             return self._newest(queries, log_sum_exp, marked, self.width)
         return replace(
             self,
-            queries=queries[:, :, -self.width :].clone(),
+            queries=queries[:, :, -self.width :].clone(),  # a view would keep all of them alive
             log_sum_exp=log_sum_exp[:, :, -self.width :].clone(),
             positions=marked[:, -self.width :].clone(),
         )
 
     def _where(self, stay: Bool[Tensor, "B W"]) -> "QueryWindow":
-        kept = torch.where(stay, self.positions, PAD)
-        width = int((kept != PAD).sum(dim=1).max()) if kept.shape[1] else 0
+        kept = torch.where(stay, self.positions, PAD)  # dropping a query makes it a pad
+        width = int((kept != PAD).sum(dim=1).max()) if kept.shape[1] else 0  # what the fullest row has
         return self._newest(self.queries, self.log_sum_exp, kept, width)
 
     def _newest(
@@ -158,11 +161,11 @@ class QueryWindow(Record):
         width: int,
     ) -> "QueryWindow":
         """Keep the last `width` real queries of each row; a stable sort moves pads to the front, in order."""
-        order = (positions != PAD).to(torch.int8).argsort(dim=1, stable=True)
-        order = order[:, max(positions.shape[1] - width, 0) :]
+        order = (positions != PAD).to(torch.int8).argsort(dim=1, stable=True)  # pads are 0, so they come first
+        order = order[:, max(positions.shape[1] - width, 0) :]  # B W
         heads, size = queries.shape[1], queries.shape[3]
         return QueryWindow(
-            queries=queries.gather(2, order[:, None, :, None].expand(-1, heads, -1, size)),
+            queries=queries.gather(2, order[:, None, :, None].expand(-1, heads, -1, size)),  # rows differ, heads do not
             log_sum_exp=log_sum_exp.gather(2, order[:, None].expand(-1, heads, -1)),
             positions=positions.gather(1, order),
             width=self.width,

@@ -23,8 +23,8 @@ class Observation:
 
     queries: Float[Tensor, "B G Q D"]
     log_sum_exp: Float[Tensor, "B G Q"]  # over the whole layer
-    scale: float
-    positions: Int[Tensor, "#B Q"]
+    scale: float  # of the attention scores
+    positions: Int[Tensor, "#B Q"]  # one line where all rows stand at the same
     valid: Bool[Tensor, "B Q"] | None  # None: no pads
     tail: Tail  # with the new tokens
     before: int  # columns of the tail before them
@@ -36,18 +36,18 @@ class Observation:
 class FoldEvent:
     """A fold of one layer: which columns leave the tail, and which slots stay."""
 
-    columns: int  # the oldest of the tail, which leave it
+    columns: int  # how many of the tail's oldest leave it
     kept: Bool[Tensor, "B H columns"]  # that join the folded part
     history: Bool[Tensor, " slots"] | None  # folded slots that stay; None: all
     counts: Any  # of the folded part before the fold, or None
     made: int  # new slots of each row and head that a method made
     tail: Tail  # after the fold
-    seen: tuple[int, ...]
+    seen: tuple[int, ...]  # real tokens of each row, the tail's included
     for_select: bool  # the select member asked for this record (else only the place did)
 
 
 class Record(ABC):
-    """What one layer has recorded. A value: every change gives another record."""
+    """A record of one layer. A value: every change gives another record."""
 
     @abstractmethod
     def observe(self, seen: Observation) -> "Record":
@@ -108,7 +108,7 @@ class TokenIds(Recorder):
         raise AssertionError("ids are kept by the transcript, not by layers")
 
     def restore(self, plain: dict[str, Any], tensors: dict[str, Tensor]) -> Record:
-        """Refuse likewise."""
+        """Refuse: no file has ids in its layers."""
         raise AssertionError("ids are kept by the transcript, not by layers")
 
 

@@ -59,7 +59,7 @@ class Chooser(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a layer folds by."""
+    """The members of a plan and the pinned tokens, as a layer folds by them."""
 
     select: Chooser
     layout: Layout
@@ -78,22 +78,26 @@ class Rules:
 
     def __post_init__(self) -> None:
         select, placement = self.select, self.placement
+        # A method that chooses jointly may drop or make slots without a budget.
         unlimited = select.budget is None and not select.chooses_jointly
-        lossless = unlimited and self.layout.lossless
-        own = () if placement is None else placement.records
-        recorders = combined([recorder for recorder in (*select.records, *own) if not isinstance(recorder, TokenIds)])
-        sums = any(not recorder.allows_crop for recorder in select.records)
+        lossless = unlimited and self.layout.lossless  # a fold moves slots and changes none
+        of_place = () if placement is None else placement.records
+        asked = (*select.records, *of_place)
+        # Ids are kept by the transcript, not by layers.
+        recorders = combined([recorder for recorder in asked if not isinstance(recorder, TokenIds)])
+        sums = any(not recorder.allows_crop for recorder in select.records)  # attention is added up
         derived = {
             "folds": not lossless or placement is not None,
             "recorders": recorders,
             "reads_ids": any(isinstance(recorder, TokenIds) for recorder in select.records),
             "delimiters": None if placement is None else placement.delimiters,
+            # Tokens may go early only where the method would keep them all as they are.
             "offload_above": placement.offload_above if placement is not None and lossless else None,
             "allows_crop": not sums,
             "slot_extra_bytes": _POSITION_BYTES + (_SUM_BYTES if sums else 0),
         }
         for name, value in derived.items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)  # frozen: only here, while it is made
 
     @property
     def select_records(self) -> frozenset[str]:
@@ -103,12 +107,13 @@ class Rules:
     @property
     def recent_queries(self) -> int:
         """Count the recent queries that the select member reads."""
-        return max((one.count for one in self.select.records if isinstance(one, RecentQueries)), default=0)
+        counts = [recorder.count for recorder in self.select.records if isinstance(recorder, RecentQueries)]
+        return max(counts, default=0)
 
     def of_layer(self, index: int) -> "Rules":
         """Give the rules of one layer of the model."""
         return replace(self, layout=self.layout.of_layer(index))
 
 
-_POSITION_BYTES = 4
-_SUM_BYTES = 4
+_POSITION_BYTES = 4  # int32
+_SUM_BYTES = 4  # float32

@@ -35,12 +35,12 @@ class Snapshot:
 
 def take(memory: Memory) -> Snapshot:
     """Take what a memory holds now. A forward that never ended is undone first, and an interrupted fold is ended."""
-    mark = memory.mark()
+    mark = memory.mark()  # its buffers are frozen, so what is saved does not change under the writer
     tensors: dict[str, Tensor] = {f"text.{name}": tensor for name, tensor in mark.transcript.tensors()}
     layers: Plain = {}
     for index, state in mark.states.items():
-        own, layers[str(index)] = _of_layer(state, memory.layers[index].scale)
-        tensors |= {f"{index}.{name}": tensor for name, tensor in own.items()}
+        held, layers[str(index)] = _of_layer(state, memory.layers[index].scale)
+        tensors |= {f"{index}.{name}": tensor for name, tensor in held.items()}
     boundaries = {"prompt": mark.boundaries.prompt, "stride": mark.boundaries.stride}
     plain = {"fed": mark.fed, "boundaries": boundaries, "text_length": mark.transcript.length, "layers": layers}
     return Snapshot(tensors=tensors, plain=plain)
@@ -51,12 +51,13 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
 
     Raises CacheError for another set of layers and FileError for a snapshot that contradicts itself.
     """
-    theirs = sorted(int(index) for index in snapshot.plain["layers"])
+    theirs = sorted(int(index) for index in snapshot.plain["layers"])  # keys of JSON are words
     if theirs != sorted(memory.layers):
         raise CacheError(
             f"a memory of layers {theirs} was to be put into a model that folds {sorted(memory.layers)}; "
             "what one model remembers means nothing to another; load it with the model that it was saved with"
         )
+    # Files of version 1 have other names.
     plain, tensors = renewed(snapshot.plain, snapshot.tensors)
     grouped = _grouped(tensors)
     text = grouped.get("text", {})
@@ -66,6 +67,7 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
         of_layer = _grouped(grouped.get(str(index), {}))
         states[index] = _state(plain["layers"][str(index)], of_layer, layer.rules, transcript)
         layer.scale = plain["layers"][str(index)]["scale"]
+    # States go in only when every layer's has been built: a bad file leaves the memory's as they were.
     memory.restore(
         Mark(
             states=states,
@@ -87,7 +89,7 @@ def _of_layer(state: LayerState, scale: float | None) -> tuple[dict[str, Tensor]
         elif isinstance(holder, Record):
             plain["records"][name], held = holder.plain(), dict(holder.tensors())
         else:
-            tight = holder if holder.keys.shape[2] == holder.length else holder.after(0)
+            tight = holder if holder.keys.shape[2] == holder.length else holder.after(0)  # a copy without slack
             plain[name] = {"length": tight.length, "start": tight.start, "padded": tight.padded}
             held = dict(tight.tensors())
         tensors |= {f"{name}.{inner}": tensor for inner, tensor in held.items()}
@@ -98,7 +100,7 @@ def _grouped(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     """Group tensors by the first word of their names: "3.sinks.keys" -> 3 -> "sinks.keys"."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        first, _, inner = name.partition(".")
+        first, _, inner = name.partition(".")  # inner names may have dots too
         groups.setdefault(first, {})[inner] = tensor
     return groups
 

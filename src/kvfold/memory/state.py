@@ -19,7 +19,7 @@ from kvfold.memory.tail import PAD, Tail
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerState:
-    """What a layer holds."""
+    """Sinks, folded part, raw tail and records of one layer. All but `records` follow one another in the text."""
 
     sinks: Part | None = None  # the first real tokens of each row, raw
     folded: Part | None = None
@@ -75,7 +75,7 @@ class LayerState:
         """Copy the tail into fresh buffers, so that what others see in the old ones is not written over."""
         if self.tail is None:
             return self
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # a later forward writes into these buffers, in any mode
             return replace(self, tail=self.tail.after(0))
 
     def invalidated(self, valid: Bool[Tensor, "B length"]) -> "LayerState":
@@ -83,11 +83,11 @@ class LayerState:
         tail = self.tail
         if tail is None:
             return self
-        gone = tail.valid & ~valid
-        if not gone.any():
+        gone = tail.valid & ~valid  # B length: were tokens, and are pads by the later mask
+        if not gone.any():  # the usual case: a mask that grows says nothing new
             return self
-        lost = gone.sum(dim=1).tolist()
-        at = tail.positions[:, : tail.length].masked_fill(~gone, PAD)
+        lost = gone.sum(dim=1).tolist()  # of each row
+        at = tail.positions[:, : tail.length].masked_fill(~gone, PAD)  # B length: positions that are lost
         with torch.inference_mode(False):
             return replace(
                 self,
@@ -110,7 +110,7 @@ class LayerState:
             raise CacheError(
                 "asked to remove tokens whose attention was already added up; use a plan that keeps no such sums"
             )
-        removed = tail.valid[:, tail.length - columns :].sum(dim=1).tolist()
+        removed = tail.valid[:, tail.length - columns :].sum(dim=1).tolist()  # real tokens of each row
         seen = tuple(seen - int(count) for seen, count in zip(self.seen, removed, strict=True))
         with torch.inference_mode(False):
             records = {name: record.crop(seen, columns) for name, record in self.records.items()}

@@ -57,7 +57,7 @@ class AttentionStep:
 
     def mean_query(self, heads: int) -> Float[Tensor, "N D"]:
         """Average the queries of each row and key/value head."""
-        return self.queries.unflatten(1, (heads, -1)).float().mean(dim=(2, 3)).flatten(0, 1)
+        return self.queries.unflatten(1, (heads, -1)).float().mean(dim=(2, 3)).flatten(0, 1)  # over group and tokens
 
     def newest(
         self,
@@ -65,16 +65,18 @@ class AttentionStep:
         heads: int,
     ) -> tuple[Float[Tensor, "N K D"], Bool[Tensor, "N K"] | None]:
         """Group the last `count` recent queries and the first new one by KV head; which are valid (None: all)."""
-        queries = self.queries[:, :, :1]
+        queries = self.queries[:, :, :1]  # B G 1 D
         group = queries.shape[1] // heads
         real = None if self.valid is None else self.valid[:, :1]
         if self.recent is not None:
-            queries = torch.cat([self.recent.queries[:, :, -count:], queries], dim=2)
-            there = self.recent.positions[:, -count:] != PAD
-            now = there.new_ones(there.shape[0], 1) if real is None else real
-            real = torch.cat([there, now], dim=1)
+            queries = torch.cat([self.recent.queries[:, :, -count:], queries], dim=2)  # B G K D
+            there = self.recent.positions[:, -count:] != PAD  # B, K - 1
+            now = there.new_ones(there.shape[0], 1) if real is None else real  # B 1
+            real = torch.cat([there, now], dim=1)  # B K
         if real is not None:
+            # B K -> B H group K -> N, group x K: the mask follows the queries, head of the group by head.
             real = real[:, None, None].expand(-1, heads, group, -1).flatten(2).flatten(0, 1)
+        # B G K D -> B H group K D -> N, group x K, D.
         return queries.unflatten(1, (heads, group)).flatten(2, 3).flatten(0, 1), real
 
     @property

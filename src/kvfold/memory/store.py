@@ -35,7 +35,7 @@ class Buffer(ABC):
 
     @abstractmethod
     def gather(self, flat: Int[Tensor, " S"]) -> Tensor:
-        """Read any slots, by head x capacity + slot."""
+        """Read any slots [S, ...], each by its number: head x capacity + slot."""
 
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
@@ -62,7 +62,7 @@ class TensorBuffer(Buffer):
 
     def gather(self, flat: Int[Tensor, " S"]) -> Tensor:
         """Copy slots out of the tensor."""
-        return self.tensor.flatten(0, 1).index_select(0, flat.to(self.tensor.device))
+        return self.tensor.flatten(0, 1).index_select(0, flat.to(self.tensor.device))  # N x capacity, ...
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the tensor."""
@@ -85,7 +85,7 @@ class Tier(ABC):
         """Make room for slots. Raises FileError where there is none left."""
 
     def __deepcopy__(self, memo: dict) -> "Tier":
-        return self  # a copy of a cache uses the same memory, in buffers of its own
+        return self  # a copied cache uses the same tier, in other buffers
 
 
 class TierStore:
@@ -95,7 +95,7 @@ class TierStore:
         self.tier, self.device = tier, device
         self.buffers: dict[str, Buffer] = {}
         self.capacity = 0
-        self.filled: tuple[int, ...] = ()  # slots of each head that somebody has written
+        self.filled: tuple[int, ...] = ()  # slots of each head that are written, by any part of this store
         self.lineage = object()  # the same for stores whose common slots are the same
         self._lock = threading.Lock()
 
@@ -109,17 +109,20 @@ class TierStore:
 
         Gives this store, or a copy where another part has written there already.
         """
-        stops = [held + more for held, more in zip(counts, sizes, strict=True)]
+        stops = [held + more for held, more in zip(counts, sizes, strict=True)]  # slots of each head afterwards
+        # Forks share a store: two of them must not both find that they are the newest.
         with self._lock:
-            newest = counts == self.filled or not any(self.filled)
+            newest = counts == self.filled or not any(self.filled)  # no other part has written behind these
             if newest and self.buffers and max(stops) <= self.capacity:
                 self._put(counts, payload, sizes)
                 self.filled = tuple(stops)
                 return self
-        most = max(*stops, 1)
+        most = max(*stops, 1)  # of any head: buffers are rectangles
+        # A store that is written for the first time fits exactly: many never grow.
         grown = self._copy(counts, payload, most + most // 8 if any(counts) else most)
         grown._put(counts, payload, sizes)
         grown.filled = tuple(stops)
+        # A copy of all that was written continues the history; one that branches off begins another.
         if newest:
             grown.lineage = self.lineage
         return grown
@@ -149,6 +152,7 @@ class TierStore:
                 yield from ((f"{name}_{at}", tensor) for at, tensor in enumerate(held))
 
     def __deepcopy__(self, memo: dict) -> "TierStore":
+        # A window without slots says dtype and shape.
         like = {name: buffer.window(0, 0) for name, buffer in self.buffers.items()}
         twin = self._copy(self.filled, like, self.capacity)
         twin.filled, twin.lineage = self.filled, copy.deepcopy(self.lineage, memo)
@@ -160,7 +164,7 @@ class TierStore:
         like: Mapping[str, Tensor],
         capacity: int,
     ) -> "TierStore":
-        """Copy the first slots into a store of another capacity, shaped for payloads like this."""
+        """Copy the first `counts` slots of each head into a store of another capacity, for payloads like this."""
         twin = TierStore(self.tier, self.device)
         twin.capacity = capacity
         for name, tensor in like.items():
@@ -182,7 +186,7 @@ class TierStore:
         for name, tensor in payload.items():
             buffer = self.buffers[name]
             for head, piece in enumerate(tensor.split(list(sizes))):
-                if sizes[head]:
+                if sizes[head]:  # a piece of no slots has no place to go
                     buffer.write(head, counts[head], piece)
 
 

@@ -17,20 +17,20 @@ PAD = -1  # the position of a column that holds no token of this row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """`length` columns of raw keys and values, the first of which was row `start` of those fed to the model."""
+    """`length` columns of raw keys and values. The first of them is number `start` of the columns that were fed."""
 
     keys: Float[Tensor, "B H capacity D"]
     values: Float[Tensor, "B H capacity E"]
     positions: Int[Tensor, "B capacity"]  # int32, PAD where the column is no token of the row
-    length: int
-    start: int
+    length: int  # columns that are read; older tails of the same buffers read fewer
+    start: int  # columns that left before
     padded: bool  # whether any column is a pad for some row
 
     @classmethod
     def empty(cls, keys: Tensor, values: Tensor) -> "Tail":
         """Make a tail of no columns, shaped and typed like these keys and values."""
         rows, heads = keys.shape[:2]
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # else later forwards could not write into the buffers
             return cls(
                 keys=keys.new_empty(rows, heads, 0, keys.shape[-1]),
                 values=values.new_empty(rows, heads, 0, values.shape[-1]),
@@ -56,6 +56,7 @@ class Tail:
         """Write tokens behind the others; new buffers only when they do not fit."""
         stop = self.length + keys.shape[2]
         grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // 8)
+        # Behind `length` nobody reads: tails that share the buffers end at or before it, or copied them (memory.py).
         grown.keys[:, :, self.length : stop] = keys
         grown.values[:, :, self.length : stop] = values
         grown.positions[:, self.length : stop] = positions if valid is None else positions.masked_fill(~valid, PAD)
@@ -63,7 +64,7 @@ class Tail:
 
     def without(self, invalid: Bool[Tensor, "B length"]) -> "Tail":
         """Turn some columns into pads for some rows."""
-        positions = self.positions.clone()
+        positions = self.positions.clone()  # older tails read the old ones; keys and values stay shared
         positions[:, : self.length].masked_fill_(invalid, PAD)
         return replace(self, positions=positions, padded=True)
 
@@ -77,10 +78,10 @@ class Tail:
         return Tail(
             keys=self.keys[:, :, rest].clone(),
             values=self.values[:, :, rest].clone(),
-            positions=self.positions[:, rest].clone(),
+            positions=self.positions[:, rest].clone(),  # cloned: a view would keep the whole buffer alive
             length=self.length - columns,
             start=self.start + columns,
-            padded=self.padded and bool((self.positions[:, rest] == PAD).any()),
+            padded=self.padded and bool((self.positions[:, rest] == PAD).any()),  # masks are dropped with the last pad
         )
 
     def take_rows(self, rows: Sequence[int]) -> "Tail":
@@ -101,14 +102,14 @@ class Tail:
             return 0
         buffers = (self.keys, self.values, self.positions)
         held = sum(tensor.untyped_storage().nbytes() for tensor in buffers)
-        return held // columns * (columns - self.length)
+        return held // columns * (columns - self.length)  # bytes a column, times columns behind the last
 
     def _with_room(self, capacity: int) -> "Tail":
         rows, heads = self.keys.shape[:2]
         with torch.inference_mode(False):
             keys = self.keys.new_empty(rows, heads, capacity, self.keys.shape[-1])
             values = self.values.new_empty(rows, heads, capacity, self.values.shape[-1])
-            positions = self.positions.new_full((rows, capacity), PAD)
+            positions = self.positions.new_full((rows, capacity), PAD)  # slack is no token
         keys[:, :, : self.length] = self.keys[:, :, : self.length]
         values[:, :, : self.length] = self.values[:, :, : self.length]
         positions[:, : self.length] = self.positions[:, : self.length]

@@ -16,7 +16,7 @@ from torch import Tensor
 LEVEL = 0b111  # bits of a class: how good an end
 SOFT = 0b1000  # an end only where what follows stands apart
 APART = 0b10000  # begins with a space, a new line, or something that is no letter or digit
-CLOSER = 0b100000  # quotes and brackets that belong to what is before them
+CLOSER = 0b100000  # quotes and brackets that belong to the token before them
 STEM = 0b1000000  # a dot after it is no end: Dr, e.g, a single letter
 _STRONG = 5  # the least level that ends a sentence by itself
 
@@ -24,7 +24,7 @@ _STRONG = 5  # the least level that ends a sentence by itself
 def ends(classes: Any, after: Any) -> Any:
     """Tell whether a sentence ends at a token, from its class and its successor's; of numbers or arrays of them."""
     strong = (classes & LEVEL) >= _STRONG
-    inside = ((classes & SOFT) != 0) & ((after & APART) == 0)
+    inside = ((classes & SOFT) != 0) & ((after & APART) == 0)  # as the dot of 3.5
     return strong & ~inside
 
 
@@ -50,7 +50,7 @@ class Transcript:
         """Write the classes of new tokens at their positions; None writes that nothing is known of them."""
         if classes is None and self.classes is None:
             return self
-        stop = max(self.length, int(positions.max()) + 1)
+        stop = max(self.length, int(positions.max()) + 1)  # positions from 0 to here have a class
         held = self._with_room(len(positions), stop, positions.device)
         fresh = torch.zeros(positions.shape, dtype=torch.uint8, device=held.device) if classes is None else classes
         where = positions.long()
@@ -64,11 +64,11 @@ class Transcript:
         return self if self.ids is None else replace(self, ids=self.ids[:, columns:].clone())
 
     def cropped(self, columns: int) -> "Transcript":
-        """Drop the ids of the newest columns; classes of later positions are written again when these come."""
+        """Drop the ids of the newest columns. Classes stay: later positions are written again when they come."""
         return self if self.ids is None else replace(self, ids=self.ids[:, : self.ids.shape[1] - columns].clone())
 
     def take_rows(self, rows: Sequence[int]) -> "Transcript":
-        """Pick these rows, in this order, repeats allowed, in buffers of their own."""
+        """Pick these rows, in this order, repeats allowed, into fresh buffers."""
         picked = list(rows)
         return replace(
             self,
@@ -80,7 +80,7 @@ class Transcript:
         """Read the classes of one row at some positions; zeros where nothing is known."""
         if self.classes is None or self.length == 0:
             return bytes(len(positions))
-        known = self.classes[row].to("cpu")
+        known = self.classes[row].to("cpu")  # text is cut on the host
         where = positions.to("cpu").long()
         return bytes(known[where.clamp(max=self.length - 1)].numpy())
 
@@ -88,9 +88,9 @@ class Transcript:
         """Tell of each row whether a sentence ended just before a position; None where no classes are known."""
         if self.classes is None:
             return None
-        where = positions.long().clamp(min=1, max=max(self.length - 1, 1))[:, None]
+        where = positions.long().clamp(min=1, max=max(self.length - 1, 1))[:, None]  # B 1
         before, after = self.classes.gather(1, where - 1), self.classes.gather(1, where)
-        return ends(before, after)[:, 0] & (positions > 0)
+        return ends(before, after)[:, 0] & (positions > 0)  # before the first token nothing ended
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor held, by name."""
@@ -102,9 +102,9 @@ class Transcript:
     def _with_room(self, rows: int, positions: int, device: torch.device) -> Tensor:
         """Give a buffer for so many positions and one place more; it grows by an eighth."""
         held = self.classes
-        if held is not None and positions < held.shape[1]:
+        if held is not None and positions < held.shape[1]:  # the last place is for pads
             return held
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # later forwards write into it, in any mode
             grown = torch.zeros(
                 rows,
                 positions + positions // 8 + 1,

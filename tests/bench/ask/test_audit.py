@@ -30,9 +30,9 @@ class Hoarder(StreamingLLM):
 
     cellar: list = dataclasses.field(default_factory=list, compare=False)
 
-    def choose(self, kv, slots, observed):
-        self.cellar.append(kv.keys)
-        return StreamingLLM.choose(self, kv, slots, observed)
+    def choose_slots(self, candidates):
+        self.cellar.append(candidates.kv.keys)
+        return StreamingLLM.choose_slots(self, candidates)
 
 
 class Boaster(AuditedRows):

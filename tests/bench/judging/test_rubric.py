@@ -1,7 +1,7 @@
 import pytest
 
 from kvfold.bench.judging import rubric
-from kvfold.bench.judging.talk import TASKS, ability_scores
+from kvfold.bench.judging.dialogues import TASKS, ability_scores
 
 HISTORY = [("Who wrote Emma?", "Jane Austen did.")]
 

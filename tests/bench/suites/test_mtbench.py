@@ -7,8 +7,8 @@ from stub_judge import refuse, stub_judge
 
 from kvfold.bench.choices import choose
 from kvfold.bench.judging import replies as replying
+from kvfold.bench.judging.dialogues import TASKS
 from kvfold.bench.judging.suite import agreement
-from kvfold.bench.judging.talk import TASKS
 from kvfold.bench.report.live import PlainLines
 from kvfold.bench.run.executor import InProcess
 from kvfold.bench.run.job import Job
@@ -121,8 +121,8 @@ def log(subject, monkeypatch):
 
 def test_golden_replies_stand_in_the_history_of_mtbench101_and_each_turn_is_folded(subject, data, log):
     chosen = suite("mtbench101", data)
-    talk = next(talk for talk in chosen.samples(n=26, seed=0) if talk.name == "TS 1")
-    replying.replies(subject, "full", [talk], reply_tokens=4)
+    dialogue = next(dialogue for dialogue in chosen.samples(n=26, seed=0) if dialogue.name == "TS 1")
+    replying.replies(subject, "full", [dialogue], reply_tokens=4)
     said = {i: entry[2] for i, entry in enumerate(log) if entry[0] == "ask"}
     q = [f"<|user|> Question {i} of TS 1?<|end|>" for i in range(3)]
     assert log == [
@@ -138,8 +138,8 @@ def test_golden_replies_stand_in_the_history_of_mtbench101_and_each_turn_is_fold
 
 def test_the_models_own_reply_stands_in_the_history_of_mtbench(subject, data, log):
     chosen = suite("mtbench", data)
-    talk = chosen.samples(n=1, seed=0)[0]
-    found = replying.replies(subject, "full", [talk], reply_tokens=4)[0]
+    dialogue = chosen.samples(n=1, seed=0)[0]
+    found = replying.replies(subject, "full", [dialogue], reply_tokens=4)[0]
     assert [entry[0] for entry in log] == ["ask", "feed", "fold", "ask"]
     assert log[1][1].endswith(f"<|assistant|> {found.texts[0]}<|end|>".replace("  ", " "))
     assert log[3][1] == "<|user|> And doubled?<|end|><|assistant|>"
@@ -147,33 +147,33 @@ def test_the_models_own_reply_stands_in_the_history_of_mtbench(subject, data, lo
 
 
 def test_the_first_turn_of_six_tasks_only_sets_the_scene(data):
-    talks = suite("mtbench101", data).samples(n=26, seed=0)
-    scene = {talk.task for talk in talks if not talk.turns[0].counts}
+    dialogues = suite("mtbench101", data).samples(n=26, seed=0)
+    scene = {dialogue.task for dialogue in dialogues if not dialogue.turns[0].counts}
     assert scene == {"CM", "AR", "CR", "FR", "SC", "SA"}
-    assert all(turn.counts for talk in talks for turn in talk.turns[1:])
+    assert all(turn.counts for dialogue in dialogues for turn in dialogue.turns[1:])
 
 
 def test_rows_are_answered_as_they_would_be_alone(subject, data):
-    talks = suite("mtbench101", data).samples(n=26, seed=0)
-    talks = [talk for talk in talks if talk.task in ("TS", "CM", "IC")]
-    together = replying.replies(subject, HALF.plan, talks, reply_tokens=4)
-    alone = [replying.replies(subject, HALF.plan, [talk], reply_tokens=4)[0] for talk in talks]
+    dialogues = suite("mtbench101", data).samples(n=26, seed=0)
+    dialogues = [dialogue for dialogue in dialogues if dialogue.task in ("TS", "CM", "IC")]
+    together = replying.replies(subject, HALF.plan, dialogues, reply_tokens=4)
+    alone = [replying.replies(subject, HALF.plan, [dialogue], reply_tokens=4)[0] for dialogue in dialogues]
     assert [one.tokens for one in together] == [one.tokens for one in alone]
 
 
 def test_samples_take_the_families_in_turn_and_follow_from_the_seed(data):
     chosen = suite("mtbench101", data)
-    talks = chosen.samples(n=13, seed=0)
-    assert {talk.task for talk in talks} == set(TASKS)
-    assert talks == chosen.samples(n=13, seed=0)
-    assert [talk.name for talk in talks] != [talk.name for talk in chosen.samples(n=13, seed=1)]
+    dialogues = chosen.samples(n=13, seed=0)
+    assert {dialogue.task for dialogue in dialogues} == set(TASKS)
+    assert dialogues == chosen.samples(n=13, seed=0)
+    assert [dialogue.name for dialogue in dialogues] != [dialogue.name for dialogue in chosen.samples(n=13, seed=1)]
 
 
 def test_the_judge_sees_golden_history_own_reply_and_reference_where_the_task_has_one(subject, data, judge):
     chosen = judged("mtbench101", data, judge)
-    talk = next(talk for talk in chosen.samples(n=26, seed=0) if talk.name == "MR 1")
-    chosen.ask(subject, "full", [talk])
-    reply = replying.replies(subject, "full", [talk], reply_tokens=4)[0].texts[-1]
+    dialogue = next(dialogue for dialogue in chosen.samples(n=26, seed=0) if dialogue.name == "MR 1")
+    chosen.ask(subject, "full", [dialogue])
+    reply = replying.replies(subject, "full", [dialogue], reply_tokens=4)[0].texts[-1]
     shown = judge.asked[-1]["messages"][1]["content"]
     assert len(judge.asked) == 3
     assert "Golden MR 1 0." in shown
@@ -184,8 +184,8 @@ def test_the_judge_sees_golden_history_own_reply_and_reference_where_the_task_ha
 def test_a_dialogue_is_worth_its_worst_turn_in_mtbench101_and_its_mean_turn_in_mtbench(subject, data, judge):
     judge.answers = ["[[9]]", "[[4]]", "[[8]]"]
     chosen = judged("mtbench101", data, judge)
-    talk = next(talk for talk in chosen.samples(n=26, seed=0) if talk.name == "TS 1")
-    [outcome] = chosen.ask(subject, "full", [talk])
+    dialogue = next(dialogue for dialogue in chosen.samples(n=26, seed=0) if dialogue.name == "TS 1")
+    [outcome] = chosen.ask(subject, "full", [dialogue])
     assert (outcome.score, outcome.metrics["turn_average"], outcome.family) == (4.0, 7.0, "TS")
     judge.answers = ["[[9]]", "[[4]]"]
     [outcome] = (chosen := judged("mtbench", data, judge)).ask(subject, "full", chosen.samples(n=1, seed=0))
@@ -301,7 +301,7 @@ def test_a_dialogue_beyond_the_models_positions_is_refused_before_it_is_fed(subj
 @pytest.mark.skipif(not REAL.is_dir(), reason="KVFOLD_DATA names no folder with eval/")
 @pytest.mark.parametrize(("name", "rows", "families"), [("mtbench101", 1388, 13), ("mtbench", 80, 8)])
 def test_the_published_files_are_read_whole(name, rows, families):
-    talks = choose(find(name), data=REAL).samples(n=rows, seed=0)
-    assert len(talks) == rows
-    assert len({talk.task for talk in talks}) == families
-    assert len({talk.task for talk in talks[:families]}) == families
+    dialogues = choose(find(name), data=REAL).samples(n=rows, seed=0)
+    assert len(dialogues) == rows
+    assert len({dialogue.task for dialogue in dialogues}) == families
+    assert len({dialogue.task for dialogue in dialogues[:families]}) == families

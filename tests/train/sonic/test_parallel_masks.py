@@ -52,7 +52,7 @@ def in_parallel(model, adapter, laid_out):
 
 def masks_of(model, layout):
     """Of every layer; sliding ones see their window."""
-    config = model.config.get_text_config(decoder=True)
+    config = ModelBinding.of(model).text_config
     folding = ModelBinding.of(model).folding_layers
     masks = layout.masks(folding)
     for index in set(range(config.num_hidden_layers)) - set(folding):

@@ -111,7 +111,7 @@ def test_every_term_of_the_salience_has_a_switch(tmp_path, term, done):
     run = a_run(tmp_path, terms=replace(Terms(salience=0.0, choice=0.0), **{term: 1.0}))
     batch, run.loss.scorer_done = run.talks_of(random.Random(3), turns=4), done
     run.loss(batch).mean.backward()
-    assert any(bool(weight.grad.any()) for weight in run.adapter.salience.layers.parameters())
+    assert any(bool(weight.grad.any()) for weight in run.adapter.scorer.layers.parameters())
     run.loss.terms = Terms(salience=0.0, choice=0.0)
     assert float(run.loss(batch).mean.detach()) == 0
 

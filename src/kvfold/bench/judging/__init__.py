@@ -1,5 +1,5 @@
-"""Replies to real dialogues, and a judge's opinion of them from any endpoint that speaks OpenAI's chat completions.
+"""Replies to real dialogues, and a judge's grades of them from any endpoint that speaks OpenAI's chat completions.
 
-talk.py says what a dialogue is, replies.py lets a folded model answer it, rubric.py words what the judge is asked,
+dialogues.py says what a dialogue is, replies.py lets a folded model answer it, rubric.py words what the judge is asked,
 endpoint.py sends it, judge.py keeps the scores, notebook.py is the file that both are kept in. suite.py ties them.
 """

@@ -22,14 +22,14 @@ LONGEST_PAUSE_SECONDS = 60.0
 PATH = "/chat/completions"
 
 _PASSING = frozenset({408, 409, 425, 429})  # and all from 500 on
-_SHOWN = 200  # characters of a server's own words in an error
+_SHOWN = 200  # characters of a server's answer in an error
 
 Message = Mapping[str, str]
 Read = TypeVar("Read")
 
 
-class _Again(Exception):
-    """Something that may pass: why, and how long the server asked to be left alone."""
+class _Retry(Exception):
+    """A failure that may pass: why, and the pause that the server wants before the next try."""
 
     def __init__(self, why: str, pause_seconds: float = 0.0) -> None:
         super().__init__(why)
@@ -38,7 +38,7 @@ class _Again(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where a model answers, and how patient one is with it."""
+    """Where a model answers, and how often and how long it is tried."""
 
     url: str  # up to and with the version, like http://localhost:8000/v1
     model: str
@@ -58,7 +58,7 @@ class Endpoint:
             )
 
     def ask(self, messages: Sequence[Message], read: Callable[[str], Read | None]) -> Read:
-        """What `read` makes of the model's answer; where that is None, the answer counts as rubbish and is asked again.
+        """Read the model's answer by `read`; where that gives None, the prompt is sent again.
 
         Raises SuiteError, in one line, when the last try has failed.
         """
@@ -69,8 +69,8 @@ class Endpoint:
                 found = read(text)
                 if found is not None:
                     return found
-                raise _Again(f"it answered {_short(text)!r}, which holds no rating")
-            except _Again as reason:
+                raise _Retry(f"it answered {_short(text)!r}, which holds no rating")
+            except _Retry as reason:
                 why = str(reason)
                 if attempt + 1 < self.tries:
                     pause = max(self.pause_seconds * 2**attempt, reason.pause_seconds)
@@ -89,26 +89,26 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             raise self._refused(error) from None
         except TimeoutError:
-            raise _Again(f"it said nothing for {self.limit_seconds:g} seconds") from None
+            raise _Retry(f"it said nothing for {self.limit_seconds:g} seconds") from None
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
-                raise _Again(f"it said nothing for {self.limit_seconds:g} seconds") from None
-            raise _Again(f"it could not be reached ({error.reason})") from None
+                raise _Retry(f"it said nothing for {self.limit_seconds:g} seconds") from None
+            raise _Retry(f"it could not be reached ({error.reason})") from None
         except (OSError, HTTPException) as error:
-            raise _Again(f"the connection broke ({type(error).__name__})") from None
+            raise _Retry(f"the connection broke ({type(error).__name__})") from None
 
     def _address(self) -> str:
         base = self.url.rstrip("/")
         return base if base.endswith(PATH) else base + PATH
 
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
-        """What an answer of another status than 200 comes to."""
+        """The error for an answer of another status than 200."""
         try:
             said = _short(error.read().decode("utf-8", errors="replace"))
         except (OSError, HTTPException):
             said = ""
         if error.code in _PASSING or error.code >= 500:
-            return _Again(f"it answered {error.code} {said!r}", _asked_pause(error))
+            return _Retry(f"it answered {error.code} {said!r}", _wanted_pause(error))
         return SuiteError(
             f"the judge {self.model} at {self.url} was asked; it refuses with {error.code} {said!r}; give the address "
             f"and name of a model that it serves, and its key in {KEY_NAME}; finished judgements are kept"
@@ -126,13 +126,13 @@ def _content(data: bytes) -> str:
         text = json.loads(data)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
         said = _short(data.decode("utf-8", errors="replace"))
-        raise _Again(f"its answer {said!r} is no chat completion") from None
+        raise _Retry(f"its answer {said!r} is no chat completion") from None
     if not isinstance(text, str):
-        raise _Again("its answer holds no text")
+        raise _Retry("its answer holds no text")
     return text
 
 
-def _asked_pause(error: urllib.error.HTTPError) -> float:
+def _wanted_pause(error: urllib.error.HTTPError) -> float:
     try:
         return max(0.0, float(error.headers.get("Retry-After", "0")))
     except ValueError:  # a date: rare, and our own pauses will do

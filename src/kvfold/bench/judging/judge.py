@@ -1,7 +1,7 @@
-"""A judge and everything it has said: each prompt is put to it once, whatever run or plan it came from.
+"""A judge and its judgements so far: each prompt is put to it once, whatever run or plan it came from.
 
-Judgements are kept by what was asked, so a run that was stopped, or whose judge gave up, goes on with what is
-missing; the address is no part of that, the judge's name is. Several prompts are under way at a time.
+Judgements are kept by their prompts, so a run that was stopped, or whose judge gave up, goes on with what is
+missing; the judge's name is part of the key, its address is not. Several prompts are under way at a time.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Judge:
     at_a_time: int = 4
 
     def scores(self, prompts: Sequence[Sequence[Message]]) -> list[float]:
-        """A grade for each prompt, in order. Raises SuiteError when the judge gives up; what is done is kept."""
+        """Grade each prompt, in order. Raises SuiteError when the judge gives up; what is done is kept."""
         pool = ThreadPoolExecutor(self.at_a_time, thread_name_prefix="kvfold-judge")
         try:
             jobs = [pool.submit(self._score, prompt) for prompt in prompts]

@@ -1,7 +1,7 @@
-"""A file of things that were expensive to find out, each under a key, so that none is found out twice.
+"""A file of results that were expensive to get, each under a key, so that none is made twice.
 
 One entry is one line of JSON, written by a single call and flushed to the disk; a line that a kill cut short is passed
-over, and the next entry begins on a line of its own. Entries are only ever added. It knows nothing of what they mean.
+over, and the next entry begins on a new line. Entries are only ever added. It knows nothing of what they mean.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ _BEGIN = b'{"key": "'  # of every line
 
 
 def key_of(*parts: Any) -> str:
-    """A short name for some JSON values, the same in every process."""
+    """Hash JSON values to a short name that is the same in every process."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 @cache  # one object a file, so that threads of this process share its lock
 def open_notebook(path: Path) -> "Notebook":
-    """The notebook in that file, which need not exist yet."""
+    """Open the notebook in that file, which need not exist yet."""
     return Notebook(path)
 
 
@@ -39,7 +39,7 @@ class Notebook:
         self._read_bytes = 0
 
     def find(self, key: str) -> Mapping[str, Any] | None:
-        """The entry under that key, or None. Raises FileError where the file holds something else than entries."""
+        """Find an entry by its key; None where there is none. Raises FileError for a file of another kind."""
         with self._lock:
             self._catch_up()
             return self._entries.get(key)

@@ -1,4 +1,4 @@
-"""What a judge is asked, in our own words after the public descriptions of MT-Bench and MT-Bench-101.
+"""The prompts of a judge, in our words after the public descriptions of MT-Bench and MT-Bench-101.
 
 Both grade one reply at a time from 1 to 10, with reasons first and the rating in double brackets at the end
 (https://arxiv.org/abs/2306.05685, https://arxiv.org/abs/2402.14762). Our wording differs from theirs, so scores are
@@ -59,19 +59,19 @@ CRITERIA: Mapping[str, str] = {
 def judge_task(
     task: str, history: Sequence[tuple[str, str]], question: str, reply: str, reference: str
 ) -> list[dict[str, str]]:
-    """What is sent about one reply in an MT-Bench-101 dialogue, whose history is golden."""
+    """Word the prompt about one reply in an MT-Bench-101 dialogue, whose history is golden."""
     return _messages(f"{_TASK} {_ONLY_LAST} {CRITERIA[task]} {_FORM}", history, question, reply, reference)
 
 
 def judge_quality(
     history: Sequence[tuple[str, str]], question: str, reply: str, reference: str
 ) -> list[dict[str, str]]:
-    """What is sent about one reply in an MT-Bench dialogue, whose history is the assistant's own."""
+    """Word the prompt about one reply in an MT-Bench dialogue, whose history is the assistant's."""
     return _messages(f"{_TASK} {_ONLY_LAST} {_QUALITY} {_FORM}", history, question, reply, reference)
 
 
 def rating(text: str) -> float | None:
-    """The grade in a judge's answer, the last one where there are several; None where there is none from 1 to 10."""
+    """Read the grade in a judge's answer, the last one of several; None where there is none from 1 to 10."""
     found = [float(number) for number in _RATING.findall(text)]
     return found[-1] if found and LOWEST <= found[-1] <= HIGHEST else None
 
@@ -79,11 +79,13 @@ def rating(text: str) -> float | None:
 def _messages(
     system: str, history: Sequence[tuple[str, str]], question: str, reply: str, reference: str
 ) -> list[dict[str, str]]:
-    said = [line for user, assistant in history for line in (_block("user", user), _block("assistant", assistant))]
-    asked = [*said, _block("user", question), _block("assistant, to be graded", reply)]
+    blocks = []
+    for user, assistant in history:
+        blocks += [_block("user", user), _block("assistant", assistant)]
+    blocks += [_block("user", question), _block("assistant, to be graded", reply)]
     if reference.strip():
-        asked.append(_block("a reference answer, for you alone", reference))
-    return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(asked)}]
+        blocks.append(_block("a reference answer, for you alone", reference))
+    return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(blocks)}]
 
 
 def _block(who: str, text: str) -> str:

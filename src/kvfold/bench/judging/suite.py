@@ -1,4 +1,4 @@
-"""What the suites of dialogues with a judge share: replies that are made once, and a score with or without a judge.
+"""The suites of judged dialogues: replies that are made once, and a score with or without a judge.
 
 With a judge, the score of a dialogue is what the judge says. Without one there is no grade of quality, and none is made
 up: the score is then the agreement with the replies of the full cache, the share of a reply up to the first token that
@@ -8,16 +8,17 @@ differs, and records say so (`scored_by`). Replies and judgements are kept in th
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from kvfold.bench.choices import as_json
+from kvfold.bench.judging.dialogues import JudgedDialogue
 from kvfold.bench.judging.endpoint import Endpoint
 from kvfold.bench.judging.judge import Judge
 from kvfold.bench.judging.notebook import Notebook, key_of, open_notebook
 from kvfold.bench.judging.replies import Replies, replies
 from kvfold.bench.judging.rubric import VERSION
-from kvfold.bench.judging.talk import Talk
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import DataError, SuiteError
@@ -29,7 +30,7 @@ _NOT_RECORDED = ("judge_url", "judge_model", "judge_seconds", "judge_tries", "ju
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedSuite(Suite):
-    """Dialogues that a model replies to and a judge grades. Nothing in it changes."""
+    """Dialogues that a model replies to and a judge grades."""
 
     data: Path | None = None
     reply_tokens: int = 128  # the longest reply
@@ -58,7 +59,7 @@ class JudgedSuite(Suite):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What shapes dialogues and scores; a judge by its name and not by where it answers."""
+        """Give what shapes dialogues and scores; a judge by its name and not by its address."""
         chosen = {name: value for name, value in as_json(self).items() if name not in _NOT_RECORDED}
         judge = (
             f"{self.judge_model}, rubric {VERSION}" if self.judge_model else "agreement with the full cache's replies"
@@ -66,51 +67,53 @@ class JudgedSuite(Suite):
         return chosen | {"scored_by": judge}
 
     def bound_to(self, folder: Path) -> "JudgedSuite":
-        """The same suite, keeping replies and judgements in that folder unless another was chosen."""
+        """Give a copy that keeps replies and judgements in that folder, unless another was chosen."""
         return self if self.folder is not None else replace(self, folder=folder)
 
-    def samples(self, *, n: int, seed: int) -> Sequence[Talk]:
-        """Dialogues from the file, the families in turn, which of each by the seed."""
+    def samples(self, *, n: int, seed: int) -> Sequence[JudgedDialogue]:
+        """Draw dialogues from the file, the families in turn, which of each by the seed."""
         if self.data is None:
             raise DataError(
                 f"{self.name} was asked for; its dialogues are not part of kvfold; "
                 f"give --data with the folder that holds {self.data_file}"
             )
-        talks = [talk for talk in self.talks(self.data) if self.words is None or _words(talk) <= self.words]
-        if n > len(talks):
+        dialogues = [
+            dialogue for dialogue in self.dialogues(self.data) if self.words is None or _words(dialogue) <= self.words
+        ]
+        if n > len(dialogues):
             short = "" if self.words is None else f" of at most {self.words} words"
             raise SuiteError(
-                f"{n} dialogues were asked for; {self.data.name} holds {len(talks)}{short}; give at most so many"
+                f"{n} dialogues were asked for; {self.data.name} holds {len(dialogues)}{short}; give at most so many"
             )
-        return _in_turn(talks, seed=seed)[:n]
+        return _in_turn(dialogues, seed=seed)[:n]
 
-    def shortcut(self, samples: Sequence[Talk]) -> None:
-        """There is none that could be measured."""
+    def shortcut(self, samples: Sequence[JudgedDialogue]) -> None:
+        """Give None: no shortcut could be measured."""
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[Talk]) -> list[Outcome]:
-        """Reply, or find what was replied before, and score it."""
-        said = self._replies(subject, plan, samples)
-        scores = self._judged(samples, said) if self.judge_url else self._agreement(subject, plan, samples, said)
+    def ask(self, subject: Subject, plan: str, samples: Sequence[JudgedDialogue]) -> list[Outcome]:
+        """Reply, or find the replies of an earlier run, and score them."""
+        made = self._replies(subject, plan, samples)
+        scores = self._judged(samples, made) if self.judge_url else self._agreement(subject, plan, samples, made)
         return [
-            Outcome(family=talk.task, score=self.of_dialogue(each), metrics=self.of_turns(each), **one.cost)
-            for talk, one, each in zip(samples, said, scores, strict=True)
+            Outcome(family=dialogue.task, score=self.of_dialogue(each), metrics=self.of_turns(each), **one.cost)
+            for dialogue, one, each in zip(samples, made, scores, strict=True)
         ]
 
     @abstractmethod
-    def talks(self, path: Path) -> list[Talk]:
+    def dialogues(self, path: Path) -> list[JudgedDialogue]:
         """Every dialogue of a file. Raises DataError for a file of another kind."""
 
     @abstractmethod
-    def prompt(self, talk: Talk, turn: int, replies: Sequence[str]) -> list[dict[str, str]]:
-        """What the judge is asked about one turn; `replies` are those of the turns that count, up to this one."""
+    def prompt(self, dialogue: JudgedDialogue, turn: int, replies: Sequence[str]) -> list[dict[str, str]]:
+        """Word the judge's prompt about one turn; `replies` are those of the judged turns, up to this one."""
 
     @abstractmethod
     def of_dialogue(self, scores: Sequence[float]) -> float:
-        """The score of a dialogue, from those of its turns."""
+        """Score a dialogue from the scores of its turns."""
 
     @abstractmethod
     def of_turns(self, scores: Sequence[float]) -> dict[str, float]:
-        """What else the turns' scores say, by its key in records."""
+        """Give further metrics of the turns' scores, by their keys in records."""
 
     def _endpoint(self) -> Endpoint:
         return Endpoint(
@@ -124,11 +127,11 @@ class JudgedSuite(Suite):
     def _notebook(self, name: str) -> Notebook | None:
         return None if self.folder is None else open_notebook(self.folder / name)
 
-    def _replies(self, subject: Subject, plan: str, samples: Sequence[Talk]) -> list[Replies]:
-        """What was replied under a plan; what the notebook knows is not asked again."""
+    def _replies(self, subject: Subject, plan: str, samples: Sequence[JudgedDialogue]) -> list[Replies]:
+        """The replies under a plan; those that the notebook knows are not made again."""
         notebook = self._notebook(REPLIES)
-        asked = [subject.fingerprint, subject.dtype, subject.device, plan, self.version, self.reply_tokens]
-        keys = [key_of(*asked, asdict(talk)) for talk in samples]
+        setting = [subject.fingerprint, subject.dtype, subject.device, plan, self.version, self.reply_tokens]
+        keys = [key_of(*setting, asdict(dialogue)) for dialogue in samples]
         known = [None if notebook is None else notebook.find(key) for key in keys]
         missing = [i for i, entry in enumerate(known) if entry is None]
         found = {i: Replies.from_json(entry) for i, entry in enumerate(known) if entry is not None}
@@ -141,43 +144,45 @@ class JudgedSuite(Suite):
                 notebook.write(keys[i], where | found[i].as_json())
         return [found[i] for i in range(len(samples))]
 
-    def _judged(self, samples: Sequence[Talk], said: Sequence[Replies]) -> list[list[float]]:
+    def _judged(self, samples: Sequence[JudgedDialogue], made: Sequence[Replies]) -> list[list[float]]:
         judge = Judge(endpoint=self._endpoint(), notebook=self._notebook(JUDGEMENTS), at_a_time=self.judge_at_a_time)
         prompts = [
-            [self.prompt(talk, turn, one.texts[: i + 1]) for i, turn in enumerate(talk.asked)]
-            for talk, one in zip(samples, said, strict=True)
+            [self.prompt(dialogue, turn, one.texts[: i + 1]) for i, turn in enumerate(dialogue.judged_turns)]
+            for dialogue, one in zip(samples, made, strict=True)
         ]
         scores = iter(judge.scores([prompt for each in prompts for prompt in each]))
         return [[next(scores) for _ in each] for each in prompts]
 
     def _agreement(
-        self, subject: Subject, plan: str, samples: Sequence[Talk], said: Sequence[Replies]
+        self, subject: Subject, plan: str, samples: Sequence[JudgedDialogue], made: Sequence[Replies]
     ) -> list[list[float]]:
-        full = said if plan == FULL else self._replies(subject, FULL, samples)
+        full = made if plan == FULL else self._replies(subject, FULL, samples)
         return [
-            [agreement(mine, whole) for mine, whole in zip(one.tokens, other.tokens, strict=True)]
-            for one, other in zip(said, full, strict=True)
+            [agreement(reply, full_reply) for reply, full_reply in zip(one.tokens, other.tokens, strict=True)]
+            for one, other in zip(made, full, strict=True)
         ]
 
 
 def agreement(reply: Sequence[int], full: Sequence[int]) -> float:
-    """The share of the longer of two replies that stands before the first token in which they differ."""
+    """Give the share of the longer of two replies that stands before the first token in which they differ."""
     longest = max(len(reply), len(full))
-    same = next((i for i, (a, b) in enumerate(zip(reply, full, strict=False)) if a != b), min(len(reply), len(full)))
+    same = 0
+    for token, full_token in zip(reply, full, strict=False):
+        if token != full_token:
+            break
+        same += 1
     return same / longest if longest else 1.0
 
 
-def _words(talk: Talk) -> int:
-    return sum(len(turn.question.split()) + len((turn.reply or "").split()) for turn in talk.turns)
+def _words(dialogue: JudgedDialogue) -> int:
+    return sum(len(turn.question.split()) + len((turn.reply or "").split()) for turn in dialogue.turns)
 
 
-def _in_turn(talks: Sequence[Talk], *, seed: int) -> list[Talk]:
+def _in_turn(dialogues: Sequence[JudgedDialogue], *, seed: int) -> list[JudgedDialogue]:
     """One of each family, then the next of each, in an order that the seed decides."""
-    order = sorted(range(len(talks)), key=lambda i: key_of(seed, i, talks[i].name))
-    ranks: dict[str, int] = {}
-    placed = []
-    families = list(dict.fromkeys(talk.task for talk in talks))
+    order = sorted(range(len(dialogues)), key=lambda i: key_of(seed, i, dialogues[i].name))
+    by_family: dict[str, list[JudgedDialogue]] = {dialogue.task: [] for dialogue in dialogues}
     for i in order:
-        rank = ranks[talks[i].task] = ranks.get(talks[i].task, -1) + 1
-        placed.append((rank, families.index(talks[i].task), i))
-    return [talks[i] for _, _, i in sorted(placed)]
+        by_family[dialogues[i].task].append(dialogues[i])
+    rounds = zip_longest(*by_family.values())  # one of each family; None where a family has no more
+    return [dialogue for each in rounds for dialogue in each if dialogue is not None]

@@ -1,7 +1,7 @@
-"""Which rivals there are, what of each can be asked, and where its interpreter lies.
+"""The catalogue of rivals: the methods of each, and where its interpreter lies.
 
 One entry per rival: adding one is an entry here and a program in `programs/`. kvpress wants another transformers
-than ours, so it lives in a virtual environment of its own that `make peers` builds. Nothing is started here.
+than ours, so it lives in a second virtual environment that `make peers` builds. Nothing is started here.
 """
 
 import os
@@ -19,11 +19,11 @@ OTHER_PYTHON = "KVFOLD_PEERS_PYTHON"  # names the interpreter of the second envi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One thing that a rival can do."""
+class PeerMethod:
+    """One method of a rival, and what a run must know of it."""
 
     sized: bool = True  # takes a kept fraction
-    looks_at_queries: bool = False  # the newest queries tell it what to keep
+    looks_at_queries: bool = False  # the newest queries choose what it keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +33,10 @@ class Peer:
     name: str
     program: Path
     python: Path | None  # None: the second environment's
-    methods: Mapping[str, Method]
+    methods: Mapping[str, PeerMethod]
 
     def command(self) -> tuple[str, ...]:
-        """What starts its process. Raises SuiteError where its interpreter is missing."""
+        """Give the command that starts its process. Raises SuiteError where its interpreter is missing."""
         python = self.python or second_python()
         if not python.exists():
             raise SuiteError(
@@ -45,8 +45,8 @@ class Peer:
             )
         return str(python), str(self.program)
 
-    def method(self, name: str) -> Method:
-        """The method of that name. Raises SuiteError for one that it does not have."""
+    def method(self, name: str) -> PeerMethod:
+        """Find the method of that name. Raises SuiteError for one that it does not have."""
         if name not in self.methods:
             near = get_close_matches(name, self.methods, n=1, cutoff=0.5) or list(self.methods)
             raise SuiteError(
@@ -56,7 +56,7 @@ class Peer:
 
 
 def second_python() -> Path:
-    """The interpreter of the second environment, there or not."""
+    """Give the path of the second environment's interpreter, there or not."""
     named = os.environ.get(OTHER_PYTHON)
     return Path(named) if named else Path(kvfold.__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
 
@@ -66,18 +66,18 @@ KVPRESS = Peer(
     program=PROGRAMS / "kvpress_presses.py",
     python=None,
     methods={
-        "SnapKV": Method(looks_at_queries=True),
-        "KVzip": Method(),
-        "ExpectedAttention": Method(looks_at_queries=True),
-        "StreamingLLM": Method(),
-        "ObservedAttention": Method(looks_at_queries=True),
-        "ThinK": Method(looks_at_queries=True),
+        "SnapKV": PeerMethod(looks_at_queries=True),
+        "KVzip": PeerMethod(),
+        "ExpectedAttention": PeerMethod(looks_at_queries=True),
+        "StreamingLLM": PeerMethod(),
+        "ObservedAttention": PeerMethod(looks_at_queries=True),
+        "ThinK": PeerMethod(looks_at_queries=True),
     },
 )
 TRANSFORMERS = Peer(
     name="transformers",
     program=PROGRAMS / "stock_caches.py",
     python=Path(sys.executable),
-    methods={"DynamicCache": Method(sized=False), "QuantizedCache": Method(sized=False)},
+    methods={"DynamicCache": PeerMethod(sized=False), "QuantizedCache": PeerMethod(sized=False)},
 )
 PEERS: Mapping[str, Peer] = {peer.name: peer for peer in (KVPRESS, TRANSFORMERS)}

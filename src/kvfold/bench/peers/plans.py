@@ -1,7 +1,7 @@
-"""What a rival is asked to do, as text: `kvpress:SnapKV(keep=0.5)`, a rival, its method, its settings.
+"""The plan of a rival as text: `kvpress:SnapKV(keep=0.5)`, a rival, its method, its settings.
 
 The colon tells it from one of our plans, whose grammar stays as it is. `keep` is what every sized method is given,
-the fraction that it is to keep by its own measure; further keywords go to the rival as they are.
+the fraction that it is to keep by the rival's measure; further keywords go to the rival as they are.
 """
 
 import ast
@@ -28,7 +28,7 @@ class RivalPlan:
 
     @property
     def keep(self) -> float | None:
-        """The kept fraction that is asked for, where the method takes one."""
+        """The kept fraction in the settings, where the method takes one."""
         return dict(self.settings).get("keep")
 
     def with_keep(self, keep: float) -> "RivalPlan":
@@ -38,7 +38,7 @@ class RivalPlan:
 
 
 def is_rival(plan: str | None) -> bool:
-    """Whether a plan's text names a rival; our own texts have no colon before their first bracket."""
+    """Say whether a plan's text names a rival; our texts have no colon before their first bracket."""
     return plan is not None and ":" in plan.partition("(")[0]
 
 
@@ -62,13 +62,15 @@ def parse(text: str, *, peers: Mapping[str, Peer] = PEERS) -> RivalPlan:
 def parse_all(
     texts: str, *, keeps: Sequence[float] = (), usual: Sequence[float] = (), peers: Mapping[str, Peer] = PEERS
 ) -> list[RivalPlan]:
-    """Every rival that `"A; B"` means at these sizes, in place of a method's own or where it has none, as with ours."""
+    """List every rival that `"A; B"` means at these sizes, as `jobs.parse_jobs` does with our plans."""
     found = []
-    for text in (part.strip() for part in texts.split(";")):
+    for part in texts.split(";"):
+        text = part.strip()
         if not text:
             continue
         plan = parse(text, peers=peers)
         sized = peers[plan.peer].method(plan.method).sized
+        # `keeps` replace a size in the text; without them, `usual` are for texts that name none.
         sizes = keeps or (usual if plan.keep is None else [plan.keep])
         if sized and not sizes:
             raise BudgetError(f"{text!r} was asked for without a size; give keep= in it, or --keep")

@@ -1,6 +1,6 @@
 """A rival's process as we see it: a request goes out as one line, a reply comes back as one, or a clear error.
 
-It may crash, hang or answer rubbish: each becomes a PeerError that says how, and never takes the run with it. The
+It may crash, hang or answer nonsense: each becomes a PeerError that says how, and never takes the run with it. The
 process is started with the first request and ends with us. What requests mean stands in `rows.py`.
 """
 
@@ -30,18 +30,18 @@ class PeerError(SuiteError):
 
 
 class Process:
-    """One rival's process. It changes: it starts with the first request, and is gone after a failure of its own."""
+    """One rival's process. It changes: it starts with the first request, and is gone after it failed."""
 
     def __init__(self, command: Sequence[str], *, limit_seconds: float = LIMIT_SECONDS) -> None:
         self._command, self._limit = list(command), limit_seconds
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - standard error, kept for its last words
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - standard error, kept for its last words
         try:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._said,
+                stderr=self._errors,
                 text=True,
                 encoding="utf-8",
                 errors="replace",
@@ -56,13 +56,13 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked once more."""
+        """Whether it can take one more request."""
         return self._end.alive and self._process.poll() is None
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """One request, one reply. Raises PeerError for a failure inside the rival, a crash, a silence or rubbish."""
+        """Send one request, read one reply. Raises PeerError for a failure, a crash, silence or nonsense."""
         line = json.dumps({"do": do} | request) + "\n"
-        # In a thread of its own: a process that no longer reads would block us in the middle of a long line.
+        # In a thread: a process that no longer reads would block us in the middle of a long line.
         threading.Thread(target=_write, args=(self._process.stdin, line), daemon=True).start()
         try:
             reply = self._lines.get(timeout=self._limit)
@@ -71,10 +71,10 @@ class Process:
             raise PeerError("TimeoutError", f"no answer to {do!r} within {self._limit:g} s; it was ended") from None
         if reply is None:
             raise self._crash(do)
-        return self._sense(do, reply)
+        return self._result(do, reply)
 
-    def rubbish(self, do: str, what: Any) -> PeerError:
-        """The error for a reply that makes no sense; the process is ended, for nobody knows what it would say next."""
+    def nonsense(self, do: str, what: Any) -> PeerError:
+        """Make the error for a reply that cannot be read, and end the process: its next reply could be anything."""
         self.close()
         return PeerError("RubbishError", f"the answer to {do!r} makes no sense: {str(what)[:120]!r}")
 
@@ -82,17 +82,17 @@ class Process:
         """End it."""
         self._end()
 
-    def _sense(self, do: str, reply: str) -> dict[str, Any]:
+    def _result(self, do: str, reply: str) -> dict[str, Any]:
         try:
             found = json.loads(reply)
         except json.JSONDecodeError:
-            raise self.rubbish(do, reply.strip()) from None
+            raise self.nonsense(do, reply.strip()) from None
         if isinstance(found, dict) and isinstance(found.get("ok"), dict):
             return found["ok"]
         error = found.get("error") if isinstance(found, dict) else None
         if isinstance(error, dict) and set(error) == {"kind", "says"}:
             raise PeerError(str(error["kind"]), str(error["says"]))
-        raise self.rubbish(do, reply.strip())
+        raise self.nonsense(do, reply.strip())
 
     def _crash(self, do: str) -> PeerError:
         try:
@@ -100,8 +100,8 @@ class Process:
         except subprocess.TimeoutExpired:
             code = None
         self.close()
-        self._said.seek(0)
-        words = self._said.read().decode("utf-8", errors="replace").strip().splitlines()
+        self._errors.seek(0)
+        words = self._errors.read().decode("utf-8", errors="replace").strip().splitlines()
         last = f"; its last words: {words[-1].strip()[:200]}" if words else ""
         return PeerError("CrashError", f"the process ended with code {code} at {do!r}{last}")
 

@@ -1,7 +1,7 @@
-"""All rivals of one run: which of them has a process, for which model, and rows opened on them.
+"""All rivals of one run: their processes, the model that they load, and rows opened on them.
 
 One process serves all methods of a rival. A process that failed is replaced when it is next needed, so that one
-method's crash does not cost the others. Copies for other workers start their own processes.
+method's crash does not cost the others. A copy for another worker starts new processes.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ WEIGHT_TOLERANCE = 1e-6  # of the sum over all weights, which two builds of torc
 
 
 class Rivals:
-    """Rivals on one model. It changes: processes start when something is asked of them."""
+    """Rivals on one model. It changes: processes start with their first request."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class Rivals:
         self._versions: dict[str, dict[str, str]] = {}
 
     def parse(self, text: str) -> RivalPlan:
-        """A rival's plan from its text."""
+        """Read a rival's plan from its text."""
         return parse(text, peers=self._peers)
 
     def rows(self, text: str, *, count: int) -> PeerRows:
-        """Rows under a rival's plan. Raises PeerError where it does not start or loads other weights."""
+        """Open rows under a rival's plan. Raises PeerError where it does not start or loads other weights."""
         plan = self.parse(text)
         return PeerRows(self.process(plan.peer), plan, rows=count)
 
@@ -54,11 +54,11 @@ class Rivals:
         return self.process(plan.peer).ask(do, method=plan.method, settings=dict(plan.settings), **request)
 
     def versions(self, text: str) -> dict[str, str]:
-        """The versions that a rival's numbers stand on; none before it has started."""
+        """Give the versions of a rival's packages; none before it has started."""
         return self._versions.get(self.parse(text).peer, {})
 
     def process(self, peer: str) -> Process:
-        """A rival's process with the model loaded."""
+        """Give a rival's process with the model loaded; a process that failed is replaced."""
         process = self._processes.get(peer)
         if process is None or not process.alive:
             process = Process(self._peers[peer].command(), limit_seconds=self._limit)
@@ -78,7 +78,7 @@ class Rivals:
             (count, total), versions = reply["weights"], dict(reply["versions"])
             same = count == self._sum[0] and abs(total - self._sum[1]) <= WEIGHT_TOLERANCE * self._sum[1]
         except (KeyError, TypeError, ValueError):
-            raise process.rubbish("open", reply) from None
+            raise process.nonsense("open", reply) from None
         if not same:
             process.close()
             raise PeerError("WeightsError", f"it loaded other weights than ours ({count} numbers, sum {total:.6g})")

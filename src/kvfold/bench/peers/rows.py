@@ -3,7 +3,7 @@
 What is fed before the first question is one context, prefilled and compressed as a whole when something is asked of
 it; that is the best a rival can do that compresses the first prefill only, and better than it would do in a chat.
 What is fed later is appended, as the rival appends it. Rows are run one by one, so no pads reach it. Tokens go
-over, never text. Sizes are those found by walking in its process; what it claims is carried beside them.
+over, never text. Sizes are those found by walking in its process; its claim is a field apart.
 """
 
 import base64
@@ -44,10 +44,10 @@ class PeerRows:
             context += chunk
 
     def fold(self) -> None:
-        """Nothing yet: a rival folds its context when it has all of it."""
+        """Do nothing yet: a rival folds its context when it has all of it."""
 
     def ledger(self) -> Ledger:
-        """What the rows hold together, found by walking."""
+        """Sum what the rows hold, found by walking."""
         self._take()
         each = [self._held(self._process.ask("held", row=row)) for row in range(len(self.fed_tokens))]
         sums: Any = {name: sum(one[name] for one in each) for name in SUMMED}
@@ -67,7 +67,7 @@ class PeerRows:
     def answer(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: Collection[int] = ()
     ) -> list[list[int]]:
-        """The greedy continuation of each row after its prompt, stop token left out; afterwards all is as before.
+        """Decode each row greedily after its prompt, stop token left out; afterwards all is as before.
 
         The pace is that of a row alone, the mean over rows.
         """
@@ -78,32 +78,29 @@ class PeerRows:
         ]
         for reply in replies:
             tokens, steps = reply.get("tokens"), reply.get("steps")
-            if (
-                not isinstance(tokens, list)
-                or not all(type(token) is int for token in tokens)
-                or type(steps) is not int
-            ):
-                raise self._process.rubbish("answer", reply)
-        seconds = [[float(reply[name]) for reply in replies] for name in ("first_seconds", "rest_seconds")]
+            are_ids = isinstance(tokens, list) and all(type(token) is int for token in tokens)
+            if not are_ids or type(steps) is not int:
+                raise self._process.nonsense("answer", reply)
+        first_seconds = sum(float(reply["first_seconds"]) for reply in replies)
         self.pace = Pace(
-            first_seconds=sum(seconds[0]) / len(replies),
-            rest_seconds=sum(seconds[1]),
+            first_seconds=first_seconds / len(replies),
+            rest_seconds=sum(float(reply["rest_seconds"]) for reply in replies),
             steps=sum(reply["steps"] for reply in replies),
         )
         return [reply["tokens"] for reply in replies]
 
     def logits(self, chunks: Sequence[Sequence[int]]) -> Float[Tensor, "B vocabulary"]:
-        """Read one chunk a row, none of them empty, and say what each row expects next."""
+        """Read one chunk a row, none of them empty; the logits of each row's next token."""
         self._count(chunks)
         return torch.stack([each[-1] for each in self._read(chunks, remember=True, newest=1)])
 
     def read(self, chunks: Sequence[Sequence[int]]) -> list[Float[Tensor, "_ vocabulary"]]:
-        """Read one chunk a row, and say what each row expects after each of its tokens."""
+        """Read one chunk a row; for each row the logits after each of its tokens."""
         self._count(chunks)
         return self._read(chunks, remember=True, newest=0)
 
     def trial(self, chunks: Sequence[Sequence[int]], *, singly: int = 0) -> list[Float[Tensor, "_ vocabulary"]]:
-        """What `read` says, all at once: no rival fetches anew for a token. Afterwards the rows are as they were."""
+        """Give the logits of `read`, all tokens at once, and put the rows back: no rival fetches anew for a token."""
         return self._read(chunks, remember=False, newest=0)
 
     def _take(self) -> None:
@@ -121,7 +118,7 @@ class PeerRows:
     def _held(self, reply: dict[str, Any]) -> dict[str, Any]:
         numbers = (*SUMMED, "layers", "kv_heads")
         if any(type(reply.get(name)) is not int for name in numbers) or "claimed" not in reply:
-            raise self._process.rubbish("held", reply)
+            raise self._process.nonsense("held", reply)
         return reply
 
     def _read(self, chunks: Sequence[Sequence[int]], *, remember: bool, newest: int) -> list[Tensor]:
@@ -138,7 +135,7 @@ class PeerRows:
             data = bytearray(base64.b64decode(reply["logits"], validate=True))
             return torch.frombuffer(data, dtype=torch.float32).reshape(reply["shape"])
         except (KeyError, TypeError, ValueError, RuntimeError):
-            raise self._process.rubbish("read", reply) from None
+            raise self._process.nonsense("read", reply) from None
 
     def _count(self, chunks: Sequence[Sequence[int]]) -> None:
         if len(chunks) != len(self.fed_tokens):

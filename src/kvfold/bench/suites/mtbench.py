@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from kvfold.bench.judging.dialogues import JudgedDialogue, JudgedTurn
 from kvfold.bench.judging.rubric import judge_quality
 from kvfold.bench.judging.suite import JudgedSuite
-from kvfold.bench.judging.talk import Talk, Turn
 from kvfold.data.files import read_rows
 from kvfold.errors import DataError
 
@@ -28,15 +28,15 @@ class MTBench(JudgedSuite):
     rows = 16
     data_file = "mtbench.jsonl.xz"
 
-    def talks(self, path: Path) -> list[Talk]:
+    def dialogues(self, path: Path) -> list[JudgedDialogue]:
         """Every question of the published file."""
         rows = read_rows(path, fields=("question_id", "category", "turns"))
-        return [_talk(row, where=f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+        return [_dialogue(row, where=f"{path}, row {number}") for number, row in enumerate(rows, 1)]
 
-    def prompt(self, talk: Talk, turn: int, replies: Sequence[str]) -> list[dict[str, str]]:
+    def prompt(self, dialogue: JudgedDialogue, turn: int, replies: Sequence[str]) -> list[dict[str, str]]:
         """The model's own history, this turn's question, and its reply."""
-        history = [(earlier.question, reply) for earlier, reply in zip(talk.turns[:turn], replies, strict=False)]
-        asked = talk.turns[turn]
+        history = [(earlier.question, reply) for earlier, reply in zip(dialogue.turns[:turn], replies, strict=False)]
+        asked = dialogue.turns[turn]
         return judge_quality(history, asked.question, replies[-1], asked.reference)
 
     def of_dialogue(self, scores: Sequence[float]) -> float:
@@ -48,7 +48,7 @@ class MTBench(JudgedSuite):
         return dict(zip(_TURNS, scores, strict=True))
 
 
-def _talk(row: Mapping, *, where: str) -> Talk:
+def _dialogue(row: Mapping, *, where: str) -> JudgedDialogue:
     questions, references = row["turns"], row.get("reference") or ["", ""]
     texts = [*questions, *references] if isinstance(questions, list) and isinstance(references, list) else []
     if len(texts) != 2 * len(_TURNS) or not all(isinstance(text, str) for text in texts):
@@ -56,8 +56,8 @@ def _talk(row: Mapping, *, where: str) -> Talk:
             f"{where} was read as a question of MT-Bench; its turns or references are not two texts; rows hold "
             "`question_id`, `category`, `turns` and, some of them, `reference`"
         )
-    turns = [Turn(question=q, reply=None, reference=r) for q, r in zip(questions, references, strict=True)]
-    return Talk(name=str(row["question_id"]), task=str(row["category"]), turns=tuple(turns))
+    turns = [JudgedTurn(question=q, reply=None, reference=r) for q, r in zip(questions, references, strict=True)]
+    return JudgedDialogue(name=str(row["question_id"]), task=str(row["category"]), turns=tuple(turns))
 
 
 SUITE = MTBench()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from kvfold.bench.judging.dialogues import TASKS, JudgedDialogue, JudgedTurn, ability_scores
 from kvfold.bench.judging.rubric import judge_task
 from kvfold.bench.judging.suite import JudgedSuite
-from kvfold.bench.judging.talk import TASKS, Talk, Turn, ability_scores
 from kvfold.bench.suite import Outcome
 from kvfold.data.files import read_rows
 from kvfold.errors import DataError
@@ -28,16 +28,16 @@ class MTBench101(JudgedSuite):
     rows = 16
     data_file = "mtbench101.jsonl.xz"
 
-    def talks(self, path: Path) -> list[Talk]:
+    def dialogues(self, path: Path) -> list[JudgedDialogue]:
         """Every dialogue of the published file."""
         rows = read_rows(path, fields=("task", "id", "history"))
-        return [_talk(row, where=f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+        return [_dialogue(row, where=f"{path}, row {number}") for number, row in enumerate(rows, 1)]
 
-    def prompt(self, talk: Talk, turn: int, replies: Sequence[str]) -> list[dict[str, str]]:
+    def prompt(self, dialogue: JudgedDialogue, turn: int, replies: Sequence[str]) -> list[dict[str, str]]:
         """The golden history, this turn's question, and the model's reply to it."""
-        history = [(earlier.question, earlier.reply or "") for earlier in talk.turns[:turn]]
-        asked = talk.turns[turn]
-        return judge_task(talk.task, history, asked.question, replies[-1], asked.reference)
+        history = [(earlier.question, earlier.reply or "") for earlier in dialogue.turns[:turn]]
+        asked = dialogue.turns[turn]
+        return judge_task(dialogue.task, history, asked.question, replies[-1], asked.reference)
 
     def of_dialogue(self, scores: Sequence[float]) -> float:
         """The worst turn."""
@@ -56,11 +56,11 @@ class MTBench101(JudgedSuite):
         return {"turn_average": turns} | ability_scores({task: fmean(each) for task, each in by_task.items()})
 
 
-def _talk(row: Mapping, *, where: str) -> Talk:
+def _dialogue(row: Mapping, *, where: str) -> JudgedDialogue:
     try:
         task = TASKS[row["task"]]
         turns = tuple(
-            Turn(
+            JudgedTurn(
                 question=turn["user"],
                 reply=turn["bot"],
                 counts=i > 0 or not task.from_second,
@@ -75,7 +75,7 @@ def _talk(row: Mapping, *, where: str) -> Talk:
         ) from None
     if not any(turn.counts for turn in turns):
         raise DataError(f"{where} was read as a dialogue of MT-Bench-101; it has no turn to judge; get a sound copy")
-    return Talk(name=f"{row['task']} {row['id']}", task=row["task"], turns=turns)
+    return JudgedDialogue(name=f"{row['task']} {row['id']}", task=row["task"], turns=turns)
 
 
 SUITE = MTBench101()

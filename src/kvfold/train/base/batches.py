@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvfold.data import NEEDLES, Message, needle, training_dialogue
 from kvfold.data.drills import copies, drill
-from kvfold.data.needles import asked_next
+from kvfold.data.needles import next_question
 from kvfold.data.real import borrow
 from kvfold.data.tokenizer import BOS, PAD, SPECIALS, id_of, rendered
 from kvfold.data.words import NOTHING, Borrowed
@@ -142,8 +142,8 @@ class Samples:
             Message(role="user", content=document.prompt),
             Message(role="assistant", content=document.reply, weight=1.0),
         ]
-        for _ in range(rng.choice(_NEXT_QUESTIONS) if document.told else 0):
-            question, reply = asked_next(document, split="train", rng=rng)
+        for _ in range(rng.choice(_NEXT_QUESTIONS) if document.pairs else 0):
+            question, reply = next_question(document, split="train", rng=rng)
             messages.append(Message(role="user", content=question))
             messages.append(Message(role="assistant", content=reply, weight=1.0))
         return messages

@@ -34,7 +34,7 @@ def measure(model: Any, texts: Sequence[Sequence[int]], *, seed: int = 0) -> Ran
     for reading in _readings(model, texts, seed):
         for index, rows in reading.items():
             moments[index].add(rows, rotary)
-    heads = ModelBinding.of(model).text_config.num_key_value_heads
+    heads = ModelBinding.of(model).kv_heads
     bases = {
         name: {index: bases_of(name, layer, heads, rotary) for index, layer in moments.items()}
         for name in basis_names(rotary)
@@ -55,11 +55,10 @@ def _rotary(model: Any) -> Rotary | None:
 def _readings(model: Any, texts: Sequence[Sequence[int]], seed: int) -> Iterator[dict[int, LayerRows]]:
     """Every text once, at a position that follows from the seed."""
     rng = random.Random(seed)
-    config = ModelBinding.of(model).text_config
+    position_limit = ModelBinding.of(model).position_limit
     for text in texts:
         ids = torch.tensor([list(text)], device=model.device)
-        limit = getattr(config, "max_position_embeddings", None) or len(text)
-        start = rng.randrange(max(limit - len(text), 0) + 1)
+        start = rng.randrange(max((position_limit or len(text)) - len(text), 0) + 1)
         tokens = torch.arange(len(text), device=ids.device)
         positions = tokens[None] + start
         yield _read(model, ids, positions)

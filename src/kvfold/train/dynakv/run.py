@@ -163,8 +163,7 @@ class DynaRun(Run):
 
     def _texts(self, rng: random.Random) -> TextBatch:
         """Rows of text, at positions that start anywhere the model has them."""
-        config = ModelBinding.of(self.model).text_config
-        limit = getattr(config, "max_position_embeddings", 1 << 20)
+        limit = ModelBinding.of(self.model).position_limit or 1 << 20
         ids = self.rows.batch(self.settings.rows, rng).to(self.model.device)
         length = ids.shape[1]
         start = rng.randrange(max(limit - length, 0) + 1)

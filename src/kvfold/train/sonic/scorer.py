@@ -31,39 +31,39 @@ class Scored:
 
 
 class ScorerTraining:
-    """Scores the slots of batches by an adapter's salience, and says how wrong it is; it changes as it reads."""
+    """Scores the slots of batches by an adapter's scorer, and says how wrong that is; it changes as it reads."""
 
     def __init__(self, adapter: Adapter, *, is_measured: bool) -> None:
-        """`is_measured` says that the salience knows already how large keys and values are."""
+        """`is_measured` says that the scorer knows already how large keys and values are."""
         self.adapter, self.is_measured = adapter, is_measured
         self._recent: deque[Tensor] = deque(maxlen=_REMEMBERED)
 
     def score(self, batch: TalkBatch, attended: TeacherAttention, device: torch.device) -> Scored:
         """Score every slot of a batch whose teacher pass was observed."""
-        salience: Any = self.adapter.salience
+        scorer: Any = self.adapter.scorer
         keys = torch.stack(attended.keys, dim=2)
         values = torch.stack(attended.values, dim=2)
-        numbers = self.adapter.read(keys, values, batch.positions.to(device))
-        numbers = numbers.flatten(0, 1)
+        features = self.adapter.features(keys, values, batch.positions.to(device))
+        features = features.flatten(0, 1)
         if not self.is_measured:
             self.is_measured = True
-            salience.measure(numbers)
+            scorer.measure(features)
         places, real = (one.to(device) for one in segment_places(batch))
         with torch.autocast(device.type, enabled=False):
-            by_segment = salience(numbers[places].float(), real)  # P L H S
+            by_segment = scorer(features[places].float(), real)  # P L H S
         by_token = by_segment.permute(0, 3, 1, 2)[real]
         self._calibrate(by_token)
-        flat = torch.zeros(batch.ids.numel(), *salience.shape, device=device)
+        flat = torch.zeros(batch.ids.numel(), *scorer.shape, device=device)
         flat = flat.index_put((places[real],), by_token)
         by_row = flat.unflatten(0, tuple(batch.ids.shape))
         scores = by_row.permute(0, 2, 3, 1)
         return Scored(loss=_forecast_error(by_segment, attended, places, real), scores=scores)
 
     def _calibrate(self, scores: Float[Tensor, "tokens L H"]) -> None:
-        """Let the salience count ranks among the scores of recent batches."""
+        """Let the scorer count quantiles among the scores of recent batches."""
         self._recent.append(scores.detach().flatten())
         if len(self._recent) % _CALIBRATED_EVERY == 0:
-            self.adapter.salience.calibrate(torch.cat(list(self._recent)))
+            self.adapter.scorer.calibrate(torch.cat(list(self._recent)))
 
 
 def _forecast_error(

@@ -15,7 +15,7 @@ from kvfold.chat.template import render
 from kvfold.chat.tokens import TextTokens
 from kvfold.data import FAMILIES, Message, needle, training_dialogue
 from kvfold.data.drills import DRILLS, drill
-from kvfold.data.needles import asked_next
+from kvfold.data.needles import next_question
 from kvfold.data.real import borrow, rows
 from kvfold.data.words import NOTHING, Borrowed
 from kvfold.errors import DataError
@@ -186,7 +186,7 @@ class Talks:
         )
         exchanges = [(made.prompt, made.reply)]
         for _ in range(rng.randint(0, 3)):
-            exchanges.append(asked_next(made, split="train", rng=rng))
+            exchanges.append(next_question(made, split="train", rng=rng))
         messages = []
         for question, reply in exchanges:
             messages.append(Message(role="user", content=question))

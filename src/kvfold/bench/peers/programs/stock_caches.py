@@ -1,6 +1,6 @@
-"""transformers' own caches beside ours: the dynamic one that keeps everything, and the quantised ones.
+"""transformers' caches as rivals: the dynamic one that keeps everything, and the quantised ones.
 
-Run by our own interpreter, as a process of its own like every rival; imports nothing of kvfold. A cache is found by
+Run by our interpreter in a process apart, like every rival; imports nothing of kvfold. A cache is found by
 its class name and built with the settings that it is given. It claims nothing about its size: transformers' caches
 report none.
 """
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import transformers
-from serving import Rival, Row, serve  # pyright: ignore[reportMissingImports]
+from rival import FoldedContext, Rival  # pyright: ignore[reportMissingImports]
+from serving import serve  # pyright: ignore[reportMissingImports]
 
 
 class Caches(Rival):
@@ -19,19 +20,19 @@ class Caches(Rival):
 
     packages = ()
 
-    def fold(self, ids: Sequence[int], method: str, settings: dict[str, Any]) -> Row:
+    def fold(self, ids: Sequence[int], method: str, settings: dict[str, Any]) -> FoldedContext:
         """Prefill; what folds, folds by itself."""
-        cache, _ = self.scene(method, settings)
+        cache, _ = self.open_cache(method, settings)
         with torch.no_grad():
-            self.model.model(input_ids=self._batch(ids), past_key_values=cache)
-        return Row(cache=cache, seen=len(ids))
+            self.model.model(input_ids=self.batch(ids), past_key_values=cache)
+        return FoldedContext(cache=cache, seen=len(ids))
 
-    def scene(self, method: str, settings: dict[str, Any]) -> tuple[Any, AbstractContextManager]:
-        """An empty cache; nothing to enter."""
+    def open_cache(self, method: str, settings: dict[str, Any]) -> tuple[Any, AbstractContextManager]:
+        """Make an empty cache; nothing to enter."""
         return getattr(transformers, method)(config=self.model.config, **settings), nullcontext()
 
-    def prepare(self, row: Row) -> None:
-        """Nothing: all that belongs to a row lies in its cache."""
+    def prepare(self, context: FoldedContext) -> None:
+        """Do nothing: all that belongs to a row lies in its cache."""
 
 
 if __name__ == "__main__":

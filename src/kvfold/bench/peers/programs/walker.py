@@ -1,4 +1,4 @@
-"""What an object really holds: the bytes of distinct storages found by walking everything that it keeps alive.
+"""The bytes that an object really holds: distinct storages, found by walking everything that it keeps alive.
 
 A cache may say what it likes; this file reads no ledger. It follows every strong reference (attributes, slots,
 containers, closures, wrapped tensors), counts a storage once however many views there are, and a small view as the
@@ -19,9 +19,9 @@ SMALL_BYTES = 4096  # a buffer outside of torch below this is bookkeeping
 
 
 def bytes_held(*roots: Any, outside: torch.nn.Module | None = None) -> dict[str, int]:
-    """Bytes by device type that the roots keep alive, apart from the weights of the module `outside`.
+    """Sum the bytes by device type that the roots keep alive, apart from the weights of the module `outside`.
 
-    The modules of `outside` are not entered: what a cache hides there must be given as a root of its own.
+    The modules of `outside` are not entered: what a cache hides there must be given as a root too.
     """
     modules = list(outside.modules()) if outside is not None else []
     weights = {_place(tensor) for tensor in _weights(modules)}
@@ -39,7 +39,7 @@ def bytes_held(*roots: Any, outside: torch.nn.Module | None = None) -> dict[str,
 
 
 def reachable(roots: Iterable[Any], *, stop: Iterable[int] = ()) -> Iterator[Any]:
-    """Everything that the roots keep alive, each thing once; `stop` has the ids of what is not entered."""
+    """Walk everything that the roots keep alive, each thing once; `stop` has the ids of what is not entered."""
     met = set(stop)
     # Kept alive while we walk, so that no id is given twice.
     todo = deque(roots)
@@ -57,17 +57,23 @@ def reachable(roots: Iterable[Any], *, stop: Iterable[int] = ()) -> Iterator[Any
 def _inside(thing: Any) -> list[Any]:
     if isinstance(thing, torch.Tensor):
         inside = _wrapped(thing)
-        return [*inside, *vars(thing).values(), thing.grad if thing.is_leaf and not inside else None]
+        has_gradient = thing.is_leaf and not inside  # of other tensors torch warns when it is read
+        gradient = thing.grad if has_gradient else None
+        return [*inside, *vars(thing).values(), gradient]
     if isinstance(thing, types.FunctionType):  # not its globals: a module's names are nobody's cache
-        cells = [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
-        return [*cells, thing.__defaults__, thing.__kwdefaults__, vars(thing)]
+        cells = [cell for cell in thing.__closure__ or () if _filled(cell)]
+        contents = [cell.cell_contents for cell in cells]
+        return [*contents, thing.__defaults__, thing.__kwdefaults__, vars(thing)]
     return gc.get_referents(thing)
 
 
 def _wrapped(tensor: torch.Tensor) -> list[Any]:
-    """What a wrapping tensor (a quantised one) holds as attributes; its own storage is a mere shape."""
+    """What a wrapping tensor (a quantised one) holds as attributes; the storage that it claims is a mere shape."""
     flatten: Any = getattr(type(tensor), "__tensor_flatten__", None)
-    return [] if flatten is None else [getattr(tensor, name) for name in flatten(tensor)[0]]
+    if flatten is None:
+        return []
+    names, _ = flatten(tensor)
+    return [getattr(tensor, name) for name in names]
 
 
 def _filled(cell: Any) -> bool:
