@@ -1,4 +1,4 @@
-"""Attention over latents, against attention over what the bases read back, and rotations with their inverse."""
+"""Attention over latents, against attention over what the bases read back."""
 
 from dataclasses import replace
 
@@ -11,7 +11,6 @@ from kvfold.attention.basis import Bases, Basis, LatentBlock
 from kvfold.attention.kernels.low_rank import attend_rows, fits
 from kvfold.attention.low_rank import LatentView, attend_latents
 from kvfold.attention.reference import attend_part
-from kvfold.attention.rotary import rotate, unrotate
 from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.hf.rotary import rotary_of
 from kvfold.memory.kv import KV
@@ -83,50 +82,6 @@ def test_many_queries_are_answered_in_pieces_as_in_one(parts):
         pieces = attend_latents(queries, [LatentView.of(block, own.bases) for block in blocks], own.bases, scale=SCALE)
     assert torch.allclose(whole.output, pieces.output, rtol=1e-4, atol=1e-5)
     assert torch.allclose(whole.log_sum_exp, pieces.log_sum_exp, rtol=1e-4, atol=1e-5)
-
-
-def test_a_latent_cut_to_r_dimensions_is_the_projection_onto_the_first_r():
-    own = form(HEADS, SIZE).bases.keys
-    numbers = torch.randn(20, HEADS * SIZE)
-    for rank in (1, 7, HEADS * SIZE):
-        latents = (numbers - own.mean) @ own.encode[0, :, :rank]
-        wanted = torch.cat([latents @ head for head in own.decode[:, :rank]], dim=1) + own.mean
-        assert torch.allclose(own.read(own.write(numbers)[:, :rank]), wanted, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(own.read(own.write(numbers)), numbers, rtol=1e-4, atol=1e-4)
-
-
-def test_a_latent_of_parts_is_the_projection_of_each_head_by_itself():
-    own = form(HEADS, SIZE, parts=HEADS).bases.keys
-    numbers = torch.randn(20, HEADS * SIZE)
-    for rank in (1, 3, SIZE):
-        wanted = [
-            (numbers - own.mean).view(20, HEADS, SIZE)[:, head] @ own.encode[head, :, :rank] @ own.decode[head, :rank]
-            for head in range(HEADS)
-        ]
-        found = own.read(own.write(numbers)[:, : rank * HEADS])
-        assert torch.allclose(found, torch.cat(wanted, dim=1) + own.mean, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
-def test_keys_turn_back_to_what_they_were(family):
-    model = model_of(family)
-    positions = torch.tensor([0, 3, 200, 17])
-    cosines, sines = rotary_of(model).at(positions)
-    keys = torch.randn(4, cosines.shape[-1] + 4)
-    scaled = (1.7 * cosines, 1.7 * sines)  # an attention scaling, as long-context kinds have
-    for angles in ((cosines, sines), scaled):
-        assert torch.allclose(unrotate(rotate(keys, *angles), *angles), keys, rtol=1e-4, atol=1e-5)
-
-
-def test_rotations_are_those_of_the_model():
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    model, positions = model_of("llama"), torch.tensor([[0, 5, 77]])
-    keys = torch.randn(1, 2, 3, SIZE)
-    angles = model.model.rotary_emb(keys, positions)
-    wanted = apply_rotary_pos_emb(keys, keys, *angles)[1]
-    cosines, sines = rotary_of(model).at(positions[0])
-    assert torch.allclose(rotate(keys, cosines, sines), wanted, rtol=1e-5, atol=1e-6)
 
 
 def moved(basis, device):

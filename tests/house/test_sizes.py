@@ -15,6 +15,7 @@ CLASS_LINES = 200
 NODES_A_LINE = 11
 LINES_A_COMMENT = 10  # about one for eight is meant
 CORE = ("memory", "attention", "encode/lowrank")  # where an index, a mask or a sign is not obvious
+TESTED = 0.6  # lines of tests beside a line of the core
 PART_MEMBERS = 12
 MEMORY_MEMBERS = 15
 SOFT_FUNCTION_LINES = 30
@@ -76,6 +77,14 @@ def test_the_core_says_why_in_a_comment_for_every_ten_lines_of_code():
         if lines > LINES_A_COMMENT:
             sparse[room] = round(lines, 1)
     assert not sparse, "lines of code a comment"
+
+
+def test_the_core_has_six_lines_of_tests_beside_ten_of_its_own():
+    def lines(folder):
+        return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py"))
+
+    beside = {room: lines(source.ROOT / "tests" / room) / lines(source.SOURCE / room) for room in ("memory",)}
+    assert not {room: round(share, 2) for room, share in beside.items() if share < TESTED}
 
 
 def test_a_part_has_at_most_12_members():

@@ -45,7 +45,9 @@ def partial(
     assert not causal or new == stored, "causal attention is for new tokens against themselves"
     if stored == 0 or new == 0:
         return nothing(queries)
-    fast = _has_kernel(queries, keys, values)
+    same_type = queries.dtype == keys.dtype == values.dtype
+    plain = same_type and queries.dtype in _FAST_TYPES and queries.device.type == "cpu" and not torch.is_grad_enabled()
+    fast = plain or _has_kernel(queries, keys, values)  # the first is a step of decoding, which need not ask further
     if causal and (mask is not None or not fast):
         triangle = causal_mask(new, stored, keys.device)
         mask = triangle if mask is None else triangle & mask
@@ -62,14 +64,23 @@ def partial(
         bias = None if mask is None else _bias(mask, queries, stored)
         output, log_sum_exp = _FLASH(asked, keys, values, 0.0, causal, attn_mask=bias, scale=scale)
     if mask is not None:
-        # Kernels give a query that may look nowhere any finite answer; it must weigh nothing in a merge.
-        blind = ~mask.any(dim=-1).expand(log_sum_exp.shape)
-        if blind.any():
-            log_sum_exp = log_sum_exp.masked_fill(blind, -torch.inf)
-            output = output.masked_fill(blind[..., None], 0.0)
+        output, log_sum_exp = _without_blind(output, log_sum_exp, mask)
     output = output.reshape(queries.shape)
     log_sum_exp = log_sum_exp.reshape(queries.shape[:-1])
     return Partial(output, log_sum_exp)
+
+
+def _without_blind(
+    output: Float[Tensor, "B G Q D"],
+    log_sum_exp: Float[Tensor, "B G Q"],
+    mask: Bool[Tensor, "#B 1 #Q S"],
+) -> tuple[Tensor, Tensor]:
+    """Let queries that may look nowhere weigh nothing in a merge: kernels give them any finite answer."""
+    blind = ~mask.any(dim=-1).expand(log_sum_exp.shape)
+    if blind.any():
+        log_sum_exp = log_sum_exp.masked_fill(blind, -torch.inf)
+        output = output.masked_fill(blind[..., None], 0.0)
+    return output, log_sum_exp
 
 
 def nothing(queries: Float[Tensor, "B G Q D"]) -> Partial:
