@@ -25,9 +25,9 @@ from kvfold.select.base import PerLayerSelect, Select
 TOKENS = 14  # of a lossy plan
 
 # The tier of the examples' folder, found by its file like those of the package; conftest.py adds the other examples.
-_EXAMPLES = Path(__file__).parent / "examples"
-tiers.__path__.append(str(_EXAMPLES / "tiers"))
-EXAMPLES = {module.name for module in pkgutil.iter_modules([str(folder) for folder in _EXAMPLES.iterdir()])}
+EXAMPLES_FOLDER = Path(__file__).parent / "examples"
+tiers.__path__.append(str(EXAMPLES_FOLDER / "tiers"))
+EXAMPLES = {module.name for module in pkgutil.iter_modules([str(folder) for folder in EXAMPLES_FOLDER.iterdir()])}
 
 
 def _select(name: str, **budget: object) -> Select:
