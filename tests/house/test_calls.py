@@ -38,5 +38,5 @@ def test_a_decode_step_takes_few_calls_a_layer(decode_steps, plan):
 
 def test_the_fold_of_latents_that_are_cut_into_sentences_goes_through_few_files():
     files = {name.split(":")[0] for name in traced("fold", FOLD_PLAN)[FOLD_PLAN]}
-    assert {"attention/low_rank.py", "place/sentkv.py"} <= files, "the fold did not encode or did not index"
+    assert {"attention/low_rank.py", "place/page_table.py"} <= files, "the fold did not encode or did not index"
     assert len(files) <= FOLD_FILES, sorted(files)

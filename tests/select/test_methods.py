@@ -41,6 +41,7 @@ def candidates(kv, slots, *, sums=None, window=3):
         scale=0.5,
         seen=torch.full((rows,), seen),
         shared_heads=False,
+        hidden_states=torch.randn(rows, held, 6),
         attention_sums=torch.rand(rows, heads, held) if sums is None else sums,
         recent=window_of(queries, scores.logsumexp(dim=-1), torch.arange(seen - window, seen).expand(rows, window)),
     )

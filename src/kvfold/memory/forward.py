@@ -15,6 +15,7 @@ from kvfold.errors import CacheError
 from kvfold.memory.layer import UNTIMED, Layer, NewTokens
 from kvfold.memory.part import Part
 from kvfold.memory.recent_queries import QueryWindow
+from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
 from kvfold.memory.step import ForwardScope
 from kvfold.memory.transcript import Transcript
@@ -56,6 +57,13 @@ class Text:
 
     ids: Int[Tensor, "B Q"] | None = None  # where a method reads token ids
     classes: UInt8[Tensor, "B Q"] | None = None  # delimiter classes, where the place reads them
+
+    def wanted_by(self, rules: Rules) -> "Text":
+        """Keep what the plan's members read; nothing else is held."""
+        return Text(
+            ids=self.ids if rules.reads_ids else None,
+            classes=None if rules.delimiters is None else self.classes,
+        )
 
 
 class Forward:

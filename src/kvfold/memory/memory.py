@@ -62,7 +62,7 @@ class Memory:
             before,
             new=new,
             stops=stops,
-            text=text or Text(),
+            text=(text or Text()).wanted_by(self.rules),
             offloads=not waits and self.rules.offload_above is not None,
         )
         return self._open

@@ -4,6 +4,7 @@ Methods that score slots by the attention of recent queries (SnapKV) record them
 with fewer queries than the window has position PAD (-1) in front. A fold empties it.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -26,14 +27,7 @@ class RecentQueries(Recorder):
 
     def open(self, keys: Float[Tensor, "B H Q D"]) -> "QueryWindow":
         """Open a window without queries; the first ones say how many heads there are."""
-        rows, _, _, size = keys.shape
-        return QueryWindow(
-            queries=keys.new_empty(rows, 0, 0, size),
-            log_sum_exp=torch.empty(rows, 0, 0, dtype=torch.float32, device=keys.device),
-            positions=torch.empty(rows, 0, dtype=torch.int32, device=keys.device),
-            width=self.count,
-            padded=False,
-        )
+        return QueryWindow.empty(keys, width=self.count)
 
     def restore(self, plain: dict[str, Any], tensors: dict[str, Tensor]) -> "QueryWindow":
         """Build the window that was saved."""
@@ -54,6 +48,18 @@ class QueryWindow(Record):
     positions: Int[Tensor, "B W"]  # int32, PAD where the row has no query there
     width: int
     padded: bool = True  # whether any place may be PAD
+
+    @classmethod
+    def empty(cls, like: Float[Tensor, "B N Q D"], *, width: int = sys.maxsize) -> "QueryWindow":
+        """Make a window without queries, for rows and head sizes like these; the first ones say how many heads."""
+        rows, _, _, size = like.shape
+        return cls(
+            queries=like.new_empty(rows, 0, 0, size),
+            log_sum_exp=torch.empty(rows, 0, 0, dtype=torch.float32, device=like.device),
+            positions=torch.empty(rows, 0, dtype=torch.int32, device=like.device),
+            width=width,
+            padded=False,
+        )
 
     def observe(self, seen: Observation) -> "QueryWindow":
         """Append queries, and drop the oldest ones beyond the width."""

@@ -41,11 +41,13 @@ class AttentionStep:
         """Cut out the queries `start` to `stop`; those before them count as recent ones."""
         span = slice(start, stop)
         recent = self.recent
-        if start and recent is not None and self.positions is not None:
-            recent = recent.followed_by(
-                self.queries[:, :, :start],
-                positions=self.positions[:, :start],
-                valid=None if self.valid is None else self.valid[:, :start],
+        if start and self.positions is not None:
+            before = slice(0, start)
+            # A fold may have dropped the record: the queries before this piece are then the only recent ones.
+            recent = (recent or QueryWindow.empty(self.queries)).followed_by(
+                self.queries[:, :, before],
+                positions=self.positions[:, before],
+                valid=None if self.valid is None else self.valid[:, before],
             )
         return replace(
             self,

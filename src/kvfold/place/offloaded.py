@@ -167,7 +167,7 @@ class OffloadedPart(Part):
             table=table,
             selection=self.selection.of_everything(),
             sums=sums,
-            transcript=transcript,
+            transcript=replace(transcript, ids=None),  # ids of raw columns are the memory's
         )
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "OffloadedPart":

@@ -129,7 +129,7 @@ def _still_components(second: Float[Tensor, "X X"], heads: int, turned: int) -> 
     return found
 
 
-def _complex_moments(second: Float[Tensor, "Y Y"]) -> Complex[Tensor, "H H"]:
+def _complex_moments(second: Float[Tensor, "both_sides both_sides"]) -> Complex[Tensor, "H H"]:
     """Second moments of real and imaginary parts, as those of the complex numbers."""
     heads = len(second) // 2
     real = second[:heads, :heads] + second[heads:, heads:]
@@ -137,7 +137,7 @@ def _complex_moments(second: Float[Tensor, "Y Y"]) -> Complex[Tensor, "H H"]:
     return torch.complex(real, imaginary)
 
 
-def _columns(vector: Complex[Tensor, " H"], both: Int[Tensor, " Y"], size: int) -> Float[Tensor, "X 2"]:
+def _columns(vector: Complex[Tensor, " H"], both: Int[Tensor, " both_sides"], size: int) -> Float[Tensor, "X 2"]:
     """The two real columns that take the complex component along a vector."""
     columns = torch.zeros(size, 2, dtype=torch.double, device=vector.device)
     real, imaginary = vector.real, vector.imag

@@ -77,7 +77,7 @@ class LayerMoments:
             self.unrotated.add(plain.flatten(1))
 
 
-def blocks(square: Float[Tensor, "X X"], parts: int) -> Float[Tensor, "P x x"]:
+def blocks(square: Float[Tensor, "X X"], parts: int) -> Float[Tensor, "P part_size part_size"]:
     """The blocks on the diagonal: of each part of the dimensions with itself."""
     split = square.unflatten(1, (parts, -1))
     split = split.unflatten(0, (parts, -1))  # P x P x

@@ -25,10 +25,10 @@ class Layout:
     """Rows of a parallel pass, padded on the right. Queries and keys are N tokens, then K Nexus rows."""
 
     count: int  # N
-    positions: Int[Tensor, "B NK"]
+    positions: Int[Tensor, "B all_rows"]
     nexus: Int[Tensor, "B K"]  # index of each Nexus row among the adapter's rows
-    segment: Int[Tensor, "B NK"]  # number of each row's segment; NONE for pads
-    column: Int[Tensor, "B NK"]  # of a Nexus row: the token that it stands at
+    segment: Int[Tensor, "B all_rows"]  # number of each row's segment; NONE for pads
+    column: Int[Tensor, "B all_rows"]  # of a Nexus row: the token that it stands at
     stays: Bool[Tensor, "B L H N"]  # slots that later segments see as they are, by folding layer and head
 
     @property
@@ -39,7 +39,7 @@ class Layout:
         closed = (segment < open_segment) & (segment != NONE)
         return closed[:, None, None] & ~self.stays
 
-    def masks(self, layers: Sequence[int]) -> dict[int, Bool[Tensor, "B H NK NK"]]:
+    def masks(self, layers: Sequence[int]) -> dict[int, Bool[Tensor, "B H all_rows all_rows"]]:
         """Make the mask of each folding layer, True where a query (second last dimension) sees a key."""
         of_query, of_key = self._segments
         is_nexus = self._is_nexus
@@ -62,7 +62,7 @@ class Layout:
             masks = masks * len(layers)
         return dict(zip(layers, masks, strict=True))
 
-    def window_mask(self, window: int) -> Bool[Tensor, "B 1 NK NK"]:
+    def window_mask(self, window: int) -> Bool[Tensor, "B 1 all_rows all_rows"]:
         """Make the mask of a sliding layer, where all is raw: a Nexus row sees the window of its segment's end."""
         of_query, of_key = self._segments
         column = self.column[:, None]
@@ -80,22 +80,22 @@ class Layout:
         return _with_diagonal(seen & self._is_real)[:, None]
 
     @property
-    def _segments(self) -> tuple[Int[Tensor, "B NK 1"], Int[Tensor, "B 1 NK"]]:
+    def _segments(self) -> tuple[Int[Tensor, "B all_rows 1"], Int[Tensor, "B 1 all_rows"]]:
         """The segments of queries and of keys, to be compared."""
         return self.segment[:, :, None], self.segment[:, None]
 
     @property
-    def _is_real(self) -> Bool[Tensor, "B NK NK"]:
+    def _is_real(self) -> Bool[Tensor, "B all_rows all_rows"]:
         """True where neither query nor key is a pad."""
         of_query, of_key = self._segments
         return (of_key != NONE) & (of_query != NONE)
 
     @property
-    def _is_nexus(self) -> Bool[Tensor, " NK"]:
+    def _is_nexus(self) -> Bool[Tensor, " all_rows"]:
         return torch.arange(self.segment.shape[1]) >= self.count
 
     @property
-    def _is_earlier_row(self) -> Bool[Tensor, "B NK NK"]:
+    def _is_earlier_row(self) -> Bool[Tensor, "B all_rows all_rows"]:
         """True where a Nexus row sees one of the same segment that stands before it, or itself."""
         of_query, of_key = self._segments
         is_nexus = self._is_nexus
@@ -105,7 +105,7 @@ class Layout:
         return both & not_later & (of_query == of_key)
 
 
-def _with_diagonal(mask: Bool[Tensor, "B NK NK"]) -> Bool[Tensor, "B NK NK"]:
+def _with_diagonal(mask: Bool[Tensor, "B all_rows all_rows"]) -> Bool[Tensor, "B all_rows all_rows"]:
     """Every row sees itself too, pads as well: a softmax over nothing would be no number."""
     return mask | torch.eye(mask.shape[-1], dtype=torch.bool)
 
