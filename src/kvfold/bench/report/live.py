@@ -26,19 +26,21 @@ class PlainLines:
         self._console = console
 
     def begin(self, job: Job, n: int, prediction: str) -> None:
-        """Say what starts, and what is expected of it."""
-        said = f"; {prediction}" if prediction else ""
-        self._console.print(f"{job.plan}: {n} samples{said}", highlight=False, soft_wrap=True)
+        """Print the plan that starts, and what is predicted of it."""
+        ending = f"; {prediction}" if prediction else ""
+        self._print(f"{job.plan}: {n} samples{ending}")
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
-        """Say nothing: a log is read afterwards."""
+        """Print nothing: a log is read afterwards."""
 
     def finish(self, job: Job, record: Record) -> None:
-        """Say what came out."""
+        """Print what came out."""
         if record.failure is not None:
-            self._console.print(f"{job.plan}: failed, {record.failure}", highlight=False, soft_wrap=True)
+            self._print(f"{job.plan}: failed, {record.failure}")
             return
-        line = f"{job.plan}: score {record.score:.3f}, kept {record.stored:.3f}, {record.wall_seconds:.1f} s"
+        self._print(f"{job.plan}: score {record.score:.3f}, kept {record.stored:.3f}, {record.wall_seconds:.1f} s")
+
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -58,7 +60,7 @@ class LiveTable:
         self._live.__exit__(None, None, None)
 
     def begin(self, job: Job, n: int, prediction: str) -> None:
-        """Open a row; what is expected of it stands above the table."""
+        """Open a row; what is predicted of it stands above the table."""
         self._wanted = n
         if prediction:
             self._live.console.print(f"{job.plan}: {prediction}", highlight=False)
@@ -66,14 +68,18 @@ class LiveTable:
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
         """Fill the row with what is known so far."""
-        score, kept = fmean(o.score for o in so_far), fmean(o.stored for o in so_far)
+        score = fmean(outcome.score for outcome in so_far)
+        kept = fmean(outcome.stored for outcome in so_far)
         self._show(job, (job.plan, f"{len(so_far)}/{self._wanted}", f"{score:.3f}", f"{kept:.3f}", ""))
 
     def finish(self, job: Job, record: Record) -> None:
         """Close the row."""
+        if record.failure is not None:
+            self._show(job, (job.plan, "failed", record.failure, "", ""))
+            return
         done = f"{record.n}/{record.n}"
-        words = (job.plan, done, f"{record.score:.3f}", f"{record.stored:.3f}", f"{record.wall_seconds:.1f} s")
-        self._show(job, words if record.failure is None else (job.plan, "failed", record.failure, "", ""))
+        seconds = f"{record.wall_seconds:.1f} s"
+        self._show(job, (job.plan, done, f"{record.score:.3f}", f"{record.stored:.3f}", seconds))
 
     def _show(self, job: Job, words: tuple[str, ...]) -> None:
         self._rows[job] = words
@@ -84,30 +90,39 @@ class LiveTable:
 
 
 def drawn(shown: Table, *, width: int | None = None) -> Grid:
-    """A finished table for a terminal; where that is narrower than the table, some columns are left out by name."""
+    """Draw a finished table for a terminal; columns that do not fit into its width are left out by name."""
     rows = [cells(shown, row) for row in shown.rows]
+    names = heads(shown)
     left_out = [] if width is None else _left_out(shown, rows, width)
     lines = notes(shown)
     if left_out:
         lines.append(f"no room here for {', '.join(left_out)}; a wider terminal, --json and the page have them")
     grid = Grid(title=shown.title, title_justify="left", caption="\n".join(lines), caption_justify="left")
-    chosen = [number for number, head in enumerate(heads(shown)) if head not in left_out]
+    chosen = [number for number, name in enumerate(names) if name not in left_out]
     for number in chosen:
+        # Only the first column, the plan, may break over lines.
         grid.add_column(
-            heads(shown)[number], justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
+            names[number],
+            justify="right" if number else "left",
+            no_wrap=number > 0,
+            overflow="fold",
         )
     for row, words in zip(shown.rows, rows, strict=True):
-        grid.add_row(*(words[number] for number in chosen), style="bold" if row.standing == "best" else None)
+        style = "bold" if row.standing == "best" else None
+        grid.add_row(*(words[number] for number in chosen), style=style)
     return grid
 
 
 def _left_out(shown: Table, rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """The columns that go first, until the rest fits; the plan, which may break, needs half of its length."""
+    """The columns that are left out so that the rest fits; the plan, which may break, needs half of its length."""
     names = heads(shown)
-    wide = [max(len(words[number]) for words in [names, *rows]) + 3 for number in range(len(names))]
-    wide[0] = wide[0] // 2 + 3
-    gone: list[str] = []
-    for name in (
+    sizes: dict[str, int] = {}
+    for number, name in enumerate(names):
+        longest = max(len(words[number]) for words in [names, *rows])
+        sizes[name] = longest + 3  # a border and two spaces
+    plan = names[0]
+    sizes[plan] = sizes[plan] // 2 + 3
+    order = [  # what can be spared most comes first
         "removed",
         "resident",
         "attended",
@@ -116,8 +131,11 @@ def _left_out(shown: Table, rows: Sequence[Sequence[str]], width: int) -> list[s
         AGAINST_RIVAL,
         "interval",
         "against full",
-    ):
-        if sum(size for head, size in zip(names, wide, strict=True) if head not in gone) < width:
+    ]
+    gone: list[str] = []
+    for name in order:
+        if sum(size for head, size in sizes.items() if head not in gone) < width:
             break
-        gone += [name] if name in names else []
+        if name in names:
+            gone.append(name)
     return gone

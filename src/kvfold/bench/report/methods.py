@@ -1,7 +1,7 @@
-"""What a page says of each method in it: the text of its plans, what it is by its own words, and its rows together.
+"""The section of a page about each method: the docstring of its file, its settings, and its rows together.
 
-A method is one member of a plan, or a rival's method. Its words are the docstring of its file, with the paper and where
-ours differs; a member that this version does not know is shown by its plan text alone. It reads records and docstrings,
+A method is one member of a plan, or a rival's method. The docstring of its file names the paper and says where ours
+differs; a member that this version does not know is shown by its plan text alone. It reads records and docstrings,
 and draws nothing.
 """
 
@@ -20,23 +20,23 @@ _NAME = re.compile(r"[A-Za-z_]\w*(?=\s*(?:\(|\+|$))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One method of a page."""
+class MethodSection:
+    """One method on a page."""
 
     name: str
     axis: str  # "select", "encode", "place", or "rival"
-    words: tuple[str, ...]  # its own, a paragraph each
+    words: tuple[str, ...]  # a paragraph each
     settings: tuple[str, ...]  # `name=default`
     rows: tuple[tuple[str, ...], ...]  # under HEADS
 
     @property
     def anchor(self) -> str:
-        """Where it stands in a page."""
+        """The anchor of its section, for links in the page."""
         return "method-" + re.sub(r"\W+", "-", self.name)
 
 
-def methods(records: Sequence[Record]) -> list[Method]:
-    """Every method that a plan of these records names, in the order in which they first appear."""
+def methods(records: Sequence[Record]) -> list[MethodSection]:
+    """Describe every method that a plan of these records names, in the order in which they first appear."""
     found: dict[str, list[Record]] = {}
     for record in records:
         for name in names(record.plan):
@@ -45,28 +45,35 @@ def methods(records: Sequence[Record]) -> list[Method]:
 
 
 def names(plan: str) -> list[str]:
-    """The members that a plan's text names; a rival's plan is one method by itself."""
+    """List the members that a plan's text names; a rival's plan is one method by itself."""
     if is_rival(plan):
         return [plan.partition("(")[0]]
     without = re.sub(r"\([^()]*\)", "", plan)
     return _NAME.findall(without)
 
 
-def _method(name: str, group: Sequence[Record]) -> Method:
+def _method(name: str, group: Sequence[Record]) -> MethodSection:
     rows = tuple(_row(record) for record in group)
     if is_rival(name):
         words = f"A cache of {name.partition(':')[0]}, run in a process of its own on the same tokens."
-        return Method(name=name, axis="rival", words=(words,), settings=(), rows=rows)
+        return MethodSection(name=name, axis="rival", words=(words,), settings=(), rows=rows)
     for axis in AXES:
         kind = members(axis).get(name)
         if kind is not None:
-            said = (sys.modules[kind.__module__].__doc__ or "").strip()
-            words = tuple(
-                " ".join(part.split()) for part in said.replace("\nOurs differs", "\n\nOurs differs").split("\n\n")
+            return MethodSection(
+                name=name,
+                axis=axis,
+                words=_paragraphs(sys.modules[kind.__module__].__doc__ or ""),
+                settings=tuple(f"{field.name}={field.default!r}" for field in fields(kind) if field.init),
+                rows=rows,
             )
-            settings = tuple(f"{field.name}={field.default!r}" for field in fields(kind) if field.init)
-            return Method(name=name, axis=axis, words=words, settings=settings, rows=rows)
-    return Method(name=name, axis="unknown", words=("No member of this version.",), settings=(), rows=rows)
+    return MethodSection(name=name, axis="unknown", words=("No member of this version.",), settings=(), rows=rows)
+
+
+def _paragraphs(docstring: str) -> tuple[str, ...]:
+    """The paragraphs of a file's docstring, each on one line; "Ours differs" begins one."""
+    text = docstring.strip().replace("\nOurs differs", "\n\nOurs differs")
+    return tuple(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _row(record: Record) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ left out here: paired differences, families and notes.
 from collections.abc import Sequence
 
 from kvfold.bench.peers.plans import is_rival
-from kvfold.bench.report.tables import Row, Table, is_full, is_none
+from kvfold.bench.report.tables import Row, Table, is_full, is_none, markdown_line
+from kvfold.bench.run.record import Record
 from kvfold.errors import FileError
 
 FRACTIONS = ("stored", "resident", "attended")
@@ -20,81 +21,125 @@ LEGEND = (
 
 
 def overview(shown: Sequence[Table]) -> str:
-    """The Markdown of one table over all of these. Raises FileError where two of them are of one suite."""
-    suites = [table.rows[0].record.suite for table in shown]
-    twice = next((suite for suite in suites if suites.count(suite) > 1), None)
-    if twice is not None:
-        raise FileError(
-            f"one table over all suites was asked for; {twice} was run with several samples or models; "
-            "give folders that hold one run of each suite"
-        )
+    """Write one Markdown table over all of these. Raises FileError where two of them are of one suite."""
+    suites = [_suite(table) for table in shown]
+    for suite in suites:
+        if suites.count(suite) > 1:
+            raise FileError(
+                f"one table over all suites was asked for; {suite} was run with several samples or models; "
+                "give folders that hold one run of each suite"
+            )
     heads = ("plan", *FRACTIONS, *suites)
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(words) + " |" for words in (*_rows(shown), *_shortcuts(shown))]
-    return "\n".join([*lines, "", *(f"- {note}" for note in (*LEGEND, *_notes(shown)))]) + "\n"
+    lines = [markdown_line(heads), "|" + "---|" * len(heads)]
+    for words in (*_rows(shown), *_shortcuts(shown)):
+        lines.append(markdown_line(words))
+    lines.append("")
+    for note in (*LEGEND, *_notes(shown)):
+        lines.append(f"- {note}")
+    return "\n".join(lines) + "\n"
+
+
+def _suite(table: Table) -> str:
+    return table.rows[0].record.suite
 
 
 def _rows(shown: Sequence[Table]) -> list[list[str]]:
+    """The cells of every plan, a row a plan and size; a suite without it has an empty cell."""
     found: dict[str, list[Row | None]] = {}
     for number, table in enumerate(shown):
         for row in table.rows:
-            found.setdefault(row.label, [None] * len(shown))[number] = row
-    ordered = sorted(found.items(), key=lambda pair: _order([row for row in pair[1] if row is not None]))
-    return [[f"`{label}`", *_fractions(rows), *map(_score, rows, shown)] for label, rows in ordered]
+            in_suites = found.setdefault(row.label, [None] * len(shown))
+            in_suites[number] = row
+    lines = []
+    for label in sorted(found, key=lambda label: _order(found[label])):
+        in_suites = found[label]
+        scores = map(_score, in_suites, shown)
+        lines.append([f"`{label}`", *_fractions(in_suites), *scores])
+    return lines
 
 
-def _order(rows: Sequence[Row]) -> tuple[bool, bool, float, bool, str]:
-    """The edges, then by size; of one size ours first."""
-    one = next((row.record for row in rows if row.record.failure is None), rows[0].record)
-    size = one.keep if one.keep is not None else one.stored if one.failure is None else 0.0
-    return not is_full(one), not is_none(one), -size, is_rival(one.plan), rows[0].label
+def _order(in_suites: Sequence[Row | None]) -> tuple[bool, bool, float, bool, str]:
+    """The ceiling and the floor first, then by size; of one size ours before rivals."""
+    rows = [row for row in in_suites if row is not None]
+    finished = [row.record for row in rows if row.record.failure is None]
+    one = finished[0] if finished else rows[0].record
+    return (
+        not is_full(one),
+        not is_none(one),
+        -_size(one),
+        is_rival(one.plan),
+        rows[0].label,
+    )
 
 
-def _fractions(rows: Sequence[Row | None]) -> list[str]:
-    held = [row.record for row in rows if row is not None and row.record.failure is None]
-    claims = [record.claimed for record in held if record.claimed is not None]
-    words = [_range([getattr(record, name) for record in held]) for name in FRACTIONS]
-    return [words[0] + (f" (claims {_range(claims)})" if claims else ""), *words[1:]]
+def _size(record: Record) -> float:
+    if record.keep is not None:
+        return record.keep
+    return record.stored if record.failure is None else 0.0
+
+
+def _fractions(in_suites: Sequence[Row | None]) -> list[str]:
+    """What a plan holds, as ranges over suites; after the first, what a rival claims."""
+    records = [row.record for row in in_suites if row is not None and row.record.failure is None]
+    words = []
+    for name in FRACTIONS:
+        words.append(_range([getattr(record, name) for record in records]))
+    claims = [record.claimed for record in records if record.claimed is not None]
+    if claims:
+        words[0] += f" (claims {_range(claims)})"
+    return words
 
 
 def _range(values: Sequence[float]) -> str:
     """One number, or from the least to the most where they differ at two digits."""
-    ends = sorted({f"{value:.2f}" for value in (min(values, default=0.0), max(values, default=0.0))})
-    return " to ".join(ends) if values else ""
+    if not values:
+        return ""
+    least, most = f"{min(values):.2f}", f"{max(values):.2f}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _score(row: Row | None, table: Table) -> str:
     if row is None:
         return ""
-    if row.record.failure is not None:
+    record = row.record
+    if record.failure is not None:
         return "failed"
     digits = table.digits - 1
-    score, (low, high) = row.record.score, row.record.interval
-    said, ends = f"{score:.{digits}f}", f"({low:.{digits}f} to {high:.{digits}f})"
-    said = f"**{said}**" if row.standing and score > row.record.none else said
-    return f"{said} {ends}" + (" =" if row.against_full is not None and row.against_full.tie else "")
+    low, high = record.interval
+    score = f"{record.score:.{digits}f}"
+    if row.standing and record.score > record.none:
+        score = f"**{score}**"
+    interval = f"({low:.{digits}f} to {high:.{digits}f})"
+    ties = row.against_full is not None and row.against_full.tie
+    return f"{score} {interval} =" if ties else f"{score} {interval}"
 
 
 def _shortcuts(shown: Sequence[Table]) -> list[list[str]]:
+    """The line of the best shortcuts; none where no suite has one."""
     scores = [table.rows[0].record.shortcut for table in shown]
     if all(score is None for score in scores):
         return []
-    return [["*best shortcut*", *("" for _ in FRACTIONS), *("" if s is None else f"{s:.2f}" for s in scores)]]
+    cells = ["" if score is None else f"{score:.2f}" for score in scores]
+    return [["*best shortcut*", *("" for _ in FRACTIONS), *cells]]
 
 
 def _notes(shown: Sequence[Table]) -> list[str]:
-    """What was asked of whom, and what failed."""
+    """The titles of the suites, the plans that saw questions, failures and warnings."""
     lines = [table.title for table in shown]
-    aware = {row.label for table in shown for row in table.rows if row.record.query_aware}
-    lines.append(f"saw the question before folding: {', '.join(sorted(aware)) or 'no plan'}")
-    failures: dict[str, set[str]] = {}
+    aware, warnings = set(), set()
+    failures: dict[str, set[str]] = {}  # the suites of each failure
     for table in shown:
+        suite = _suite(table)
+        warnings |= {(suite, warning) for warning in table.warnings if not is_rival(warning)}
         for row in table.rows:
+            if row.record.query_aware:
+                aware.add(row.label)
             if row.record.failure is not None:
-                failures.setdefault(f"`{row.record.plan.partition('(')[0]}`: {row.record.failure}", set()).add(
-                    table.rows[0].record.suite
-                )
-    lines += [f"failed on {', '.join(sorted(suites))}, {failure}" for failure, suites in failures.items()]
-    found = {(table.rows[0].record.suite, warning) for table in shown for warning in table.warnings}
-    lines += [f"warning, {suite}: {warning}" for suite, warning in sorted(found) if not is_rival(warning)]
+                method = row.record.plan.partition("(")[0]
+                failures.setdefault(f"`{method}`: {row.record.failure}", set()).add(suite)
+    lines.append(f"saw the question before folding: {', '.join(sorted(aware)) or 'no plan'}")
+    for failure, suites in failures.items():
+        lines.append(f"failed on {', '.join(sorted(suites))}, {failure}")
+    for suite, warning in sorted(warnings):
+        lines.append(f"warning, {suite}: {warning}")
     return lines

@@ -1,6 +1,6 @@
-"""Records as one page that needs nothing beside itself: tables that sort, curves, each method, and what ran where.
+"""Records as one page that loads nothing: tables that sort, curves, each method, and what ran where.
 
-The page is plain HTML with its style, script and pictures inside; it loads nothing. The words of the tables come from
+The page is plain HTML with its style, script and pictures inside. The words of the tables come from
 `tables.py`, the curves from `plot.py`, the frame from `report.html.j2`. It is written whole or not at all.
 """
 
@@ -40,7 +40,7 @@ def _block(shown: tables.Table) -> dict:
 
 
 def _place(record: Record, versions: Sequence[str]) -> tuple[str, ...]:
-    """Where one record comes from; all records have a line here, those of both scopes too."""
+    """The cells that say where one record comes from; records of both scopes have a line here."""
     return (
         record.plan,
         record.model,
@@ -56,7 +56,7 @@ def _place(record: Record, versions: Sequence[str]) -> tuple[str, ...]:
 
 
 def html(records: Sequence[Record]) -> str:
-    """The page as text."""
+    """Write the page as text."""
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -74,7 +74,7 @@ def html(records: Sequence[Record]) -> str:
 
 
 def markdown(records: Sequence[Record], *, whole: bool = True) -> str:
-    """All tables as Markdown; not the whole of them: one table over all suites."""
+    """Write all tables as Markdown; not `whole`: one table over all suites."""
     if not whole:
         return overview(tables.tables(records))
     return "\n".join(tables.markdown(shown) for shown in tables.tables(records))
@@ -84,7 +84,7 @@ BEGIN, END = "<!-- kvfold tables: begin -->", "<!-- kvfold tables: end -->"
 
 
 def write_into(records: Sequence[Record], path: Path, *, whole: bool = True) -> Path:
-    """Replace what stands between the two marks of a Markdown file by the tables. Raises FileError without marks."""
+    """Replace the text between the two marks of a Markdown file by the tables. Raises FileError without marks."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

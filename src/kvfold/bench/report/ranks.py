@@ -1,9 +1,10 @@
 """A picture of ranks: a text with each token shaded by how much of it is kept, layer by layer.
 
-One self-contained page, drawn from a cache that has read the text and folded it. Any layout can be asked; one that
+One self-contained page, drawn from a cache that has read the text and folded it. It works for any plan; one that
 keeps all of every slot gives an even page.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -24,7 +25,7 @@ td, th { padding: .1em .8em; text-align: right } td:first-child, th:first-child 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """What a cache keeps of each token of a text."""
+    """The share of each token of a text that a cache keeps."""
 
     plan: str
     tokens: tuple[str, ...]
@@ -32,25 +33,36 @@ class Shares:
 
 
 def shares_of(model: Any, tokenizer: Any, plan: str, text: str) -> Shares:
-    """Read a text in one forward, fold it, and look what is kept."""
+    """Read a text in one forward, fold it, and measure what is kept of each token."""
     from kvfold.open import cache
 
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
-    held = cache(model, plan)
+    folded = cache(model, plan)
     with torch.no_grad():
-        model(ids, past_key_values=held, logits_to_keep=1)
-    held.fold()
+        model(ids, past_key_values=folded, logits_to_keep=1)
+    folded.fold()
+    tokens = ids[0].tolist()
     layers = {}
-    for index, layer in held.memory.layers.items():
-        shares = [0.0] * ids.shape[1]
-        for part in (layer.state.sinks, layer.state.folded):
-            for position, share in () if part is None else _of_part(part):
+    for index, layer in folded.memory.layers.items():
+        layers[index] = _of_layer(layer.state, len(tokens))
+    return Shares(
+        plan=str(folded.plan),
+        tokens=tuple(tokenizer.decode([token]) for token in tokens),
+        layers=layers,
+    )
+
+
+def _of_layer(state: Any, count: int) -> tuple[float, ...]:
+    """The share of each of `count` tokens that the first row of a layer keeps; the raw tail keeps all."""
+    shares = [0.0] * count
+    for part in (state.sinks, state.folded):
+        if part is not None:
+            for position, share in _of_part(part):
                 shares[position] = share
-        tail = layer.state.tail
-        for position in [] if tail is None else tail.positions[0, : tail.length].tolist():
+    if state.tail is not None:
+        for position in state.tail.positions[0, : state.tail.length].tolist():
             shares[position] = 1.0
-        layers[index] = tuple(shares)
-    return Shares(plan=str(held.plan), tokens=tuple(tokenizer.decode([one]) for one in ids[0].tolist()), layers=layers)
+    return tuple(shares)
 
 
 def _of_part(part: Any) -> list[tuple[int, float]]:
@@ -61,56 +73,58 @@ def _of_part(part: Any) -> list[tuple[int, float]]:
     if shares is not None:
         return list(zip(positions[0], shares[0].tolist(), strict=True))
     # Whole slots: the share of heads that hold the token.
-    every = [position for of_head in positions for position in of_head]
-    return [(position, every.count(position) / heads) for position in set(every)]
+    holders = Counter(position for of_head in positions for position in of_head)
+    return [(position, count / heads) for position, count in holders.items()]
 
 
 def page(shares: Shares) -> str:
-    """The page."""
-    count = len(shares.tokens)
-    together = tuple(mean([layer[at] for layer in shares.layers.values()]) for at in range(count))
+    """Write the page."""
+    together = tuple(mean(each) for each in zip(*shares.layers.values(), strict=True))  # over layers
+    style = f"<style>{_STYLE}</style>"
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(shares.plan)}</title><style>{_STYLE}</style>",
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(shares.plan)}</title>{style}",
         f"<h1>{escape(shares.plan)}</h1>",
-        f"<p>{count} tokens, {mean(together):.3f} of their numbers kept. Darker keeps more.",
+        f"<p>{len(shares.tokens)} tokens, {mean(together):.3f} of their numbers kept. Darker keeps more.",
         _text(shares.tokens, together),
         f"<h2>Tokens that keep most and least</h2>{_words(shares.tokens, together)}",
     ]
-    for index, own in shares.layers.items():
-        inside = _histogram(own) + _text(shares.tokens, own)
-        parts.append(f"<details><summary>Layer {index}: {mean(own):.3f}</summary>{inside}</details>")
+    for index, of_layer in shares.layers.items():
+        inside = _histogram(of_layer) + _text(shares.tokens, of_layer)
+        parts.append(f"<details><summary>Layer {index}: {mean(of_layer):.3f}</summary>{inside}</details>")
     return "\n".join(parts) + "\n"
 
 
 def _text(tokens: Sequence[str], shares: Sequence[float]) -> str:
-    spans = (
-        f'<span style="background: rgba(59, 111, 212, {share:.2f})" title="{share:.2f}">{escape(token)}</span>'
-        for token, share in zip(tokens, shares, strict=True)
-    )
+    spans = []
+    for token, share in zip(tokens, shares, strict=True):
+        colour = f"rgba(59, 111, 212, {share:.2f})"
+        spans.append(f'<span style="background: {colour}" title="{share:.2f}">{escape(token)}</span>')
     return f"<p class=text>{''.join(spans)}</p>"
 
 
 def _histogram(shares: Sequence[float]) -> str:
-    values = sorted({round(share, 3) for share in shares})
-    counts = {value: sum(round(share, 3) == value for share in shares) for value in values}
+    counts = Counter(round(share, 3) for share in shares)
     most = max(counts.values())
-    return "".join(
-        f'<div class=bar><b>{value:.3f}</b><i style="width: {20 * count / most:.2f}em"></i>{count}</div>'
-        for value, count in counts.items()
-    )
+    bars = []
+    for value, count in sorted(counts.items()):
+        width = 20 * count / most
+        bars.append(f'<div class=bar><b>{value:.3f}</b><i style="width: {width:.2f}em"></i>{count}</div>')
+    return "".join(bars)
 
 
 def _words(tokens: Sequence[str], shares: Sequence[float]) -> str:
     """The tokens that come at least three times, by how much they keep on average."""
     seen: dict[str, list[float]] = {}
     for token, share in zip(tokens, shares, strict=True):
-        if token.strip():
-            seen.setdefault(token.strip(), []).append(share)
-    often = sorted(((mean(kept), token, len(kept)) for token, kept in seen.items() if len(kept) > 2), reverse=True)
+        word = token.strip()
+        if word:
+            seen.setdefault(word, []).append(share)
+    often = [(mean(kept), word, len(kept)) for word, kept in seen.items() if len(kept) > 2]
+    often.sort(reverse=True)
     if not often:
         return "<p>No token comes three times."
-    rows = [
-        f"<tr><td>{escape(token)}<td>{kept:.3f}<td>{count}"
-        for kept, token, count in (often if len(often) <= 24 else often[:12] + often[-12:])
-    ]
+    shown = often if len(often) <= 24 else often[:12] + often[-12:]
+    rows = []
+    for kept, word, count in shown:
+        rows.append(f"<tr><td>{escape(word)}<td>{kept:.3f}<td>{count}")
     return f"<table><tr><th>token<th>kept<th>times{''.join(rows)}</table>"

@@ -1,7 +1,7 @@
 """Records as tables: which rows belong together, in which order, and which differences are ties.
 
 A table holds the records of one set of samples. A method that was run in two scopes gets one row, the better; both
-stay in the records. It knows nothing of how a table looks: `report.py` and `live.py` draw it.
+stay in the records. It knows nothing of how a table looks: `page.py` and `live.py` draw it.
 """
 
 import re
@@ -19,7 +19,7 @@ _SCOPE = re.compile(r"""\bscope\s*=\s*(['"])\w+\1\s*,?\s*""")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of a table: a record, and how it stands beside the full cache and the best at its size."""
+    """One line of a table: a record, and how it compares with the full cache and the best at its size."""
 
     record: Record
     label: str  # the plan, scope apart
@@ -44,32 +44,32 @@ class Table:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What else is shown: every one of MEASURES that some record has."""
+        """The metrics that are shown: every one of MEASURES that a record has."""
         return tuple(name for name in MEASURES if any(name in row.record.metrics for row in self.rows))
 
     @property
     def has_rivals(self) -> bool:
-        """Whether other people's caches were asked the same."""
+        """Whether rivals ran on the same samples."""
         return any(is_rival(row.record.plan) for row in self.rows)
 
 
 def without_scope(plan: str) -> str:
-    """A plan's text without its scope, so that two scopes of one method share a row."""
+    """Strip the scope from a plan's text, so that two scopes of one method share a row."""
     return re.sub(r",\s*\)", ")", _SCOPE.sub("", plan))
 
 
 def is_full(record: Record) -> bool:
-    """Is it the ceiling?"""
+    """Say whether a record is the ceiling."""
     return record.plan in LOSSLESS
 
 
 def is_none(record: Record) -> bool:
-    """Is it the floor?"""
+    """Say whether a record is the floor."""
     return record.plan in FLOOR
 
 
 def better_scopes(records: Iterable[Record]) -> list[Record]:
-    """Of the records that differ in their scope alone, the one with the higher score; on a draw the smaller one."""
+    """Keep, of records that differ in scope alone, the one with the higher score; on a draw the smaller one."""
     best: dict[str, Record] = {}
     for record in records:
         label = without_scope(record.plan)
@@ -80,41 +80,45 @@ def better_scopes(records: Iterable[Record]) -> list[Record]:
 
 
 def _order(record: Record) -> tuple[bool, bool, float, str]:
-    keep = record.keep if record.keep is not None else record.stored if record.failure is None else 0.0
-    return not is_full(record), not is_none(record), -keep, record.plan
+    if record.keep is not None:
+        size = record.keep
+    else:
+        size = record.stored if record.failure is None else 0.0
+    return not is_full(record), not is_none(record), -size, record.plan
 
 
 def _standing(record: Record, others: Sequence[Record]) -> str:
-    """Beside the others of its size. Where several are equally good, each is in a tie and none is the best."""
+    """The standing among the plans of its size. Of several equally good ones each is in a tie and none is the best."""
     if record.failure is not None:
         return "failed"
     if record.keep is None or len(others) < 2:
         return ""
     best = max(others, key=lambda other: other.score)
     if record.score == best.score:
-        return "best" if sum(other.score == best.score for other in others) == 1 else "tie"
+        equals = [other for other in others if other.score == best.score]
+        return "best" if len(equals) == 1 else "tie"
     return "tie" if difference(record.outcomes, best.outcomes).tie else ""
 
 
 def _from_rival(record: Record, others: Sequence[Record]) -> Difference | None:
-    """How a plan of ours stands beside the best rival of its size."""
+    """How much a plan of ours scores above the best rival of its size."""
     rivals = [other for other in others if is_rival(other.plan)]
-    if record.failure is not None or record.keep is None or is_rival(record.plan) or not rivals:
+    comparable = record.failure is None and record.keep is not None and not is_rival(record.plan)
+    if not rivals or not comparable:
         return None
-    return difference(record.outcomes, max(rivals, key=lambda rival: rival.score).outcomes)
+    best = max(rivals, key=lambda rival: rival.score)
+    return difference(record.outcomes, best.outcomes)
 
 
 def _warnings(records: Sequence[Record]) -> tuple[str, ...]:
-    """What a reader must know before believing the table."""
+    """Warnings for the reader of a table."""
     first = records[0]
     found = list(first.remarks)
     if first.shortcut is not None and first.full <= first.shortcut:
         found.append(f"the full cache ({first.full:.3f}) is not above the best shortcut ({first.shortcut:.3f})")
-    found += [
-        f"{record.plan} promises to keep {record.keep:.2f} and stores {record.stored:.3f}"
-        for record in records
-        if record.keep is not None and record.stored > record.keep + 0.05
-    ]
+    for record in records:
+        if record.keep is not None and record.stored > record.keep + 0.05:
+            found.append(f"{record.plan} promises to keep {record.keep:.2f} and stores {record.stored:.3f}")
     return tuple(found)
 
 
@@ -126,7 +130,9 @@ def table(records: Sequence[Record]) -> Table:
     rows = []
     for record in shown:
         others = [other for other in shown if other.keep == record.keep and other.failure is None]
-        lost = None if full in (None, record) or record.failure else difference(record.outcomes, full.outcomes)
+        lost = None
+        if full is not None and record is not full and record.failure is None:
+            lost = difference(record.outcomes, full.outcomes)
         rows.append(
             Row(
                 record=record,
@@ -137,8 +143,13 @@ def table(records: Sequence[Record]) -> Table:
             )
         )
     one = shown[0]
-    title = f"{one.suite} {one.suite_version} on {one.model} ({one.dtype}, {one.n} samples, seed {one.seed})"
-    return Table(title=title, rows=tuple(rows), families=tuple(one.by_family), warnings=_warnings(shown))
+    run = f"{one.dtype}, {one.n} samples, seed {one.seed}"
+    return Table(
+        title=f"{one.suite} {one.suite_version} on {one.model} ({run})",
+        rows=tuple(rows),
+        families=tuple(one.by_family),
+        warnings=_warnings(shown),
+    )
 
 
 def tables(records: Iterable[Record]) -> list[Table]:
@@ -151,23 +162,35 @@ def tables(records: Iterable[Record]) -> list[Table]:
 
 HEADS = ("plan", "kept", "removed", "resident", "attended", "score", "interval", "against full")
 AGAINST_RIVAL = "against best rival"
-MEASURES = ("kl", "perplexity_ratio", "value_log_likelihood", "exact", "log_likelihood", "reuse")  # shown where known
+MEASURES = (
+    "kl",
+    "perplexity_ratio",
+    "value_log_likelihood",
+    "exact",
+    "log_likelihood",
+    "reuse",
+)  # metrics with a column
 
 
 def heads(shown: Table) -> tuple[str, ...]:
-    """The head of every column; what else was measured, then the families, come last."""
+    """List the head of every column; metrics, then families, come last."""
     return (*HEADS, *([AGAINST_RIVAL] if shown.has_rivals else []), *shown.measures, *shown.families)
 
 
 def cells(shown: Table, row: Row) -> tuple[str, ...]:
-    """The words of one row of a table, under its heads."""
+    """Write the cells of one row of a table, under its heads."""
     record = row.record
     if record.failure is not None:
         failed = f"failed ({record.failure.partition(':')[0]})"
-        return (record.plan, "", "", "", "", failed, *("" for _ in heads(shown)[6:]))
+        empty = [""] * len(heads(shown)[6:])  # columns after the score
+        return (record.plan, "", "", "", "", failed, *empty)
     claims = "" if record.claimed is None else f" (claims {record.claimed:.3f})"
     digits = shown.digits
     mark = {"best": " (best)", "tie": " (tie)", "": ""}[row.standing]
+    low, high = record.interval
+    rival = [_gap(row.against_rival, digits)] if shown.has_rivals else []
+    measures = [_measure(record, name) for name in shown.measures]
+    families = [f"{score:.{digits}f}" for score in record.by_family.values()]
     return (
         record.plan,
         f"{record.stored:.3f}{claims}",
@@ -175,11 +198,11 @@ def cells(shown: Table, row: Row) -> tuple[str, ...]:
         f"{record.resident:.3f}",
         f"{record.attended:.3f}",
         f"{record.score:.{digits}f}{mark}",
-        f"{record.interval[0]:.{digits}f} to {record.interval[1]:.{digits}f}",
+        f"{low:.{digits}f} to {high:.{digits}f}",
         _gap(row.against_full, digits),
-        *([_gap(row.against_rival, digits)] if shown.has_rivals else []),
-        *(_measure(record, name) for name in shown.measures),
-        *(f"{score:.{digits}f}" for score in record.by_family.values()),
+        *rival,
+        *measures,
+        *families,
     )
 
 
@@ -187,33 +210,53 @@ def _measure(record: Record, name: str) -> str:
     if name not in record.metrics:
         return ""
     bounds = record.metric_intervals.get(name)
-    interval = "" if bounds is None else f" ({bounds[0]:.3g} to {bounds[1]:.3g})"
+    interval = ""
+    if bounds is not None:
+        low, high = bounds
+        interval = f" ({low:.3g} to {high:.3g})"
     return f"{record.metrics[name]:.4g}{interval}"
 
 
 def _gap(gap: Difference | None, digits: int) -> str:
     if gap is None:
         return ""
-    return "tie" if gap.tie else f"{gap.mean:+.{digits}f} ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
+    if gap.tie:
+        return "tie"
+    return f"{gap.mean:+.{digits}f} ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
 
 
 def notes(shown: Table) -> list[str]:
-    """What stands under a table: the shortcut, whether questions were seen, and warnings."""
+    """Write the lines under a table: the shortcut, whether questions were seen, failures, and warnings."""
     one = shown.rows[0].record
-    lines = ["no plan saw the question before it folded" if not any(r.record.query_aware for r in shown.rows) else ""]
-    lines += [f"{row.label} saw the question before it folded" for row in shown.rows if row.record.query_aware]
+    aware = [row.label for row in shown.rows if row.record.query_aware]
+    lines = [f"{label} saw the question before it folded" for label in aware]
+    if not aware:
+        lines.append("no plan saw the question before it folded")
     if one.shortcut is not None:
-        each = ", ".join(f"{name} {score:.3f}" for name, score in (one.shortcut_by_family or {}).items())
+        by_family = one.shortcut_by_family or {}
+        each = ", ".join(f"{name} {score:.3f}" for name, score in by_family.items())
         lines.append(f"best shortcut without memory of bindings, same samples: {one.shortcut:.3f} ({each})")
-    lines += [f"{row.label} failed: {row.record.failure}" for row in shown.rows if row.record.failure is not None]
-    lines += [f"warning: {warning}" for warning in shown.warnings]
-    return [line for line in lines if line]
+    for row in shown.rows:
+        if row.record.failure is not None:
+            lines.append(f"{row.label} failed: {row.record.failure}")
+    for warning in shown.warnings:
+        lines.append(f"warning: {warning}")
+    return lines
+
+
+def markdown_line(words: Sequence[str]) -> str:
+    """Write one line of a Markdown table."""
+    return "| " + " | ".join(words) + " |"
 
 
 def markdown(shown: Table) -> str:
-    """A table for a README: title, head, rows, notes."""
-    lines = [f"**{shown.title}**", "", "| " + " | ".join(heads(shown)) + " |", "|" + "---|" * len(heads(shown))]
+    """Write a table as Markdown: title, heads, rows, notes."""
+    columns = heads(shown)
+    lines = [f"**{shown.title}**", "", markdown_line(columns), "|" + "---|" * len(columns)]
     for row in shown.rows:
         plan, *rest = cells(shown, row)
-        lines.append("| " + " | ".join([f"`{plan}`", *rest]) + " |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(shown))]) + "\n"
+        lines.append(markdown_line([f"`{plan}`", *rest]))
+    lines.append("")
+    for note in notes(shown):
+        lines.append(f"- {note}")
+    return "\n".join(lines) + "\n"

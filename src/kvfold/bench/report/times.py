@@ -1,14 +1,14 @@
-"""Time over context, drawn as SVG text that stands on its own: what a token, or a first token, costs as texts grow.
+"""Time over context, drawn as SVG text that loads nothing: the time of a token, or a first token, as texts grow.
 
 One picture for each suite, model and stage that was run at two lengths or more (a setting `tokens`), one curve for each
-method and size; where records of `speed` tell what the stock cache took beside `full`, it is a curve too. The same
+method and size; where records of `speed` hold the time of the stock cache, it is a curve too. The same
 records give the same bytes. It draws to strings and writes no file.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvfold.bench.report.plot import COLOURS, MARKERS, as_svg, figure
+from kvfold.bench.report.plot import as_svg, figure, look_of
 from kvfold.bench.report.tables import is_full, without_scope
 from kvfold.bench.run.record import Record
 
@@ -21,19 +21,35 @@ class Curves:
     """Seconds by tokens, for each plan, in one picture."""
 
     title: str
-    label: str  # what the seconds are of
+    label: str  # of the axis of seconds
     lines: dict[str, dict[int, float]]
 
 
 def over_context(records: Sequence[Record]) -> list[Curves]:
-    """Everything that was run at several lengths, in the order in which it first appears."""
+    """Collect everything that was run at several lengths, in the order in which it first appears."""
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         if record.failure is None and isinstance(record.settings.get(LENGTH), int):
-            rest = {name: value for name, value in record.settings.items() if name != LENGTH}
-            key = (record.suite, record.model, record.dtype, record.device, record.threads, str(sorted(rest.items())))
-            groups.setdefault(key, []).append(record)
-    return [_curves(group) for group in groups.values() if len({one.settings[LENGTH] for one in group}) > 1]
+            groups.setdefault(_key(record), []).append(record)
+    found = []
+    for group in groups.values():
+        lengths = {record.settings[LENGTH] for record in group}
+        if len(lengths) > 1:
+            found.append(_curves(group))
+    return found
+
+
+def _key(record: Record) -> tuple:
+    """Everything but the plan and the length that records of one picture share."""
+    rest = sorted((name, value) for name, value in record.settings.items() if name != LENGTH)
+    return (
+        record.suite,
+        record.model,
+        record.dtype,
+        record.device,
+        record.threads,
+        str(rest),
+    )
 
 
 def _curves(group: Sequence[Record]) -> Curves:
@@ -41,28 +57,32 @@ def _curves(group: Sequence[Record]) -> Curves:
     per_token = any(record.tpot_seconds > 0 for record in group)
     lines: dict[str, dict[int, float]] = {}
     for record in group:
-        tokens, seconds = record.settings[LENGTH], record.tpot_seconds if per_token else record.ttft_seconds
-        lines.setdefault(without_scope(record.plan), {})[tokens] = record.metrics.get("seconds", seconds)
+        tokens = record.settings[LENGTH]
+        seconds = record.tpot_seconds if per_token else record.ttft_seconds
+        points = lines.setdefault(without_scope(record.plan), {})
+        points[tokens] = record.metrics.get("seconds", seconds)
         if is_full(record) and STOCK in record.metrics:
             lines.setdefault("stock cache", {})[tokens] = record.metrics[STOCK]
     stage = f", {first.settings['stage']}" if "stage" in first.settings else ""
+    machine = f"{first.dtype}, {first.device}, {first.threads} threads"
     return Curves(
-        title=f"{first.suite}{stage} on {first.model} ({first.dtype}, {first.device}, {first.threads} threads)",
+        title=f"{first.suite}{stage} on {first.model} ({machine})",
         label="seconds a token" if per_token else "seconds to the first token",
         lines={name: dict(sorted(points.items())) for name, points in lines.items()},
     )
 
 
 def time_over_context(curves: Curves) -> str:
-    """The SVG element of one picture, without the XML head."""
+    """Draw one picture as an SVG element, without the XML head."""
     with figure(curves.title) as (whole, axes):
         for number, (name, points) in enumerate(curves.lines.items()):
-            marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot(list(points), list(points.values()), label=name, color=colour, marker=marker, ms=5, lw=1.5)
-        every = sorted({tokens for points in curves.lines.values() for tokens in points})
+            axes.plot(list(points), list(points.values()), label=name, **look_of(number))
+        lengths: set[int] = set()
+        for points in curves.lines.values():
+            lengths |= set(points)
+        ticks = sorted(lengths)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(every, [f"{tokens:,}" for tokens in every])
+        axes.set_xticks(ticks, [f"{tokens:,}" for tokens in ticks])
         axes.minorticks_off()
         axes.set(xlabel="tokens of context", ylabel=curves.label)
         axes.set_ylim(bottom=0)
