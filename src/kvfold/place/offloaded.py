@@ -167,7 +167,7 @@ class OffloadedPart(Part):
             table=table,
             selection=self.selection.of_everything(),
             sums=sums,
-            transcript=transcript,
+            transcript=transcript.without_ids(),
         )
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "OffloadedPart":
