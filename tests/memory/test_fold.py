@@ -9,10 +9,12 @@ import torch
 from kvfold.errors import BudgetError
 from kvfold.memory.context import Selection
 from kvfold.memory.fold import pin
+from kvfold.memory.forward import Text
 from kvfold.memory.kv import KV
+from kvfold.memory.recorders import TokenIds
 from kvfold.memory.state import LayerState
 from kvfold.plan import Plan
-from kvfold.select.base import JointSelect
+from kvfold.select.base import JointSelect, Select
 from memories import HEADS, LAYERS, PINNED, SIZE, Fed, rules_of, tail_of
 
 
@@ -176,6 +178,40 @@ def test_ids_of_folded_columns_leave_the_transcript():
     run.memory.transcript = run.memory.transcript.with_ids(torch.arange(6)[None])
     run.memory.fold(until=5)
     assert run.memory.transcript.ids.tolist() == [[5]]
+
+
+READ: list[tuple[list[int], list[int]]] = []  # ids and positions of the tokens that `ById` was asked about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ById(Select):
+    """A method that folds layer by layer, again and again, and reads token ids; it keeps no slot."""
+
+    query_aware: ClassVar[bool] = False
+    paper: ClassVar[str | None] = None
+
+    @property
+    def records(self):
+        """The ids of the text."""
+        return (TokenIds(),)
+
+    def choose(self, context):
+        """Nothing stays."""
+        real = context.segment.real
+        READ.append((context.token_ids()[real].tolist(), context.segment.positions[real].tolist()))
+        return Selection.of_layers(context.layers, context.segment.nothing_kept())
+
+
+@pytest.mark.parametrize("sizes", [(30,), (7, 13, 1, 9), (1,) * 30])
+def test_ids_are_those_of_the_folded_columns_however_they_came(sizes):
+    READ.clear()
+    run = Fed(Plan(select=ById(tokens=9)), prompt=10, stride=6)
+    for size in sizes:
+        ids = torch.arange(run.memory.fed, run.memory.fed + size)[None]  # a token's id is its position
+        run.forward(size, seed=1, text=Text(ids=ids))
+    segments = [list(range(PINNED, 10)), *([*range(at, at + 6)] for at in (10, 16, 22))]
+    assert sorted(READ) == sorted((segment, segment) for segment in segments for _ in LAYERS)
+    assert run.memory.transcript.ids.tolist() == [[28, 29]]
 
 
 def test_a_smaller_budget_than_what_is_folded_for_good_is_refused():

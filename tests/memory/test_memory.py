@@ -129,6 +129,24 @@ def test_a_crop_writes_over_nothing_that_a_moment_refers_to():
     assert torch.equal(mark.states[0].tail.keys[:, :, :8], held)
 
 
+@pytest.mark.parametrize("back", ["restore", "crop"])
+def test_the_text_that_a_moment_refers_to_is_not_written_over(back):
+    run = Fed("full")
+    run.with_text(4, seed=1, classes=[1, 1, 1, 1])
+    low = run.memory.mark()
+    run.with_text(3, seed=2, classes=[7, 7, 7])
+    high = run.memory.mark()
+    if back == "restore":
+        run.memory.restore(low)
+    else:
+        run.memory.crop(3)
+    run.mask = run.mask[:, :4]
+    run.with_text(3, seed=3, classes=[2, 2, 2])
+    assert run.memory.transcript.classes_at(0, torch.arange(7)) == bytes([1] * 4 + [2] * 3)
+    run.memory.restore(high)
+    assert run.memory.transcript.classes_at(0, torch.arange(7)) == bytes([1] * 4 + [7] * 3)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_rows_are_picked_in_any_order_and_more_than_once(plan):
     run = Fed(plan, rows=3).lived(pads=True)

@@ -27,19 +27,22 @@ def test_ids_follow_each_other_and_leave_with_their_columns():
     text = Transcript().with_ids(torch.tensor([[7, 8, 9]])).with_ids(torch.tensor([[10]]))
     assert text.ids.tolist() == [[7, 8, 9, 10]]
     assert text.ids.dtype == torch.int32
-    assert text.without_columns(3).ids.tolist() == [[10]]
+    assert text.from_column(3).ids.tolist() == [[10]]
+    assert text.from_column(1).from_column(3).ids.tolist() == [[10]]
+    assert text.from_column(1).from_column(1).ids.tolist() == [[8, 9, 10]]
+    assert text.without_ids().ids is None
     assert text.cropped(3).ids.tolist() == [[7]]
 
 
 def test_ids_that_left_keep_no_longer_storage_alive():
     text = Transcript().with_ids(torch.arange(100)[None])
-    for short in (text.without_columns(97), text.cropped(97)):
+    for short in (text.from_column(97), text.cropped(97)):
         assert short.ids.untyped_storage().nbytes() == short.ids.nbytes
 
 
 def test_a_text_without_ids_stays_without():
     text = Transcript()
-    assert text.without_columns(2) is text
+    assert text.from_column(2) is text
     assert text.cropped(2) is text
 
 

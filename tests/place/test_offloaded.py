@@ -101,3 +101,12 @@ def test_rows_and_what_is_kept_lie_as_their_layout_would_have_them(made):
     assert near(answer(part.take_rows([1, 0]), queries), answer(both.take_rows([1, 0]), queries))
     kept = torch.arange(91).repeat(ROWS * HEADS) % 3 > 0
     assert near(answer(part.keep(kept), queries), answer(both.keep(kept), queries))
+
+
+def test_a_part_keeps_the_classes_of_its_text_and_no_ids():
+    text = Transcript().with_ids(torch.zeros(ROWS, 60, dtype=torch.long))
+    text = text.with_classes(torch.arange(60).expand(ROWS, -1), torch.ones(ROWS, 60, dtype=torch.uint8), None)
+    part = policy().place(rounded(memory(60)), text)
+    assert part.transcript.ids is None
+    assert part.transcript.classes is text.classes
+    assert "index.classes" in dict(part.tensors())

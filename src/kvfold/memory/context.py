@@ -213,7 +213,9 @@ class FoldContext:
     def token_ids(self) -> Int[Tensor, "B S"]:
         """Give the ids of the segment's columns."""
         assert self.transcript.ids is not None, "a method that reads token ids records them"
-        return self.transcript.ids[:, : self.columns].long()
+        # Layers fold one after the other inside a forward, so the ids may begin before this layer's tail.
+        start = self.tail_of(self.layers[0]).start - self.transcript.first_column
+        return self.transcript.ids[:, start : start + self.columns].long()
 
     def query_scores(self) -> Float[Tensor, "B L H S"]:
         """Score each column by the maximum attention that any recent query of a layer gives to it."""

@@ -33,14 +33,14 @@ def fold_jointly(
     until: int,
     transcript: Transcript,
     access: ModelAccess | None,
-) -> Transcript:
-    """Fold the columns before `until` in all layers, or in none; give the transcript afterwards."""
+) -> None:
+    """Fold the columns before `until` in all layers, or in none."""
     filled = {index: layer for index, layer in layers.items() if layer.state.tail is not None}  # that saw tokens
     first = next(iter(filled.values()), None)
     # Layers fold together, so their tails begin at the same column.
     columns = 0 if first is None or first.state.tail is None else until - first.state.tail.start
     if first is None or columns <= 0:
-        return transcript
+        return
     with UNTIMED if first.timer is None else first.timer("fold"), torch.inference_mode(False), torch.no_grad():
         states = fold(
             {index: layer.state for index, layer in filled.items()},
@@ -53,4 +53,11 @@ def fold_jointly(
     # Only now, when every layer has succeeded.
     for index, state in states.items():
         layers[index].state = state
-    return transcript.without_columns(columns)  # its ids are those of the raw columns
+
+
+def raw_text(transcript: Transcript, layers: Mapping[int, Layer]) -> Transcript:
+    """Drop the ids of columns that every layer has folded."""
+    if transcript.ids is None:
+        return transcript
+    tails = [layer.state.tail for layer in layers.values()]
+    return transcript.from_column(min((tail.start for tail in tails if tail is not None), default=0))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvfold.memory.context import ModelAccess
 from kvfold.memory.fold import refuse_excess
-from kvfold.memory.fold_layers import fold_each, fold_jointly
+from kvfold.memory.fold_layers import fold_each, fold_jointly, raw_text
 from kvfold.memory.forward import Boundaries, Forward, Mark, Text
 from kvfold.memory.layer import Layer
 from kvfold.memory.rules import Rules
@@ -70,7 +70,7 @@ class Memory:
     def commit(self) -> None:
         """Keep the tokens of the running forward: its last layer is done."""
         assert self._open is not None, "no forward has begun"
-        self.transcript = self._open.scope.transcript
+        self.transcript = raw_text(self._open.scope.transcript, self.layers)
         self.fed += self._open.new
         self._open = None
 
@@ -82,11 +82,11 @@ class Memory:
 
     def restore(self, mark: Mark) -> None:
         """Put everything back as it was at the mark."""
+        self.fed, self._boundaries, self.transcript = mark.fed, mark.boundaries, mark.transcript
         for index, layer in self.layers.items():
             layer.state = mark.states[index]
-            if mark.fed < self._frozen_columns:  # another mark reads the columns that come next
-                layer.state = layer.state.with_fresh_tail()
-        self.fed, self._boundaries, self.transcript = mark.fed, mark.boundaries, mark.transcript
+        if mark.fed < self._frozen_columns:  # another mark reads the columns that come next
+            self._leave_buffers()
         self._frozen_columns = max(self._frozen_columns, mark.fed)
         self._open, self._folding, self._fold_mask = None, mark.folding, None
 
@@ -111,14 +111,10 @@ class Memory:
                 if tail is not None:
                     layer.state = layer.state.invalidated(valid[:, tail.start : tail.start + tail.length])
         if self.rules.select.chooses_jointly:
-            self.transcript = fold_jointly(
-                self.layers,
-                self._folding,
-                self.transcript,
-                self.access,
-            )
+            fold_jointly(self.layers, self._folding, self.transcript, self.access)
         else:
             fold_each(self.layers, self._folding, self.transcript, everything=until is None)
+        self.transcript = raw_text(self.transcript, self.layers)
         self._folding, self._fold_mask = None, None  # only a fold that ended gets here
 
     def set_rules(self, rules: Rules) -> None:
@@ -150,13 +146,13 @@ class Memory:
         try:
             for layer in self.layers.values():
                 layer.state = layer.state.cropped(columns, allowed=self.rules.allows_crop)
-                if self.fed - columns < self._frozen_columns:
-                    layer.state = layer.state.with_fresh_tail()
         except BaseException:
             self.restore(before)
             raise
         self.fed -= columns  # only when every layer has agreed
         self.transcript = self.transcript.cropped(columns)
+        if self.fed < self._frozen_columns:
+            self._leave_buffers()
 
     def take_rows(self, rows: Sequence[int]) -> None:
         """Pick these rows, in this order, repeats allowed."""
@@ -172,8 +168,7 @@ class Memory:
         self._settle()
         twin = copy.copy(self)  # rules, access and counters; the rest is copied below
         twin.layers, twin._frozen_columns = {}, 0
-        if self.seen:
-            twin.transcript = self.transcript.take_rows(range(len(self.seen)))
+        twin.transcript = self.transcript.with_fresh_buffers()
         for index, layer in self.layers.items():
             copied = Layer(index, layer.rules)
             copied.scale, copied.state = layer.scale, layer.state.with_fresh_tail()
@@ -192,6 +187,12 @@ class Memory:
             transcript=self.transcript,
             folding=self._folding,
         )
+
+    def _leave_buffers(self) -> None:
+        """Go on in fresh buffers, so that what a mark refers to is not written over."""
+        self.transcript = self.transcript.with_fresh_buffers()
+        for layer in self.layers.values():
+            layer.state = layer.state.with_fresh_tail()
 
     def _undo(self) -> None:
         """Forget a forward that began and never ended."""

@@ -61,7 +61,13 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
     plain, tensors = renewed(snapshot.plain, snapshot.tensors)
     grouped = _grouped(tensors)
     text = grouped.get("text", {})
-    transcript = Transcript(ids=text.get("ids"), classes=text.get("classes"), length=plain["text_length"])
+    ids = text.get("ids")
+    transcript = Transcript(
+        ids=ids,
+        first_column=0 if ids is None else plain["fed"] - ids.shape[1],  # the last id is that of the newest column
+        classes=text.get("classes"),
+        length=plain["text_length"],
+    )
     states = {}
     for index, layer in memory.layers.items():
         of_layer = _grouped(grouped.get(str(index), {}))

@@ -32,7 +32,8 @@ def ends(classes: Any, after: Any) -> Any:
 class Transcript:
     """The text of one cache. A value: buffers may be shared with an older one, which reads less of them."""
 
-    ids: Int[Tensor, "B columns"] | None = None  # int32, of the columns that are still raw
+    ids: Int[Tensor, "B columns"] | None = None  # int32, of the columns that are still raw in any layer
+    first_column: int = 0  # of the ids, among all that were fed
     classes: UInt8[Tensor, "B capacity"] | None = None  # by position, pads left out
     length: int = 0  # positions that have a class
 
@@ -59,13 +60,24 @@ class Transcript:
         held.scatter_(1, where, fresh)
         return replace(self, classes=held, length=stop)
 
-    def without_columns(self, columns: int) -> "Transcript":
-        """Drop the ids of the oldest raw columns, which were folded."""
-        return self if self.ids is None else replace(self, ids=self.ids[:, columns:].clone())
+    def from_column(self, column: int) -> "Transcript":
+        """Drop the ids of fed columns before this one, which were folded."""
+        gone = column - self.first_column
+        if self.ids is None or gone <= 0:
+            return self
+        return replace(self, ids=self.ids[:, gone:].clone(), first_column=column)
+
+    def without_ids(self) -> "Transcript":
+        """Keep the classes only, over the same buffer."""
+        return self if self.ids is None else replace(self, ids=None)
 
     def cropped(self, columns: int) -> "Transcript":
         """Drop the ids of the newest columns. Classes stay: later positions are written again when they come."""
         return self if self.ids is None else replace(self, ids=self.ids[:, : self.ids.shape[1] - columns].clone())
+
+    def with_fresh_buffers(self) -> "Transcript":
+        """Copy the classes, so that what others read in the old buffer is not written over."""
+        return self if self.classes is None else replace(self, classes=self.classes.clone())
 
     def take_rows(self, rows: Sequence[int]) -> "Transcript":
         """Pick these rows, in this order, repeats allowed, into fresh buffers."""

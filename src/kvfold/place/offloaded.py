@@ -167,7 +167,7 @@ class OffloadedPart(Part):
             table=table,
             selection=self.selection.of_everything(),
             sums=sums,
-            transcript=replace(transcript, ids=None),  # ids of raw columns are the memory's
+            transcript=transcript.without_ids(),
         )
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "OffloadedPart":
