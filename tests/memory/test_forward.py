@@ -74,11 +74,18 @@ def test_ids_join_the_transcript_once_the_forward_ends():
 
 
 def test_classes_are_read_by_the_first_layer_and_seen_by_all():
-    run = Fed("full")
+    run = Fed("sentkv(budget=0.3)")
     running = run.memory.begin(3, text=Text(classes=torch.tensor([[1, 2, 3]], dtype=torch.uint8)))
     assert running.scope.transcript.classes is None
     running.attend(LAYERS[0], new_tokens(3), scale=SCALE)
     assert running.scope.transcript.classes_at(0, torch.arange(3)) == bytes([1, 2, 3])
+
+
+def test_classes_that_no_rule_reads_are_not_kept():
+    run = Fed("full")
+    running = run.memory.begin(3, text=Text(classes=torch.tensor([[1, 2, 3]], dtype=torch.uint8)))
+    running.attend(LAYERS[0], new_tokens(3), scale=SCALE)
+    assert running.scope.transcript.classes is None
 
 
 def test_layers_see_the_folded_parts_of_all_once_all_have_folded():

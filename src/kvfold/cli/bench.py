@@ -5,6 +5,8 @@ error; standard output has the final table, or with `--json` one record per line
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,38 @@ if TYPE_CHECKING:
 
 PLANS = "full; none; streaming_llm; h2o; snapkv"
 KEEPS = "0.5,0.2"
+
+
+# The words and options of the command line, one a parameter of `bench`.
+Suite = Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite, such as chat.")]
+Model = Annotated[
+    str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, a name on the Hub, or a shape (speed).")
+]
+Plans = Annotated[str, typer.Option(help="Plans, parted by semicolons; `full` and `none` always run too.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(help=f"Sizes, parted by commas, in place of each plan's own; {KEEPS} for plans without, if left."),
+]
+Peers = Annotated[str, typer.Option(help="Rivals to run beside, such as `kvpress:SnapKV; transformers:DynamicCache`.")]
+Samples = Annotated[int, typer.Option(help="How many samples.", min=1)]
+Seed = Annotated[int, typer.Option(help="The seed that the samples follow from.", min=0)]
+Folder = Annotated[Path, typer.Option(help="The folder for the records; finished ones in it are not run again.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the suite; again for more.")
+]
+Data = Annotated[
+    Path | None, typer.Option(help="Real text for suites that ask about it: a file, or the folder that holds it.")
+]
+JudgeUrl = Annotated[
+    str | None, typer.Option(help="Where a judge speaks OpenAI's chat completions; its key is in KVFOLD_JUDGE_KEY.")
+]
+JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads; torch's own choice when left out.", min=1)]
+Executor = Annotated[str, typer.Option(help="Where the work is done: here, processes or ray.")]
+Workers = Annotated[int, typer.Option(help="How many workers, each with its own threads.", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")]
 
 
 def carry_out(
@@ -38,9 +72,6 @@ def carry_out(
     peers: str = "",
 ) -> "Sequence[Record]":
     """Run what the words of a command line mean, and return the records."""
-    from contextlib import nullcontext
-    from dataclasses import replace
-
     import torch
 
     from kvfold.bench.choices import choose
@@ -61,47 +92,29 @@ def carry_out(
     with open_executor(executor, workers=workers) as where:  # its workers start while the model is opened here
         subject = open_subject(model, dtype=dtype, device=device)
         with Rivals(subject=subject, threads=count) if rivals else nullcontext() as called, progress() as watcher:
-            asked = replace(subject, rivals=called)
-            setting = Setting(suite=chosen, subject=asked, n=n, seed=seed, threads=count)
+            setting = Setting(suite=chosen, subject=replace(subject, rivals=called), n=n, seed=seed, threads=count)
             return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher)
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite, such as chat.")],
-    model: Annotated[
-        str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, a name on the Hub, or a shape (speed).")
-    ] = "tiny",
-    plans: Annotated[str, typer.Option(help="Plans, parted by semicolons; `full` and `none` always run too.")] = PLANS,
-    keep: Annotated[
-        str | None,
-        typer.Option(help=f"Sizes, parted by commas, in place of each plan's own; {KEEPS} for plans without, if left."),
-    ] = None,
-    peers: Annotated[
-        str, typer.Option(help="Rivals to run beside, such as `kvpress:SnapKV; transformers:DynamicCache`.")
-    ] = "",
-    n: Annotated[int, typer.Option(help="How many samples.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="The seed that the samples follow from.", min=0)] = 0,
-    out: Annotated[
-        Path, typer.Option(help="The folder for the records; finished ones in it are not run again.")
-    ] = Path("kvfold-runs"),
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the suite; again for more.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Real text for suites that ask about it: a file, or the folder that holds it.")
-    ] = None,
-    judge_url: Annotated[
-        str | None, typer.Option(help="Where a judge speaks OpenAI's chat completions; its key is in KVFOLD_JUDGE_KEY.")
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, or cuda where there is one.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="Processor threads; torch's own choice when left out.", min=1)
-    ] = None,
-    executor: Annotated[str, typer.Option(help="Where the work is done: here, processes or ray.")] = "here",
-    workers: Annotated[int, typer.Option(help="How many workers, each with its own threads.", min=1)] = 2,
-    json: Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")] = False,
+    suite: Suite,
+    model: Model = "tiny",
+    plans: Plans = PLANS,
+    keep: Keep = None,
+    peers: Peers = "",
+    n: Samples = 64,
+    seed: Seed = 0,
+    out: Folder = Path("kvfold-runs"),
+    settings: Settings = None,
+    data: Data = None,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+    executor: Executor = "here",
+    workers: Workers = 2,
+    json: Json = False,
 ) -> None:
     """Ask a model the questions of a suite under several plans, beside the full cache and no history at all."""
     records = carry_out(
@@ -121,11 +134,16 @@ def bench(
         workers=workers,
         peers=peers,
     )
-    if json:
+    _show(records, out, as_json=json)
+
+
+def _show(records: "Sequence[Record]", out: Path, *, as_json: bool) -> None:
+    """Print the records as lines, or as a table and the way to a page of them."""
+    if as_json:
         show_lines(records)
-    else:
-        show_tables(records)
-        typer.echo(f"records: {out / 'records.jsonl'}; `kvfold report {out}` makes a page of them")
+        return
+    show_tables(records)
+    typer.echo(f"records: {out / 'records.jsonl'}; `kvfold report {out}` makes a page of them")
 
 
 def _judge(url: str | None, model: str | None) -> list[str]:
