@@ -131,7 +131,7 @@ def test_a_crop_writes_over_nothing_that_a_moment_refers_to():
 
 @pytest.mark.parametrize("back", ["restore", "crop"])
 def test_the_text_that_a_moment_refers_to_is_not_written_over(back):
-    run = Fed("full")
+    run = Fed("sentkv(budget=0.3)")
     run.with_text(4, seed=1, classes=[1, 1, 1, 1])
     low = run.memory.mark()
     run.with_text(3, seed=2, classes=[7, 7, 7])

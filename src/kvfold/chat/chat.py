@@ -6,7 +6,8 @@ renders, hf/ generates, reply.py decodes, the cache folds, saved.py keeps.
 """
 
 import copy
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from kvfold.budget.ledger import Ledger
@@ -183,10 +184,12 @@ class Chat:
         pieces: list[str] = []
         self._in_turn = True
         try:
-            for piece in reply.pieces(self._generated(ids, reply)):
-                if piece:
-                    pieces.append(piece)
-                    yield piece
+            # Ctrl-C may fall between the frames of these generators: the worker must stop before the cache goes back.
+            with closing(self._generated(ids, reply)) as tokens:
+                for piece in reply.pieces(tokens):
+                    if piece:
+                        pieces.append(piece)
+                        yield piece
             whole = (*ids, *reply.ids, *self._closing.ids)
             # The model has not read the token that it chose last, nor the closing tokens.
             feed(self.model, self._cache, whole[self._cache.memory.fed :])
@@ -198,14 +201,15 @@ class Chat:
         del mark  # the tensors that it keeps alive would lie beside those that folding makes
         self._cache.fold(until=folded_until(self._past.turns, raw=self.raw_turns))
 
-    def _generated(self, ids: Sequence[int], reply: Reply) -> Iterator[int]:
+    def _generated(self, ids: Sequence[int], reply: Reply) -> Generator[int, None, None]:
         """Generate the tokens of a reply. Raises CacheError if the model did not use the cache for all of them."""
         count = 0
-        for token in stream(
-            self.model, self.tokenizer, self._cache, ids, settings=self.generation, ends=reply.ends_line
-        ):
-            count += 1
-            yield token
+        with closing(
+            stream(self.model, self.tokenizer, self._cache, ids, settings=self.generation, ends=reply.ends_line)
+        ) as tokens:
+            for token in tokens:
+                count += 1
+                yield token
         _refuse_bypassed(self._cache.memory.fed, prompt=len(ids), reply=count)
 
     def _refuse_in_turn(self, asked: str) -> None:

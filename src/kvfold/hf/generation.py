@@ -9,7 +9,7 @@ import copy
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ def stream(
     *,
     settings: Settings,
     ends: Callable[[list[int]], bool],
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Generate tokens after `ids`, of which the cache already holds the first.
 
     It stops by the settings, or when `ends` is true of the new tokens. Closing the iterator stops the worker and

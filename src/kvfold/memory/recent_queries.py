@@ -147,11 +147,12 @@ class QueryWindow(Record):
         # Without pads the newest queries are the last ones of every row, and no sort is needed.
         if valid is not None or self.padded:
             return self._newest(queries, log_sum_exp, marked, self.width)
+        newest = slice(max(0, marked.shape[1] - self.width), None)
         return replace(
             self,
-            queries=queries[:, :, -self.width :].clone(),  # a view would keep all of them alive
-            log_sum_exp=log_sum_exp[:, :, -self.width :].clone(),
-            positions=marked[:, -self.width :].clone(),
+            queries=queries[:, :, newest].clone(),  # a view would keep all of them alive
+            log_sum_exp=log_sum_exp[:, :, newest].clone(),
+            positions=marked[:, newest].clone(),
         )
 
     def _where(self, stay: Bool[Tensor, "B W"]) -> "QueryWindow":
