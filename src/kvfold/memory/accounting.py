@@ -106,7 +106,7 @@ def _traffic(usages: Sequence[Usage]) -> Traffic | None:
 
 
 def _slots(layers: Mapping[int, Layer]) -> dict[str, int]:
-    slots = dict.fromkeys(_OF_SLOTS, 0)
+    slots: dict[str, int] = dict.fromkeys(_OF_SLOTS, 0)
     for layer in layers.values():
         for name, holder in layer.state.holders():
             if isinstance(holder, Part):

@@ -248,11 +248,11 @@ class FoldContext:
             return None
         segment = self.segment
         pads = ~segment.real[:, :, None, None, None]  # B S 1 1 1
-        sides = []
+        sides: list[Tensor] = []
         for side in ("keys", "values"):
             every = [getattr(self.keys_values(layer), side).transpose(1, 2) for layer in self.layers]
             sides.append(torch.stack(every, dim=2).masked_fill_(pads, 0.0))  # B S L H D; the stack is fresh
-        return self.access.adapter.score(*sides, segment.positions, segment.real)
+        return self.access.adapter.score(sides[0], sides[1], segment.positions, segment.real)
 
     def run(self, rows: Rows) -> Mapping[int, KV]:
         """Run rows through the model, over what every layer holds; give their slots by layer."""

@@ -17,7 +17,6 @@ from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial
 from kvfold.memory.dense import DensePart
 from kvfold.memory.fold import fold_layer
-from kvfold.memory.recent_queries import RecentQueries
 from kvfold.memory.recorders import Observation
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
@@ -140,7 +139,7 @@ class Layer:
                 scale=scale,
                 positions=new.positions,
                 valid=new.valid,
-                recent=state.records.get(RecentQueries.name),
+                recent=state.recent,
                 forward=forward,
             )
             answer, folded = folded.attend(step)

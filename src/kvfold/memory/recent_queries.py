@@ -31,7 +31,12 @@ class RecentQueries(Recorder):
 
     def restore(self, plain: dict[str, Any], tensors: dict[str, Tensor]) -> "QueryWindow":
         """Build the window that was saved."""
-        return QueryWindow(**tensors, width=self.count)
+        return QueryWindow(
+            queries=tensors["queries"],
+            log_sum_exp=tensors["log_sum_exp"],
+            positions=tensors["positions"],
+            width=self.count,
+        )
 
     def joined(self, other: Recorder) -> "RecentQueries":
         """Record the larger count of the two settings."""
