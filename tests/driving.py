@@ -12,7 +12,7 @@ import torch
 
 from fakes import exact_twin, model_of
 from kvfold.encode.lowrank.format import LowRankFormat
-from kvfold.encode.lowrank.ranks import RankedLayout
+from kvfold.encode.lowrank.layout import RankedLayout
 from kvfold.hf.cache import FoldedCache
 from kvfold.memory.dense import DensePart
 from kvfold.place.offloaded import OffloadedPart

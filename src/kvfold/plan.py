@@ -15,7 +15,7 @@ import warnings
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from kvfold import encode, place, select
 from kvfold.budget.budget import Budget
@@ -33,6 +33,7 @@ from kvfold.select.full import Full
 Member: TypeAlias = Select | Encode | Place
 
 _FULL, _DENSE, _DEVICE = Full(), Dense(), Device()
+_UNIONS = (UnionType, Union)  # `int | None` is of the first kind, `Literal["a"] | None` of the second
 _AXES = {"select": (select, Select), "encode": (encode, Encode), "place": (place, Place)}
 
 
@@ -195,7 +196,7 @@ def _fits(value: object, hint: Any) -> bool:
     """Whether a literal may stand where a setting has this annotation; True and False are no numbers."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in _UNIONS:
         return any(_fits(value, one) for one in get_args(hint))
     allowed = (int, float) if hint is float else (hint,)
     return isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
@@ -205,7 +206,7 @@ def _said(hint: Any) -> str:
     """An annotation in words."""
     if get_origin(hint) is Literal:
         return " or ".join(repr(one) for one in get_args(hint))
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in _UNIONS:
         return " or ".join(_said(one) for one in get_args(hint))
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}
     return words.get(hint, str(hint))

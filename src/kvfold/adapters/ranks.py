@@ -1,7 +1,7 @@
 """Learned ranks as files, and the layout that a plan's encode member makes of them.
 
-The folder is that of any adapter (files.py). Bases are written as float32: rounded, they would not be undone by their
-inverse. The way back is not written but computed: it is the inverse.
+The folder is that of any adapter (files.py). Trained bases are written as float32: rounded, they would not be undone by
+their inverse. The way back is not written but computed: it is the inverse. Measured bases stand in measured.py.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kvfold.adapters import measured
 from kvfold.adapters.files import TENSORS, WORDS, folder_for, words_for, write_folder
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
@@ -58,7 +59,9 @@ def save_ranks(ranks: Ranks, folder: Path, *, model: Any, about: Mapping[str, An
             "grid": list(basis.grid),
             "layers": layers,
         }
-    write_folder(folder, tensors, kind=KIND, model=model, words={"bases": words, **about})
+    tensors |= measured.tensors_of(ranks.measured)
+    said = {"bases": words, "measured": measured.words_of(ranks.measured), "default": ranks.default, **about}
+    write_folder(folder, tensors, kind=KIND, model=model, words=said)
 
 
 def load_ranks(source: str | Path, model: Any) -> Ranks:
@@ -72,11 +75,12 @@ def load_ranks(source: str | Path, model: Any) -> Ranks:
         learned = load_file(folder / TENSORS)
         tensors = {name: tensor.to(model.device) for name, tensor in learned.items()}
         bases = {name: _basis_ranks(name, basis, tensors, model) for name, basis in words["bases"].items()}
+        without_gates = measured.read(words.get("measured", {}), tensors, model)
     except ModelError:
         raise
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
         raise FileError(f"{source} was asked for; its tensors cannot be read ({error}); get a sound copy") from error
-    return Ranks(bases=bases)
+    return Ranks(bases=bases, measured=without_gates, default=words.get("default"))
 
 
 def left_out(levels: Levels, keys: int, values: int) -> Tensor:

@@ -5,7 +5,7 @@ Shows a progress bar on a terminal and plain lines elsewhere. Everything heavy i
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -105,33 +105,66 @@ def dynakv(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Steps of training; 0 only measures bases.", min=0)] = 0,
     basis: Annotated[
-        str, typer.Option("--basis", help="What is trained: mixed, rotated, heads, joint or rotary.")
-    ] = "mixed",
+        str | None,
+        typer.Option("--basis", help="What is measured: joint, mixed, rotated, heads, rotary; the first is trained."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of data and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
-    rows: Annotated[int, typer.Option("--rows", help="Rows of text a step.", min=1)] = 3,
-    length: Annotated[int, typer.Option("--length", help="Tokens of a row.")] = 768,
+    rows: Annotated[
+        int | None, typer.Option("--rows", help="Rows of text: of a step 3, of a measurement 30.", min=1)
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", help="Tokens of a row: in training 768, in a measurement 1,024.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="How a rate is shared out untrained: by loss, or even (no backward pass).")
+    ] = "loss",
     update: Annotated[
         int, typer.Option("--update", help="Rank of updates to the model's attention; the updated one is in OUT/model.")
     ] = 0,
     without: Annotated[str, typer.Option("--without", help="What is not trained: bases, gates, hard or entropy.")] = "",
 ) -> None:
-    """Train DynaKV's ranks for a model: bases and gates, one adapter for every rate.
+    """Train DynaKV's ranks for a model, or only measure its bases: one adapter for every rate.
 
-    Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
+    A measurement (--steps 0) takes minutes. A training that Ctrl-C stops goes on from its checkpoint with --resume.
     """
+    given = {name: value for name, value in (("rows", rows), ("length", length)) if value is not None}
+    if steps:
+        _train_ranks(
+            model=model, out=out, data=data, steps=steps, basis=basis, seed=seed, resume=resume,
+            update=update, without=tuple(filter(None, without.split(","))), **given,
+        )  # fmt: skip
+    else:
+        _refuse_training_only(resume=resume, update=update, without=without)
+        _measure_ranks(model=model, out=out, data=data, basis=basis, seed=seed, split=split, **given)
+    typer.echo(f"the adapter is in {out}")
+
+
+def _train_ranks(**settings: Any) -> None:
     from kvfold.train.dynakv.run import DynaRun
     from kvfold.train.dynakv.settings import DynaSettings
 
-    run = DynaRun(
-        DynaSettings(
-            model=model, out=out, data=data, steps=steps, basis=basis, seed=seed, resume=resume, rows=rows,
-            length=length, update=update, without=tuple(filter(None, without.split(","))),
-        )
-    )  # fmt: skip
+    run = DynaRun(DynaSettings(**settings))
     _train(run)
     run.finish()
-    typer.echo(f"the adapter is in {out}")
+
+
+def _measure_ranks(**settings: Any) -> None:
+    from kvfold.train.dynakv.adapter import measured_adapter
+    from kvfold.train.dynakv.settings import CalibrationSettings
+
+    measured_adapter(CalibrationSettings(**settings), lambda line: typer.echo(line, err=True))
+
+
+def _refuse_training_only(**given: object) -> None:
+    """Refuse what only a training can do where nothing is trained."""
+    from kvfold.errors import DataError
+
+    asked = [f"--{name}" for name, value in given.items() if value]
+    if asked:
+        raise DataError(
+            f"{asked[0]} was given without steps; nothing is trained then; give --steps, or leave out {asked[0]}"
+        )
 
 
 def _weights(text: str, kind: type) -> dict[str, float]:

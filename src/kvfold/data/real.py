@@ -31,6 +31,14 @@ def documents(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tu
         yield name, _text(row)
 
 
+def sets(folder: Path) -> list[str]:
+    """The sets of a folder that may go into shipped weights; all of its sets where it holds none of these."""
+    found = sorted(path.name.removesuffix(".jsonl.xz") for path in folder.glob("*.jsonl.xz"))
+    if not found:
+        raise DataError(f"real text was asked from {folder}; it holds no *.jsonl.xz; give a folder that does")
+    return [name for name in SHIPPED if name in found] or found
+
+
 def rows(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tuple[str, dict]]:
     """Every row of the named sets as (set, fields), in file order."""
     if not folder.is_dir():

@@ -3,8 +3,8 @@
 DynaKV (LUMIA Lab and others): a rank for each token by a learned gate, https://arxiv.org/abs/2603.04411
 Ours differs: keys and values share one order of dimensions and one level a token, so no rank is stored beside it; the
 gate also sees what each cut would leave out; one adapter serves every rate, which each segment meets exactly, where
-the paper has a model for each; by default keys are written as they are scored (after rotation), so nothing is
-reconstructed. basis="joint" is the paper's.
+the paper has a model for each; without training a rate is shared out over layers and sides by measured loss. Keys are
+written before rotation (basis="joint", the paper's) or as they are scored, so that nothing is reconstructed.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from kvfold.encode.base import Learned
-from kvfold.encode.lowrank.ranks import AllocationName, BasisName, RankedLayout, Ranks, allocated_by_gate, check_rate
+from kvfold.encode.lowrank.ranks import AllocationName, BasisName, Ranks, check_rate
 from kvfold.memory.part import Layout
 
 
@@ -22,7 +22,7 @@ class DynaKV(Learned):
     """A rank for every token."""
 
     rate: float = 0.47  # kept share of all dimensions of keys and values, over tokens and layers
-    basis: BasisName = "mixed"
+    basis: BasisName | None = None  # None: the one that the adapter names, else "mixed"
     allocation: AllocationName = "learned"  # "random" shuffles the gate's ranks, "even" gives all tokens one rank
     int8: bool = False  # latents as bytes, with one scale for a slot's keys and one for its values
 
@@ -33,14 +33,6 @@ class DynaKV(Learned):
         check_rate(self.rate)
 
     def bound(self, ranks: Ranks) -> Layout:
-        """Take the adapter's formats, with levels allocated by its gates within the rate."""
-        learned = ranks.under(self.basis)
-        formats = {}
-        for index, of_layer in learned.layers.items():
-            rate = learned.rate_of(index, self.rate)
-            formats[index] = allocated_by_gate(of_layer, rate, self.allocation, int8=self.int8)
-        if self.allocation == "even":  # no gate is asked
-            learned_bytes = sum(of_layer.form.weight_bytes for of_layer in learned.layers.values())
-        else:
-            learned_bytes = sum(of_layer.weight_bytes for of_layer in learned.layers.values())
-        return RankedLayout(formats=formats, learned_bytes=learned_bytes)
+        """Take the adapter's formats, with levels allocated by its gates within the rate; evenly where it has none."""
+        learned = ranks.under(self.basis or ranks.default or "mixed")
+        return learned.layout(self.rate, self.allocation, int8=self.int8)

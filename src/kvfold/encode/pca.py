@@ -1,15 +1,15 @@
-"""pca: every slot in the same few dimensions, those in which keys and values vary most. No training.
+"""pca: every slot of a layer in the same few dimensions, those that keys and values fill most. No training.
 
 Chang et al., Palu: Compressing KV-Cache with Low-Rank Projection, https://arxiv.org/abs/2407.21118
-Ours differs: bases are principal components of measured keys and values, their mean set apart, over all heads of a
-layer; by default of keys as they are scored (after rotation), so that the way back is taken into the query.
+Ours differs: bases are principal components of measured keys and values over all heads of a layer; where the adapter
+knows what the loss minds, a rate is shared out over layers, keys and values by it, else all are cut alike.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from kvfold.encode.base import Learned
-from kvfold.encode.lowrank.ranks import BasisName, RankedLayout, Ranks, check_rate, single_level
+from kvfold.encode.lowrank.ranks import BasisName, Ranks, check_rate
 from kvfold.memory.part import Layout
 
 
@@ -17,8 +17,8 @@ from kvfold.memory.part import Layout
 class Pca(Learned):
     """A fixed rank."""
 
-    rate: float = 0.5  # kept share of the dimensions, of keys and of values
-    basis: BasisName = "rotated"
+    rate: float = 0.5  # kept share of all dimensions of keys and values
+    basis: BasisName | None = None  # None: the one that the adapter names, else "rotated"
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2407.21118"
 
@@ -27,10 +27,5 @@ class Pca(Learned):
 
     def bound(self, ranks: Ranks) -> Layout:
         """The measured bases, cut at the rate."""
-        measured = ranks.under(f"{self.basis}-measured" if f"{self.basis}-measured" in ranks.bases else self.basis)
-        forms = {}
-        for index, own in measured.layers.items():
-            sides = (own.form.bases.keys, own.form.bases.values)
-            keys, values = (max(round(self.rate * len(side.mean) / side.parts), 1) * side.parts for side in sides)
-            forms[index] = single_level(own.form, (keys, values))
-        return RankedLayout(formats=forms, learned_bytes=sum(own.form.weight_bytes for own in measured.layers.values()))
+        measured = ranks.without_gates(self.basis or ranks.default or "rotated")
+        return measured.even_layout(self.rate)

@@ -1,4 +1,4 @@
-"""Calibration and training of ranks: bases are exact, soft and hard agree with the cache, a run resumes as it was."""
+"""Training of ranks: bases are exact, soft and hard agree with the cache, a run resumes as it was."""
 
 import copy
 import json
@@ -13,12 +13,12 @@ from kvfold.adapters.ranks import save_ranks
 from kvfold.encode.lowrank.ranks import Ranks
 from kvfold.errors import DataError, FileError, ModelError
 from kvfold.train.dynakv.bases import is_cheap_by_head
-from kvfold.train.dynakv.calibrate import measure
 from kvfold.train.dynakv.levels import levels_by_score
 from kvfold.train.dynakv.moments import Moments
 from kvfold.train.dynakv.rates import shares_at, threshold_of
 from kvfold.train.dynakv.run import DynaRun
 from kvfold.train.dynakv.settings import DynaSettings
+from kvfold.train.dynakv.start import measure
 from kvfold.train.dynakv.student import Reading, Student
 
 
@@ -60,7 +60,7 @@ def test_a_rotary_basis_commutes_with_rotation(measured):
     from kvfold.attention.rotary import rotate
     from kvfold.hf.rotary import rotary_of
 
-    encode = measured.under("rotary").layers[0].form.bases.keys.encode[0]
+    encode = measured.bases["rotary"].layers[0].form.bases.keys.encode[0]
     cosines, sines = rotary_of(model_of("llama")).at(torch.tensor([37]))
     keys = torch.randn(5, 2, 8)
     turned = rotate(keys, cosines[:, None], sines[:, None]).flatten(1) @ encode
@@ -72,7 +72,7 @@ def test_a_rotary_basis_commutes_with_rotation(measured):
 @pytest.mark.parametrize("basis", ["mixed", "heads", "rotated", "joint", "rotary"])
 def test_the_student_reads_what_the_cache_reads(measured, basis, tmp_path):
     model, ids = model_of("llama"), text(2, 192, seed=5)
-    ranks = measured.under(basis)
+    ranks = measured.bases[basis]
     student = Student(model, ranks)
     positions = torch.arange(192).expand_as(ids)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_the_student_reads_what_the_cache_reads(measured, basis, tmp_path):
 
 
 def settings(out, **more):
-    return DynaSettings(model="tiny", out=out, length=256, rows=1, calibration=2, **more)
+    return DynaSettings(model="tiny", out=out, basis="mixed", length=256, rows=1, calibration=2, **more)
 
 
 @pytest.mark.slow
@@ -139,10 +139,10 @@ def test_updates_make_a_model_of_its_own_that_the_adapter_is_for(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"update": 4}, "they are trained"),
+        ({"update": -1}, "leaves the model"),
         ({"without": ("sleep",)}, "can be left out"),
         ({"basis": "round"}, "there are"),
-        ({"steps": -1}, "0 steps"),
+        ({"steps": 0}, "a step or more"),
     ],
 )
 def test_runs_that_cannot_be_are_refused(wrong, said, tmp_path):

@@ -8,20 +8,19 @@ After DynaKV, https://arxiv.org/abs/2603.04411
 Ours differs: a rate is met by every segment, layer by layer, where the paper's follows from the loss it was trained by.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvfold.encode.lowrank.format import LowRankFormat, RankAllocation
 from kvfold.encode.lowrank.gate import Gate, allocate_ranks
-from kvfold.encode.lowrank.part import LowRankPart
+from kvfold.encode.lowrank.layout import RankedLayout, single_level
+from kvfold.encode.lowrank.measured import MeasuredRanks
 from kvfold.errors import PlanError
-from kvfold.memory.kv import KV
-from kvfold.memory.part import Part
 
 BasisName: TypeAlias = Literal["mixed", "rotated", "heads", "joint", "rotary"]
 AllocationName: TypeAlias = Literal["learned", "random", "even"]
@@ -64,78 +63,56 @@ class BasisRanks:
         between = values[below] * (1 - share) + values[above] * share
         return min(between, 1.0)
 
+    def layout(self, rate: float, allocation: AllocationName = "learned", *, int8: bool = False) -> RankedLayout:
+        """Give every layer its share of the rate, with levels allocated by its gate."""
+        formats = {}
+        for index, layer in self.layers.items():
+            formats[index] = allocated_by_gate(layer, self.rate_of(index, rate), allocation, int8=int8)
+        # Dealt evenly, no gate is asked and none is held.
+        weighed = [layer.form if allocation == "even" else layer for layer in self.layers.values()]
+        return RankedLayout(formats=formats, learned_bytes=sum(held.weight_bytes for held in weighed))
+
+    def even_layout(self, rate: float) -> RankedLayout:
+        """Cut keys and values of every layer at the rate, without a gate."""
+        formats = {}
+        for index, layer in self.layers.items():
+            sides = (layer.form.bases.keys, layer.form.bases.values)
+            # Parts share dimensions evenly, and each keeps one at least.
+            keys, values = (max(round(rate * len(side.mean) / side.parts), 1) * side.parts for side in sides)
+            formats[index] = single_level(layer.form, (keys, values))
+        learned_bytes = sum(layer.form.weight_bytes for layer in self.layers.values())
+        return RankedLayout(formats=formats, learned_bytes=learned_bytes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """An adapter of one model: ranks under each basis that it has."""
+    """An adapter of one model: ranks under each basis that it has, with gates or as they were measured."""
 
-    bases: Mapping[str, BasisRanks]
+    bases: Mapping[str, BasisRanks]  # with gates; "NAME-measured" is NAME before it was trained
+    measured: Mapping[str, MeasuredRanks] = field(default_factory=dict)
+    default: str | None = None  # the basis that is meant where none is named; None: by the member that asks
 
-    def under(self, basis: str) -> BasisRanks:
-        """Give the ranks of one basis. Raises PlanError where the adapter has none."""
-        if basis not in self.bases:
-            raise PlanError(
-                f"basis={basis!r} was asked for; the adapter has {', '.join(self.bases)}; give one of these"
-            )
-        return self.bases[basis]
+    def under(self, basis: str) -> BasisRanks | MeasuredRanks:
+        """Give the ranks of one basis, those with gates first. Raises PlanError where the adapter has none."""
+        return self._first((self.bases.get(basis), self.measured.get(basis)), basis)
 
+    def without_gates(self, basis: str) -> BasisRanks | MeasuredRanks:
+        """Give the ranks of one basis as they were before any training. Raises PlanError likewise."""
+        before = self.bases.get(f"{basis}-measured")
+        return self._first((self.measured.get(basis), before, self.bases.get(basis)), basis)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankedLayout:
-    """The layout of all layers, or of one: a format and a rank allocation each."""
-
-    formats: Mapping[int, tuple[LowRankFormat, RankAllocation]]
-    learned_bytes: int  # of the bases and gates
-    layer: int | None = None  # None: the layout of all layers, which packs nothing
-
-    lossless: ClassVar[bool] = False
-    shared_heads: ClassVar[bool] = True  # a latent is of all heads
-
-    @property
-    def weight_bytes(self) -> int:
-        """Count what is held once for all caches of a model: bases, gates, and tables of rotations.
-
-        The tables grow with the text.
-        """
-        rotations = [form.bases.rotary for form, _ in self.formats.values()]
-        by_identity = {id(rotary): rotary for rotary in rotations if rotary is not None}  # layers share their table
-        table_bytes = sum(rotary.table_bytes for rotary in by_identity.values())
-        return self.learned_bytes + table_bytes
-
-    def of_layer(self, index: int) -> "RankedLayout":
-        """Give the layout of one layer."""
-        return replace(self, layer=index)
-
-    def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
-        """Make a low-rank part of the slots that are True."""
-        form, allocate = self._of_its_layer()
-        return LowRankPart.of(kv, kept, allocate, form)
-
-    def from_state(
-        self,
-        plain: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-    ) -> Part:
-        """Build a low-rank part from its state."""
-        return LowRankPart.from_state(plain, tensors, self._of_its_layer()[0])
-
-    def _of_its_layer(self) -> tuple[LowRankFormat, RankAllocation]:
-        assert self.layer is not None, "a layer's layout packs"
-        return self.formats[self.layer]
+    def _first(self, found: Sequence[BasisRanks | MeasuredRanks | None], basis: str) -> BasisRanks | MeasuredRanks:
+        ranks = next((one for one in found if one is not None), None)
+        if ranks is None:
+            names = ", ".join(dict.fromkeys([*self.bases, *self.measured]))
+            raise PlanError(f"basis={basis!r} was asked for; the adapter has {names}; give one of these")
+        return ranks
 
 
 def check_rate(rate: float) -> None:
     """Check that a rate is above 0 and at most 1. Raises PlanError."""
     if not 0 < rate <= 1:
         raise PlanError(f"rate={rate} was asked for; it is the kept share of all dimensions; give above 0 and up to 1")
-
-
-def single_level(
-    form: LowRankFormat,
-    dims: tuple[int, int],
-) -> tuple[LowRankFormat, RankAllocation]:
-    """Make a format of one level, of these dimensions of keys and values, and the allocation that gives it to all."""
-    return replace(form, levels=(dims,)), _first_level
 
 
 def allocated_by_gate(
@@ -168,15 +145,6 @@ class _GateAllocation:
         form = self.ranks.form
         logits = self.ranks.gate.logits(keys, values)
         return allocate_ranks(logits, form.dims, rate=self.rate, size=form.size)
-
-
-def _first_level(
-    keys: Tensor,
-    values: Tensor,
-    positions: Tensor,
-) -> Int[Tensor, " S"]:
-    """Give every slot the only level."""
-    return torch.zeros(len(positions), dtype=torch.long, device=positions.device)
 
 
 def _shuffled(allocate: RankAllocation) -> RankAllocation:

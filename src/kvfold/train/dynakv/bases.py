@@ -5,15 +5,17 @@ whichever is cheaper. `joint` is taken of keys before rotation. `rotary` is take
 commutes with rotation. Values are always taken of all heads together.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from kvfold.adapters.ranks import inverse
-from kvfold.attention.basis import Bases, Basis
+from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
+from kvfold.errors import DataError, ModelError
+from kvfold.hf.rotary import rotary_of
 from kvfold.train.dynakv.moments import LayerMoments, Moments, blocks
 
 _ENERGY = 0.95  # of the energy that must be held when needs are compared
@@ -22,24 +24,52 @@ _DEARER = 1.65  # how many times the dimensions each head by itself may need
 Component: TypeAlias = tuple[float, Tensor]  # energy, and the columns [X n] that take it
 
 
+def known_rotary(model: Any) -> Rotary | None:
+    """The rotations of a model; None where they are not known from positions alone."""
+    try:
+        return rotary_of(model)
+    except ModelError:
+        return None
+
+
 def basis_names(rotary: Rotary | None) -> list[str]:
     """The kinds of bases that a model can have."""
     plain = ["mixed", "rotated", "heads"]
     return plain if rotary is None else [*plain, "joint", "rotary"]
 
 
+def names_of(wanted: str | None, model: Any) -> list[str]:
+    """The kinds of bases that a comma-separated list asks for, the adapter's default first.
+
+    Without a list it is `joint`, or `mixed` where the model's rotations are not known. Raises DataError for others.
+    """
+    known = basis_names(known_rotary(model))
+    if wanted is None:
+        return ["joint" if "joint" in known else "mixed"]
+    names = [name.strip() for name in wanted.split(",")]
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise DataError(
+            f"basis {strange[0]!r} was asked; this model can have {', '.join(known)}; give one of them, or several "
+            "with commas"
+        )
+    return names
+
+
 def bases_of(name: str, moments: LayerMoments, heads: int, rotary: Rotary | None) -> Bases:
     """The bases of one kind for one layer."""
+    # On real weights the mean of values must not be set apart: tokens that everything attends to have values near
+    # nought, and the part of the mean that is cut off would be added to just those.
     return Bases(
         keys=_keys_basis(name, moments, heads, rotary),
-        values=principal(moments.values, heads),
+        values=principal(moments.values, heads, centred=name != "joint"),
         rotary=rotary if name == "joint" else None,
     )
 
 
 def _keys_basis(name: str, moments: LayerMoments, heads: int, rotary: Rotary | None) -> Basis:
     if name == "joint":
-        return principal(moments.unrotated, heads)
+        return principal(moments.unrotated, heads, centred=False)
     if name == "rotary":
         assert rotary is not None, "a model without known rotations has no such basis"
         return rotary_basis(moments.rotated, heads, rotary)
@@ -66,14 +96,14 @@ def _needed(moments: Moments, parts: int) -> int:
     return parts * (int(is_too_few.sum()) + 1)
 
 
-def principal(moments: Moments, heads: int, *, parts: int = 1) -> Basis:
-    """Principal components about the mean, of each part by itself, the largest first."""
-    covariances = blocks(moments.covariance, parts)
+def principal(moments: Moments, heads: int, *, parts: int = 1, centred: bool = True) -> Basis:
+    """Principal components about the mean or about zero, of each part by itself, the largest first."""
+    covariances = blocks(moments.covariance if centred else moments.second, parts)
     _, vectors = torch.linalg.eigh(covariances)
     # The largest eigenvalue comes last.
     encode = vectors.flip(-1).float().contiguous()
-    decode = inverse(encode, heads)
-    return Basis(encode=encode, decode=decode, mean=moments.mean.float())
+    mean = moments.mean.float() if centred else torch.zeros_like(moments.mean).float()
+    return Basis(encode=encode, decode=by_head(encode.mT, heads), mean=mean)
 
 
 def rotary_basis(moments: Moments, heads: int, rotary: Rotary) -> Basis:
@@ -144,16 +174,3 @@ def _columns(vector: Complex[Tensor, " H"], both: Int[Tensor, " both_sides"], si
     columns[both, 0] = torch.cat([real, imaginary])
     columns[both, 1] = torch.cat([-imaginary, real])
     return columns
-
-
-def energies(basis: Basis, moments: Moments) -> Float[Tensor, " R"]:
-    """Mean square of each latent dimension."""
-    encode = basis.encode.double()
-    mean = basis.mean.double()
-    # Second moments about the basis's mean, which need not be that of the rows.
-    crossed = moments.mean[:, None] * mean
-    rest = mean[:, None] * (moments.mean - mean)
-    about = moments.second - crossed - rest
-    squares = encode * (blocks(about, basis.parts) @ encode)
-    by_part = squares.sum(dim=1)  # P r
-    return by_part.T.flatten().clamp(min=0).float()

@@ -1,153 +1,161 @@
-"""Calibration: bases in which the keys and values of a model need few dimensions, measured on text. No training.
+"""Calibration: bases of a model's keys and values, and what the loss minds of each dimension, measured on text.
 
-A first reading adds up moments over real tokens, sinks left out. A second one scores dimensions: the first-order change
-of the loss, squared, when the dimension is left out of all tokens of a text at once (token by token it is misleading:
-errors of values add up, errors of keys cancel). Rows stand at random positions, so that a basis of rotated keys holds
-anywhere in the text. Knows nothing of files.
+Nothing is trained. A first reading adds up moments over real tokens, sinks left out; bases are their principal
+components. A second one draws samples of the divergence's growth on some of the texts (sensitivity.py). Texts are read
+a few at a time and nothing of them is kept, so memory does not grow with their number. Knows nothing of files.
 """
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from kvfold.attention.basis import Bases
-from kvfold.attention.rotary import Rotary, unrotate
-from kvfold.encode.lowrank.ranks import Ranks
-from kvfold.errors import ModelError
+from kvfold.encode.lowrank.measured import MeasuredLayer, MeasuredRanks
 from kvfold.hf.binding import ModelBinding
-from kvfold.hf.probe import replace_attention
-from kvfold.hf.rotary import rotary_of
-from kvfold.train.dynakv.bases import bases_of, basis_names
-from kvfold.train.dynakv.levels import with_gates
-from kvfold.train.dynakv.moments import LayerMoments, LayerRows
-from kvfold.train.dynakv.student import SINKS
+from kvfold.train.dynakv.bases import bases_of, known_rotary
+from kvfold.train.dynakv.moments import LayerMoments
+from kvfold.train.dynakv.readings import placed, read
+from kvfold.train.dynakv.sensitivity import LayerSensitivity, add_samples, even_loss, samples
+
+Report = Callable[[str], None]  # a line on how far it is
+
+CONTEXT = 512  # tokens that are folded for a sample
+PREDICTED = 256  # tokens that follow them
+_REPORTS = 10  # lines of each reading
+_BACKWARD = 2.5  # a sampled text's work over that of one that is only read, before either was timed
 
 
-def measure(model: Any, texts: Sequence[Sequence[int]], *, seed: int = 0) -> Ranks:
-    """Measure the ranks of a model on token rows of equal length, with gates that go by energy alone."""
-    rotary = _rotary(model)
-    moments = {index: LayerMoments() for index in ModelBinding.of(model).folding_layers}
-    for reading in _readings(model, texts, seed):
-        for index, rows in reading.items():
-            moments[index].add(rows, rotary)
-    heads = ModelBinding.of(model).kv_heads
-    bases = {
-        name: {index: bases_of(name, layer, heads, rotary) for index, layer in moments.items()}
-        for name in basis_names(rotary)
-    }
-    tokens = sum(len(text) - SINKS for text in texts)
-    scores = _scores(bases, _readings(model, texts, seed), tokens=tokens)
-    return Ranks(bases={name: with_gates(bases[name], scores[name], moments) for name in bases})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """How many samples the split of a rate rests on; one backward pass each. Few are worse than none."""
+
+    texts: int = 18
+    of_a_text: int = 5
 
 
-def _rotary(model: Any) -> Rotary | None:
-    """The rotations of the model; None where they are not known from positions alone."""
-    try:
-        return rotary_of(model)
-    except ModelError:
-        return None
-
-
-def _readings(model: Any, texts: Sequence[Sequence[int]], seed: int) -> Iterator[dict[int, LayerRows]]:
-    """Every text once, at a position that follows from the seed."""
-    rng = random.Random(seed)
-    position_limit = ModelBinding.of(model).position_limit
-    for text in texts:
-        ids = torch.tensor([list(text)], device=model.device)
-        start = rng.randrange(max((position_limit or len(text)) - len(text), 0) + 1)
-        tokens = torch.arange(len(text), device=ids.device)
-        positions = tokens[None] + start
-        yield _read(model, ids, positions)
-
-
-def _read(model: Any, ids: Int[Tensor, "1 Q"], positions: Int[Tensor, "1 Q"]) -> dict[int, LayerRows]:
-    """Keys and values of all folding layers over one text, with the gradients of its loss."""
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def attend(index: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        # The first layer's rows may need no gradient: nothing before them is trained.
-        keys, values = (rows if rows.requires_grad else rows.requires_grad_() for rows in (keys, values))
-        keys.retain_grad()
-        values.retain_grad()
-        seen[index] = (keys, values)
-        return nn.functional.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            is_causal=True,
-            scale=scale,
-            enable_gqa=True,
-        )
-
-    with replace_attention(model, attend), torch.enable_grad():
-        output = model(ids, position_ids=positions, use_cache=False)
-        predicted = output.logits[0, :-1].float()
-        loss = nn.functional.cross_entropy(predicted, ids[0, 1:], reduction="sum")
-        loss.backward()
-    model.zero_grad(set_to_none=True)
-    return {
-        index: LayerRows(
-            keys=_real_rows(keys),
-            values=_real_rows(values),
-            keys_gradient=_real_rows(keys.grad),
-            values_gradient=_real_rows(values.grad),
-            positions=positions[0, SINKS:],
-        )
-        for index, (keys, values) in seen.items()
-    }
-
-
-def _real_rows(rows: Float[Tensor, "1 H Q D"] | None) -> Float[Tensor, "S H D"]:
-    """The rows of one text without its sinks."""
-    assert rows is not None, "every layer is on the way to the loss"
-    without_sinks = rows.detach()[0, :, SINKS:]
-    return without_sinks.transpose(0, 1).float()
-
-
-def _scores(
-    bases: Mapping[str, Mapping[int, Bases]],
-    readings: Iterator[dict[int, LayerRows]],
+def calibrate(
+    model: Any,
+    texts: Sequence[Sequence[int]],
     *,
-    tokens: int,
-) -> dict[str, dict[int, Tensor]]:
-    """The scores [X] of all dimensions a token, by kind of basis and layer."""
-    sums: dict[tuple[str, int], Tensor] = {}
-    for reading in readings:
-        for name, layers in bases.items():
-            for index, rows in reading.items():
-                scores = _text_scores(layers[index], rows)
-                before = sums.get((name, index))
-                sums[name, index] = scores if before is None else scores + before
-    means: dict[str, dict[int, Tensor]] = {name: {} for name in bases}
-    for (name, index), total in sums.items():
-        means[name][index] = total / tokens
-    return means
+    names: Sequence[str],
+    drawn: Samples | None,
+    report: Report,
+    seed: int = 0,
+) -> dict[str, MeasuredRanks]:
+    """Measure the bases of these names; without `drawn` samples all layers and sides will be cut alike."""
+    sampled = [] if drawn is None else [text[: CONTEXT + PREDICTED] for text in texts[: drawn.texts]]
+    clock = _Clock(report, reads=len(texts), backward=len(sampled))
+    moments = _moments(model, texts, seed, clock)
+    rotary, heads = known_rotary(model), ModelBinding.of(model).kv_heads
+    every: dict[str, dict[int, Bases]] = {}
+    for name in names:
+        every[name] = {index: bases_of(name, one, heads, rotary) for index, one in moments.items()}
+    sensitivities = {}
+    if drawn is not None:
+        sensitivities = _sensitivities(model, every, sampled, drawn, seed, clock)
+    found = {}
+    for name, bases in every.items():
+        of_layers = sensitivities.get(name)
+        found[name] = MeasuredRanks(layers=_layers(bases, moments, of_layers))
+    return found
 
 
-def _text_scores(bases: Bases, rows: LayerRows) -> Float[Tensor, " X"]:
-    """For each dimension, the square of what the loss changes by, to first order, when a whole text goes without it."""
-    keys, values = bases.write(rows.keys, rows.values, rows.positions)
-    keys_gradient = _before_rotation(bases, rows)
-    keys_slopes = bases.keys.slopes(keys_gradient.flatten(1))
-    values_slopes = bases.values.slopes(rows.values_gradient.flatten(1))
-    keys_change = (keys * keys_slopes).sum(dim=0)
-    values_change = (values * values_slopes).sum(dim=0)
-    return torch.cat([keys_change, values_change]).square()
+def _layers(
+    bases: Mapping[int, Bases],
+    moments: Mapping[int, LayerMoments],
+    sensitivities: Mapping[int, LayerSensitivity] | None,
+) -> dict[int, MeasuredLayer]:
+    """Put what was measured of every layer under one basis together."""
+    layers = {}
+    for index, of_layer in bases.items():
+        if sensitivities is None:
+            loss = even_loss(of_layer, moments[index])
+        else:
+            loss = sensitivities[index].loss(moments[index])
+        layers[index] = MeasuredLayer(bases=of_layer, loss=loss)
+    return layers
 
 
-def _before_rotation(bases: Bases, rows: LayerRows) -> Float[Tensor, "S H D"]:
-    """The gradient to the keys that the basis is of; to unrotated ones it turns back by the rotation's transpose."""
-    gradient = rows.keys_gradient
-    if bases.rotary is None:
-        return gradient
-    cosines, sines = (angles[:, None] for angles in bases.rotary.at(rows.positions))
-    back = unrotate(gradient, cosines, sines)
-    # `unrotate` is the inverse, which divides by the square of the attention scaling; the transpose does not.
-    grown = cosines.square() + sines.square()
-    size = cosines.shape[-1]
-    turned = back[..., :size] * grown
-    return torch.cat([turned, back[..., size:]], dim=-1)
+def _moments(model: Any, texts: Sequence[Sequence[int]], seed: int, clock: "_Clock") -> dict[int, LayerMoments]:
+    """Add up the moments of every folding layer over the texts."""
+    rotary = known_rotary(model)
+    moments = {index: LayerMoments() for index in ModelBinding.of(model).folding_layers}
+    for ids, positions in placed(model, texts, seed):
+        for index, rows in read(model, ids, positions).items():
+            moments[index].add(rows, rotary)
+        clock.read()
+    return moments
+
+
+def _sensitivities(
+    model: Any,
+    every: Mapping[str, Mapping[int, Bases]],
+    texts: Sequence[Sequence[int]],
+    drawn: Samples,
+    seed: int,
+    clock: "_Clock",
+) -> dict[str, dict[int, LayerSensitivity]]:
+    """Add up samples under every basis; the gradients are the same for all of them."""
+    found = {name: {index: LayerSensitivity(one) for index, one in bases.items()} for name, bases in every.items()}
+    source = torch.Generator(model.device).manual_seed(seed)
+    for ids, positions in _in_pairs(placed(model, texts, seed)):
+        context = min(CONTEXT, ids.shape[1] * 2 // 3)
+        for sample in samples(model, ids, positions, context=context, count=drawn.of_a_text, source=source):
+            for sensitivities in found.values():
+                add_samples(sensitivities, sample, texts=len(ids), predicted=ids.shape[1] - context)
+        clock.sampled(len(ids))
+    return found
+
+
+def _in_pairs(texts: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two texts at a time: quicker than one, and little enough for the memory."""
+    for ids, positions in texts:
+        second = next(texts, None)
+        if second is None:
+            yield ids, positions
+            return
+        more_ids, more_positions = second
+        yield torch.cat([ids, more_ids]), torch.cat([positions, more_positions])
+
+
+class _Clock:
+    """Says how far a calibration is and how long the rest will take. It changes as work is done."""
+
+    def __init__(self, report: Report, *, reads: int, backward: int) -> None:
+        self.report, self.started = report, time.monotonic()
+        self.reads, self.backward = reads, backward
+        self.reads_done = self.backward_done = 0
+        self.reading = 0.0  # seconds of all reads, once they are done
+
+    def read(self) -> None:
+        """Count a text that was read for its moments."""
+        self.reads_done += 1
+        self.reading = time.monotonic() - self.started
+        if self._is_due(self.reads_done, self.reads, 1):
+            each = self.reading / self.reads_done
+            reads_left = self.reads - self.reads_done
+            rest = each * (reads_left + _BACKWARD * self.backward)
+            self._say(f"moments: {self.reads_done} of {self.reads} texts", rest)
+
+    def sampled(self, texts: int) -> None:
+        """Count texts whose samples were drawn."""
+        self.backward_done += texts
+        if self._is_due(self.backward_done, self.backward, texts):
+            each = (time.monotonic() - self.started - self.reading) / self.backward_done
+            self._say(
+                f"loss: {self.backward_done} of {self.backward} texts", (self.backward - self.backward_done) * each
+            )
+
+    def _is_due(self, done: int, of: int, step: int) -> bool:
+        """Whether this step is the first, the last, or passes a tenth."""
+        tenths = done * _REPORTS // of
+        before = (done - step) * _REPORTS // of
+        return done in (step, of) or tenths > before
+
+    def _say(self, done: str, rest: float) -> None:
+        since = time.monotonic() - self.started
+        self.report(f"{done}, {since:.0f} s, about {rest:.0f} s to go")

@@ -15,8 +15,7 @@ from kvfold.attention.basis import Bases
 from kvfold.encode.lowrank.format import Levels, LowRankFormat
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks
-from kvfold.train.dynakv.bases import energies
-from kvfold.train.dynakv.moments import LayerMoments
+from kvfold.train.dynakv.moments import LayerMoments, energies
 
 BUCKETS = 24  # that keys and values together are cut into; a level keeps the first of them
 _KEPT = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)  # buckets of each level
@@ -37,10 +36,7 @@ def with_gates(
     layers = {}
     for index, layer_bases in bases.items():
         layer = moments[index]
-        keys = layer.rotated if layer_bases.rotary is None else layer.unrotated
-        keys_energy = energies(layer_bases.keys, keys)
-        values_energy = energies(layer_bases.values, layer.values)
-        energy = torch.cat([keys_energy, values_energy])
+        energy = energies(layer_bases, layer)
         levels = levels_by_score(scores[index], len(layer_bases.keys.mean), parts=layer_bases.keys.parts)
         form = LowRankFormat(bases=layer_bases, levels=levels)
         gate = energy_gate(

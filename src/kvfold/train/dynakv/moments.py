@@ -7,21 +7,12 @@ are known, before rotation too. Knows nothing of models.
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from kvfold.attention.basis import Bases, Basis
 from kvfold.attention.rotary import Rotary, unrotate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRows:
-    """One text in one layer: keys, values and the gradients of its loss to both, sinks left out."""
-
-    keys: Float[Tensor, "S H D"]
-    values: Float[Tensor, "S H D"]
-    keys_gradient: Float[Tensor, "S H D"]
-    values_gradient: Float[Tensor, "S H D"]
-    positions: Int[Tensor, " S"]
+from kvfold.train.dynakv.readings import LayerRows
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,3 +73,21 @@ def blocks(square: Float[Tensor, "X X"], parts: int) -> Float[Tensor, "P part_si
     split = square.unflatten(1, (parts, -1))
     split = split.unflatten(0, (parts, -1))  # P x P x
     return torch.stack([split[part, :, part] for part in range(parts)])
+
+
+def energies(bases: Bases, moments: LayerMoments) -> Float[Tensor, " X"]:
+    """Give the mean square of each latent dimension, those of keys before those of values."""
+    keys = moments.rotated if bases.rotary is None else moments.unrotated
+    return torch.cat([_energies(bases.keys, keys), _energies(bases.values, moments.values)])
+
+
+def _energies(basis: Basis, moments: Moments) -> Float[Tensor, " R"]:
+    encode = basis.encode.double()
+    mean = basis.mean.double()
+    # Second moments about the basis's mean, which need not be that of the rows.
+    crossed = moments.mean[:, None] * mean
+    rest = mean[:, None] * (moments.mean - mean)
+    about = moments.second - crossed - rest
+    squares = encode * (blocks(about, basis.parts) @ encode)
+    by_part = squares.sum(dim=1)  # P r
+    return by_part.T.flatten().clamp(min=0).float()

@@ -6,7 +6,7 @@ cross-entropy. No command line here.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from kvfold.adapters.ranks import save_ranks
 from kvfold.encode.lowrank.ranks import BasisRanks, Ranks
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import load
-from kvfold.train.dynakv.calibrate import measure
+from kvfold.train.dynakv.bases import names_of
 from kvfold.train.dynakv.lora import settle, updatable
 from kvfold.train.dynakv.loss import RATES, RankBatch, RankCost, RankLoss
 from kvfold.train.dynakv.rates import GRID, TextBatch, gate_logits, rates_at, spread_at, with_rates
 from kvfold.train.dynakv.settings import DynaSettings
+from kvfold.train.dynakv.start import measure
 from kvfold.train.dynakv.student import BLOCK, Reading, Student
 from kvfold.train.dynakv.texts import TokenRows
 from kvfold.train.loop import Trainer
@@ -44,8 +45,9 @@ class DynaRun(Run):
         self.rng = random.Random(settings.seed)
         self.rows = TokenRows(self.tokenizer, settings.data, length=settings.length)
         self.fixed = self._fixed_batches()
+        self.names = names_of(settings.basis, self.model)
         self.measured = self._measured()
-        self.start = with_rates(self.model, self.measured.under(settings.basis), self.fixed)
+        self.start = with_rates(self.model, self.measured.bases[self.names[0]], self.fixed)
         self.reader, self.updates = self.model, None
         if settings.update:
             self.reader, self.updates = updatable(self.model, settings.update)
@@ -56,18 +58,12 @@ class DynaRun(Run):
             start=self.start,
             entropy_weight=settings.entropy_weight,
         )
-        if settings.steps:
-            self.cost.measure(self.fixed)
+        self.cost.measure(self.fixed)
         self.losses = {"kl": 0.0, "entropy": 0.0}  # running means
         self.spread: dict[str, list[float]] = {}  # at each rate of the grid, the share of slots in each level
         self.trainer = self._trainer()
         if settings.resume:
             self.resume()
-
-    def train(self, report: Callable[[dict], None]) -> None:
-        """Train to the end, where there is anything to train."""
-        if self.settings.steps:
-            super().train(report)
 
     def batches(self) -> Iterator[RankBatch]:
         """Rows of text, each batch at a drawn rate and with a drawn length of its context."""
@@ -113,10 +109,9 @@ class DynaRun(Run):
             for part in (self.model, self.tokenizer):
                 part.save_pretrained(settings.out / "model")
         bases = {name: with_rates(self.model, basis, self.fixed) for name, basis in self.measured.bases.items()}
-        if settings.steps:
-            bases[f"{settings.basis}-measured"] = self.start
-            bases[settings.basis] = self._trained()
-        ranks = Ranks(bases=bases)
+        bases[f"{self.names[0]}-measured"] = self.start
+        bases[self.names[0]] = self._trained()
+        ranks = Ranks(bases=bases, default=self.names[0])
         save_ranks(ranks, settings.out, model=self.model, about={"training": self._words()})
         return ranks
 
@@ -159,7 +154,7 @@ class DynaRun(Run):
         for row in range(settings.calibration):
             rng = random.Random(f"calibration:{settings.seed}:{row}")
             texts.append(self.rows.draw(rng))
-        return measure(self.model, texts, seed=settings.seed)
+        return measure(self.model, texts, names=self.names, seed=settings.seed)
 
     def _texts(self, rng: random.Random) -> TextBatch:
         """Rows of text, at positions that start anywhere the model has them."""

@@ -4,6 +4,7 @@ A run that cannot be is refused when its settings are made. Knows nothing of how
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from kvfold.encode.lowrank.ranks import BasisName
@@ -12,6 +13,7 @@ from kvfold.train.dynakv.student import BLOCK
 from kvfold.train.loop import LoopSettings
 from kvfold.train.run import RunSettings
 
+SPLITS = ("loss", "even")  # how a rate is shared out: by samples of the loss, or all alike without a backward pass
 ABLATIONS = ("bases", "gates", "hard", "entropy")  # what a run may go without
 
 
@@ -20,8 +22,8 @@ class DynaSettings(RunSettings):
     """One run."""
 
     model: str
-    steps: int = 0  # 0: calibration only
-    basis: str = "mixed"
+    steps: int = 1200
+    basis: str | None = None  # which are measured, by names with commas; the first is trained. None: the model's best
     length: int = 768
     rows: int = 3
     calibration: int = 24  # rows that bases are measured on
@@ -40,18 +42,16 @@ class DynaSettings(RunSettings):
             raise DataError(
                 f"a run without {', '.join(strange)} was asked; {', '.join(ABLATIONS)} can be left out; name these"
             )
-        if self.basis not in get_args(BasisName):
+        strange = [name for name in (self.basis or "").split(",") if name.strip() not in ("", *get_args(BasisName))]
+        if strange:
             raise DataError(
-                f"basis {self.basis!r} was asked; there are {', '.join(get_args(BasisName))}; give one of them"
+                f"basis {strange[0]!r} was asked; there are {', '.join(get_args(BasisName))}; give some of them"
             )
-        if self.update < 0 or (self.update and not self.steps):
+        if self.update < 0:
+            raise DataError(f"updates of rank {self.update} were asked; 0 leaves the model as it is; give 0 or more")
+        if self.steps < 1 or self.length < 4 * BLOCK:
             raise DataError(
-                f"updates of rank {self.update} were asked with {self.steps} steps; they are trained, or there are "
-                "none; give steps, or 0 as the rank"
-            )
-        if self.steps < 0 or self.length < 4 * BLOCK:
-            raise DataError(
-                f"{self.steps} steps over rows of {self.length} tokens were asked; a run has 0 steps or more and rows "
+                f"{self.steps} steps over rows of {self.length} tokens were asked; a run has a step or more and rows "
                 f"of at least {4 * BLOCK} tokens; give such numbers"
             )
 
@@ -77,3 +77,26 @@ class DynaSettings(RunSettings):
     def hard_share(self, done: float) -> float:
         """The share of slots whose mask is hard when this share of the run is done."""
         return 0.0 if "hard" in self.without else min(1.0, done / max(self.hard_from, 1e-6))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationSettings:
+    """One calibration: bases and what the loss minds, without training."""
+
+    model: str
+    out: Path  # the folder of the adapter
+    data: Path | None = None  # a folder of sets, or a file; without it only generated text is read
+    basis: str | None = None  # names with commas, the adapter's default first; None: the model's best
+    rows: int = 30
+    length: int = 1024  # tokens of a row
+    seed: int = 0
+    split: str = "loss"  # of SPLITS
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise DataError(f"split {self.split!r} was asked; a rate is shared out by {' or '.join(SPLITS)}; give one")
+        if self.rows < 1 or self.length < 4 * BLOCK:
+            raise DataError(
+                f"{self.rows} rows of {self.length} tokens were asked; bases are measured on a row or more of at "
+                f"least {4 * BLOCK} tokens; give such numbers"
+            )
