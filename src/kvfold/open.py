@@ -8,7 +8,7 @@ from typing import Any
 
 from kvfold.adapters.files import find_adapter
 from kvfold.adapters.ranks import layout_for
-from kvfold.hf.attention import serve
+from kvfold.hf.attention import AttentionService
 from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.cache import FoldedCache
 from kvfold.memory.forward import Boundaries
@@ -59,7 +59,6 @@ def cache_with(
     binding = ModelBinding.of(model)
     folding = binding.folding_layers
     rules = chosen.rules(pinned=pinned, layers=len(folding), layout=layout_for(model, chosen.encode))
-    serve(model)
     return FoldedCache(
         memory=Memory(rules, layers=folding, boundaries=boundaries),
         plan=chosen,
@@ -67,6 +66,7 @@ def cache_with(
         lease=binding.lease(
             token_ids=rules.reads_ids or rules.delimiters is not None,
             hidden_states=any(isinstance(recorder, HiddenStates) for recorder in rules.recorders),
+            attention=AttentionService.of(model),
             tokenizer=tokenizer,
             ends=rules.delimiters,
         ),

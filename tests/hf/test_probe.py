@@ -71,10 +71,10 @@ def test_a_parallel_forward_is_the_stock_one_with_and_without_a_written_mask(fam
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_conditional"])
-@pytest.mark.parametrize("before", ["eager", "sdpa", "kvfold"])
+@pytest.mark.parametrize("before", ["eager", "sdpa", "kvfold_sdpa"])
 def test_the_attention_implementation_is_put_back_exactly(family, before):
     model, ids = fresh(family), text(1, 8)
-    kvfold.cache(model, "full")
+    cache = kvfold.cache(model, "full")
     model.get_decoder().set_attn_implementation(before)
     kept = implementations(model)
     with torch.no_grad():
@@ -85,6 +85,7 @@ def test_the_attention_implementation_is_put_back_exactly(family, before):
     with pytest.raises(RuntimeError, match="stop"), observe_attention(model, lambda *_: None):
         raise RuntimeError("stop")
     assert implementations(model) == kept
+    assert cache.memory.fed == 0
 
 
 def test_an_observer_of_a_parallel_forward_is_shown_the_keys_that_the_mask_hides():

@@ -95,6 +95,13 @@ def nothing(queries: Float[Tensor, "B G Q D"]) -> Partial:
     return Partial(torch.zeros_like(queries), log_sum_exp)
 
 
+def softmax_sinks(queries: Float[Tensor, "B G Q D"], logits: Float[Tensor, " G"]) -> Partial:
+    """Partial attention over a learned logit of each query head that has a weight and no value (gpt-oss)."""
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    log_sum_exp = logits.to(wide)[:, None].expand(queries.shape[:-1])
+    return Partial(torch.zeros_like(queries), log_sum_exp)
+
+
 def _has_kernel(*tensors: Tensor) -> bool:
     """Whether a fast kernel takes these tensors; none gives gradients through the log-sum-exp."""
     first = tensors[0]

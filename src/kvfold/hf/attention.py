@@ -1,27 +1,33 @@
-"""The attention and mask functions that transformers calls under the name "kvfold".
+"""The attention and mask functions that transformers calls for a model that folded caches are used with.
 
-With a folded cache, attention stores the new rows and attends over everything the layer remembers; with anything
-else it is the stock function. The mask function gives a small object that only stock tensors write out: for a folded
-layer causality is known, and of the mask only its columns matter, which say what is a pad.
+With a folded cache, attention stores the new rows and attends over everything the layer remembers. Every other call
+goes through the attention that the model had before, keyword for keyword: stock caches, static ones, no cache at all. A
+folded cache says that a mask is for it by the length it gives, so that nothing is guessed and nothing is shared
+between threads; its mask is a small object of which only the columns matter, which say what is a pad.
 """
 
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvfold.errors import CacheError, ModelError
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.forward import NewColumns
-from kvfold.hf.handle import NewRows
+from kvfold.hf.handle import FoldedLength, NewRows
+from kvfold.hf.hooks import ForwardHook
 from kvfold.hf.passes import PassRows
 from kvfold.memory.layer import NewTokens
 
-NAME = "kvfold"
+PREFIX = "kvfold_"  # of the names that our functions are registered by; the name before follows
 
 # Arguments that mean nothing to attention over a causal past. Any other that is set is refused, never ignored.
 _HARMLESS = frozenset(
@@ -37,74 +43,150 @@ _HARMLESS = frozenset(
 )
 
 
-def serve(model: PreTrainedModel) -> None:
-    """Make a model call kvfold's functions. Its stock caches go on working as before."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask)
-    if ModelBinding.of(model).text_config._attn_implementation != NAME:
-        model.set_attn_implementation(NAME)
+class AttentionService(ForwardHook):
+    """Lets a model's attention branch on folded caches while one is alive. It changes: it counts them.
+
+    Everything else goes through what the model had before, which it gets back with the last cache.
+    """
+
+    def __init__(self, model: "weakref.ref[PreTrainedModel]") -> None:
+        super().__init__()
+        self._model = model
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "AttentionService":
+        """Give the one service of a model."""
+        known = weakref.ref(model)  # what a binding has learned must not keep its model alive
+        return ModelBinding.of(model).learned("attention", lambda: cls(known))
+
+    def acquire(self) -> None:
+        """Count one more cache. Where somebody has set another attention since, it is taken for what was before."""
+        super().acquire()
+        self.register()
+
+    def register(self) -> Sequence["_Restoring"]:
+        """Put our functions in front of the model's attention, unless they are there."""
+        model = self._model()
+        assert model is not None, "a cache is made of a model that is there"
+        before = ModelBinding.of(model).text_config._attn_implementation or "sdpa"
+        if not before.startswith(PREFIX):
+            name = PREFIX + before
+            AttentionInterface.register(name, _attention_over(before))
+            AttentionMaskInterface.register(name, _mask_over(before))
+            model.set_attn_implementation(name)
+        return (_Restoring(self._model),)
+
+    def __call__(self, *args: Any) -> None:
+        """Never called by torch: the functions are called by transformers."""
 
 
-class LazyMask:
-    """A mask that was asked for and not yet written out."""
+@dataclass(frozen=True, slots=True)
+class _Restoring:
+    """What is removed with the last cache: our functions."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.request = request
+    model: "weakref.ref[PreTrainedModel]"
+
+    def remove(self) -> None:
+        """Give the model back the attention that it had before."""
+        model = self.model()
+        if model is None:
+            return
+        now = ModelBinding.of(model).text_config._attn_implementation or ""
+        if now.startswith(PREFIX):
+            model.set_attn_implementation(now.removeprefix(PREFIX))
+
+
+class FoldedMask:
+    """The mask of a forward with a folded cache: never written out, for folded layers are causal."""
+
+    def __init__(self, request: dict[str, Any], write: Callable[..., Any]) -> None:
         self.columns: Tensor | None = request.get("attention_mask")  # fed columns that are tokens; None when all are
         self.is_causal = request.get("mask_function", causal_mask_function) is causal_mask_function
-        self._written: Tensor | None = None
-        self._is_written = False
+        self._request, self._write = request, write
+        self._written: Any = self
 
-    def write(self) -> Tensor | None:
-        """The mask as stock attention wants it, written once for all layers."""
-        if not self._is_written:
-            self._written = sdpa_mask(**self.request)
-            self._is_written = True
+    def written(self) -> Any:
+        """Write the mask as the stock layers of the same forward want it, once for all of them."""
+        if self._written is self:
+            self._written = self._write(**self._request)
         return self._written
 
 
-def mask(*args: Any, **request: Any) -> LazyMask:
-    """Called by transformers once a forward and kind of layer."""
-    assert not args, "transformers gives mask arguments by name"
-    return LazyMask(request)
+def _mask_over(before: str) -> Callable[..., Any]:
+    """Make the mask function of models whose attention was `before`."""
+    stock: Callable[..., Any] = ALL_MASK_ATTENTION_FUNCTIONS[before]
+
+    def mask(*args: Any, **request: Any) -> Any:
+        if isinstance(request.get("kv_length"), FoldedLength):
+            return FoldedMask(request, stock)
+        return stock(*args, **request)
+
+    return mask
 
 
-def attention(
+def _attention_over(before: str) -> Callable[..., Any]:
+    """Make the attention function of models whose attention was `before`."""
+
+    def attention(
+        module: torch.nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        if isinstance(key, NewRows):
+            return _folded(module, query, key, attention_mask, **kwargs), None
+        if isinstance(key, PassRows):
+            scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+            output = key.attend(query, scale=scale, sink_logits=kwargs.get("s_aux"))
+            return output.transpose(1, 2).contiguous(), None
+        if isinstance(attention_mask, FoldedMask):  # a stock layer beside folding ones
+            attention_mask = attention_mask.written()
+        return _stock(before, module)(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
+def _stock(name: str, module: torch.nn.Module) -> Callable[..., Any]:
+    """Find the attention function that a module called before; eager ones lie beside the module's class."""
+    if name != "eager":
+        return ALL_ATTENTION_FUNCTIONS[name]
+    for kind in type(module).__mro__:
+        found = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if found is not None:
+            return found
+    raise ModelError(
+        f"eager attention was asked of {type(module).__name__}; its file has none; "
+        'load the model with attn_implementation="sdpa"'
+    )
+
+
+def _folded(
     module: torch.nn.Module,
     query: Tensor,
-    key: Any,
-    value: Any,
+    rows: NewRows,
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one layer: over a folded cache's memory, or the stock function over plain tensors."""
-    if isinstance(key, PassRows):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return key.attend(query, scale=scale).transpose(1, 2).contiguous(), None
-    if not isinstance(key, NewRows):
-        written = attention_mask.write() if isinstance(attention_mask, LazyMask) else attention_mask
-        return sdpa_attention_forward(module, query, key, value, written, dropout=dropout, scaling=scaling, **kwargs)
-    cache, running = key.cache, key.cache.running
+) -> Tensor:
+    """Attend in one folding layer, which takes the new rows."""
+    cache, running = rows.cache, rows.cache.running
     _refuse(module, cache, attention_mask, dropout, kwargs)
     if running.columns is None:  # the first folding layer reads mask and positions for all
-        columns = attention_mask.columns if isinstance(attention_mask, LazyMask) else None
+        columns = attention_mask.columns if isinstance(attention_mask, FoldedMask) else None
         running.columns = _new_columns(cache, columns, kwargs.get("position_ids"), query)
     read = running.columns
     new = NewTokens(
         queries=query,
-        keys=key.keys,
-        values=key.values,
+        keys=rows.keys,
+        values=rows.values,
         positions=read.positions,
         valid=read.valid,
-        hidden_states=cache.lease.take_hidden_states(key.index) if cache.lease.records_hidden_states else None,
+        hidden_states=cache.lease.take_hidden_states(rows.index) if cache.lease.records_hidden_states else None,
+        sink_logits=s_aux,
     )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = running.forward.attend(key.index, new, scale=scale, valid=read.past)
-    if key.index == running.last:
-        running.commit()
-    return output.transpose(1, 2).contiguous(), None
+    output = running.forward.attend(rows.index, new, scale=scale, valid=read.past)
+    running.is_complete = rows.index == running.last
+    return output.transpose(1, 2).contiguous()
 
 
 def _new_columns(cache: FoldedCache, columns: Tensor | None, positions: Tensor | None, query: Tensor) -> NewColumns:
@@ -152,7 +234,7 @@ def _refuse(module: torch.nn.Module, cache: FoldedCache, given: Any, dropout: fl
             f"a cache of {cache.lease.name} was used with another model; what it holds means nothing there; "
             "make a new one by kvfold.cache(model, ...)"
         )
-    if isinstance(given, Tensor) or (isinstance(given, LazyMask) and not given.is_causal):
+    if isinstance(given, Tensor) or (isinstance(given, FoldedMask) and not given.is_causal):
         raise CacheError(
             "a mask of another pattern than causal was given with a folded cache; folded layers are causal; "
             "give a mask of two dimensions that marks pads"

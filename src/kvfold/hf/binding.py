@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kvfold.hf.drop_watch import DropWatch
+from kvfold.hf.foreign import refuse_foreign
+from kvfold.hf.forward_end import ForwardEnd, Running
 from kvfold.hf.hidden_states import HiddenStateRecorder, softmax_scale
 from kvfold.hf.hooks import ForwardHook
 from kvfold.hf.stock_layers import folds, stock_layers
@@ -34,6 +36,7 @@ class ModelBinding:
         self.modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet(model.modules())
         self.position_limit: int | None = getattr(self.text_config, "max_position_embeddings", None)
         self.drop_watch = self._drop_watch()
+        self.forward_end = ForwardEnd(model)
         self.token_ids = IdRecorder(model)
         self.delimiters = DelimiterTables()
         self._learned: dict[Hashable, Any] = {}
@@ -41,7 +44,8 @@ class ModelBinding:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "ModelBinding":
-        """Give the binding of a model, always the same one."""
+        """Give the binding of a model, always the same one. Raises ModelError for what cannot be folded."""
+        refuse_foreign(model)
         with _LOCK:
             binding = _BINDINGS.get(model)
             if binding is None:
@@ -121,14 +125,21 @@ class ModelBinding:
         return HiddenStateRecorder(self.model, self.folding_layers)
 
     def lease(
-        self, *, token_ids: bool = False, hidden_states: bool = False, tokenizer: Any = None, ends: Ends | None = None
+        self,
+        *,
+        attention: ForwardHook | None = None,
+        token_ids: bool = False,
+        hidden_states: bool = False,
+        tokenizer: Any = None,
+        ends: Ends | None = None,
     ) -> "ModelLease":
         """Give a cache its share of the model, with hooks for what it must record of each forward.
 
-        Token ids have delimiter classes by `tokenizer`, or by the one beside the model's weights.
+        `attention` serves folded caches while the lease is alive. Token ids have delimiter classes by `tokenizer`, or
+        by the one beside the model's weights.
         """
         table = self._table(tokenizer, ENDS if ends is None else ends) if token_ids else None
-        return ModelLease(self, token_ids=token_ids, hidden_states=hidden_states, table=table)
+        return ModelLease(self, attention=attention, token_ids=token_ids, hidden_states=hidden_states, table=table)
 
     def _table(self, tokenizer: Any, ends: Ends) -> DelimiterTable | None:
         if tokenizer is None:
@@ -161,7 +172,13 @@ class ModelLease:
     """
 
     def __init__(
-        self, binding: ModelBinding, *, token_ids: bool, hidden_states: bool, table: DelimiterTable | None
+        self,
+        binding: ModelBinding,
+        *,
+        attention: ForwardHook | None,
+        token_ids: bool,
+        hidden_states: bool,
+        table: DelimiterTable | None,
     ) -> None:
         self.name = binding.name
         self.modules = binding.modules
@@ -171,8 +188,10 @@ class ModelLease:
         self.records_token_ids = token_ids
         self.records_hidden_states = hidden_states
         self._binding = weakref.ref(binding)
+        self._attention = attention
         self._table = None if table is None else weakref.ref(table)
         hooks: list[ForwardHook] = [] if self.drop_watch is None else [self.drop_watch]
+        hooks += [binding.forward_end] + ([] if attention is None else [attention])
         hooks += [binding.token_ids] if token_ids else []
         hooks += [binding.hidden_states] if hidden_states else []
         for hook in hooks:
@@ -191,6 +210,7 @@ class ModelLease:
             return self
         return ModelLease(
             binding,
+            attention=self._attention,
             token_ids=self.records_token_ids,
             hidden_states=self.records_hidden_states,
             table=None if self._table is None else self._table(),
@@ -205,6 +225,12 @@ class ModelLease:
             return True
         binding = self.binding
         return binding is not None and binding.has_module(module)
+
+    def note_running(self, running: Running | None) -> None:
+        """Note the forward that this thread runs, to be kept when the decoder is done."""
+        binding = self.binding
+        if binding is not None:
+            binding.forward_end.note(running)
 
     def take_token_ids(self, rows: int, new: int) -> Int[Tensor, "B Q"] | None:
         """Give the ids of the running forward; None where they are not recorded or not known."""

@@ -68,14 +68,15 @@ class FoldedCache(Cache):
         layer: Any = self.layers[layer_idx]
         answer = layer.update(key_states, value_states, *args, **kwargs)
         stock_layers.release_long_storage(layer)
-        if layer_idx == running.last:
-            running.commit()
+        running.is_complete = layer_idx == running.last
         return answer
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns fed so far, whichever layer is asked."""
         if self.lease.drop_watch is not None:
             self.lease.drop_watch.note_asked(self)
+        if self.running.is_complete:
+            self.running.commit()
         return self.memory.fed
 
     def get_query_offset(self, layer_idx: int = 0) -> int:

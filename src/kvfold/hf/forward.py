@@ -33,6 +33,7 @@ class RunningForward:
         self.may_roll_back = False  # the newest tokens may be taken back: folds wait for the forward after
         self.last = last  # index of the model's last layer
         self.reached = -1  # the newest layer of the running forward; layers come in order
+        self.is_complete = False  # the last layer is done
         self.columns: NewColumns | None = None  # read by the first folding layer
         self._memory, self._stock, self._lease = memory, stock, lease
         self.forward: Any = None  # the memory's, through which folding layers attend; None between forwards
@@ -44,16 +45,22 @@ class RunningForward:
             self._lease.drop_watch.refuse_recomputing(self._memory.fed, new)
         self._before = self._stock.states()
         text = self._text(rows, new, plan)  # before a fold that runs text itself
+        self._lease.note_running(None)  # a fold may run the decoder, whose end is not this forward's
         self.forward = self._memory.begin(new, text=text, may_roll_back=self.may_roll_back)
+        self._lease.note_running(self)
 
     def commit(self) -> None:
-        """Keep the forward's tokens: the last layer is done."""
-        self._memory.commit()
-        self._end()
+        """Keep the forward's tokens: the decoder is done."""
+        if self.forward is not None:
+            self._memory.commit()
+            self._end()
 
     def undo(self) -> None:
-        """Take back a forward that never reached its last layer."""
+        """Take back a forward that never reached its end."""
         if self.reached < 0:
+            return
+        if self.is_complete:  # every layer is done, and the decoder's end was not seen
+            self.commit()
             return
         if self.forward is not None:
             self._memory.restore(self.forward.before)
@@ -80,7 +87,7 @@ class RunningForward:
             ) from error
 
     def _end(self) -> None:
-        self.forward, self.columns, self.reached, self._before = None, None, -1, {}
+        self.forward, self.columns, self.reached, self.is_complete, self._before = None, None, -1, False, {}
 
     def _text(self, rows: int, new: int, plan: str) -> Text:
         """Read the new tokens as text, as far as the plan wants them.

@@ -13,6 +13,10 @@ from kvfold.errors import CacheError
 from kvfold.memory.memory import Memory
 
 
+class FoldedLength(int):
+    """The number of keys that a mask covers, as a folded cache gives it: transformers hands it to the mask function."""
+
+
 class NewRows:
     """Keys and values on their way from `update` to kvfold's attention function. Any other use is an error."""
 
@@ -23,8 +27,8 @@ class NewRows:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise CacheError(
-            f"another attention function asked a folded cache for {name!r}; only kvfold's can read it; "
-            'call model.set_attn_implementation("kvfold") before the forward'
+            f"another attention function asked a folded cache for {name!r}; the cache is another model's, or this "
+            "model's attention was set after it; make a new one by kvfold.cache(model, ...)"
         )
 
 
@@ -56,7 +60,7 @@ class FoldingLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         """Every column, from the first: our mask is never written out over them."""
-        return self.memory.fed + _count(query_length), 0
+        return FoldedLength(self.memory.fed + _count(query_length)), 0
 
     def get_max_length(self) -> int:
         """No maximum."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from kvfold.attention.merge import merge
-from kvfold.attention.partial import Partial, partial
+from kvfold.attention.partial import Partial, partial, softmax_sinks
 from kvfold.attention.scores import max_attention_scores
 from kvfold.errors import CacheError
 from kvfold.memory.context import NO_ROW, ReplayText, RowAdapter, Rows
@@ -108,10 +108,15 @@ class PassRows:
     keys: Float[Tensor, "B H K D"]
     values: Float[Tensor, "B H K E"]
 
-    def attend(self, queries: Float[Tensor, "B G K D"], *, scale: float) -> Float[Tensor, "B G K D"]:
+    def attend(
+        self, queries: Float[Tensor, "B G K D"], *, scale: float, sink_logits: Float[Tensor, " G"] | None = None
+    ) -> Float[Tensor, "B G K D"]:
         """Attend with the rows in one layer."""
         causal = partial(queries, self.keys, self.values, scale=scale, causal=True, mask=self.reader.row_mask)
-        whole = merge([*self.reader.past_of(self.index, queries, scale), causal])
+        answers = [*self.reader.past_of(self.index, queries, scale), causal]
+        if sink_logits is not None:
+            answers.append(softmax_sinks(queries, sink_logits))
+        whole = merge(answers)
         self.reader.note(self.index, queries, whole.log_sum_exp, scale)
         return whole.output
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from kvfold.hf.attention import mask
 from kvfold.hf.binding import ModelBinding
 
 NAME = "kvfold-probe"
@@ -100,7 +100,7 @@ def _probed(model: PreTrainedModel, **changes: Any) -> Iterator[None]:
 def _implementation(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the decoder attends by `_attention`. Vision towers and the like keep what they have."""
     AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, mask)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
     decoder: Any = model.get_decoder()
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation(NAME)
@@ -135,7 +135,7 @@ def _attention(
             # The memory-efficient kernel fails in the backward pass of a mask with a gradient.
             kernels = sdpa_kernel(SDPBackend.MATH)
     else:
-        seen = attention_mask.write() if attention_mask is not None else None
+        seen = attention_mask
     with kernels:
         return sdpa_attention_forward(module, query, key, value, seen, scaling=scaling, **more)
 

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.attention.merge import merge
-from kvfold.attention.partial import Partial, partial
+from kvfold.attention.partial import Partial, partial, softmax_sinks
 from kvfold.memory.dense import DensePart
 from kvfold.memory.fold import fold_layer
+from kvfold.memory.part import Part
 from kvfold.memory.recorders import Observation
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
@@ -43,6 +44,7 @@ class NewTokens:
     positions: Int[Tensor, "#B Q"]
     valid: Bool[Tensor, "B Q"] | None  # None: no pads
     hidden_states: Float[Tensor, "B Q width"] | None = None  # what entered the layer, where a method records it
+    sink_logits: Float[Tensor, " G"] | None = None  # of models whose softmax has one more term that is no slot
 
     def piece(self, start: int, stop: int) -> "NewTokens":
         """Cut out some of the columns."""
@@ -54,6 +56,7 @@ class NewTokens:
             positions=self.positions[:, span],
             valid=None if self.valid is None else self.valid[:, span],
             hidden_states=None if self.hidden_states is None else self.hidden_states[:, span],
+            sink_logits=self.sink_logits,
         )
 
 
@@ -123,11 +126,7 @@ class Layer:
         state, count = self.state, new.queries.shape[2]
         tail = Tail.empty(new.keys, new.values) if state.tail is None else state.tail
         before = tail.length  # columns that all new tokens see
-        # Sinks that lie as they came are copied before a short tail: that is quicker than merging a part more.
-        near = None
-        if count == 1 and before < _NEAR and isinstance(state.sinks, DensePart):
-            near = state.sinks.rectangles
-            near = near[0] if near is not None and len(near) == 1 else None
+        near = _before_tail(state.sinks) if count == 1 and before < _NEAR else None
         answers = []
         # Sinks that stand before the tail are attended with it.
         if near is None and state.sinks is not None and state.sinks.slots:
@@ -153,6 +152,8 @@ class Layer:
             answers.append(over_tail(new.queries, tail, columns, scale, prefix=near))
         else:
             answers += _over_columns(new, tail, before, scale)
+        if new.sink_logits is not None:
+            answers.append(softmax_sinks(new.queries, new.sink_logits))
         # Sinks, folded slots, raw columns: always in this order, so that sums are rounded alike.
         whole = merge(answers)
         self.state = replace(state, tail=tail, folded=folded, seen=_seen_after(state.seen, new))
@@ -182,6 +183,13 @@ class Layer:
                 record = records.get(recorder.name)
                 records[recorder.name] = (recorder.open(new.keys) if record is None else record).observe(seen)
         self.state = replace(state, records=records)
+
+
+def _before_tail(sinks: Part | None) -> tuple[Tensor, Tensor] | None:
+    """Give keys and values of sinks that lie as they came: copied before a short tail, they save a merge."""
+    if not isinstance(sinks, DensePart) or sinks.rectangles is None or len(sinks.rectangles) != 1:
+        return None
+    return sinks.rectangles[0]
 
 
 def _seen_after(seen: tuple[int, ...], new: NewTokens) -> tuple[int, ...]:

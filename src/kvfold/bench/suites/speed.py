@@ -20,6 +20,7 @@ from kvfold.bench.speed.stages import Stages, staged
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import SuiteError
+from kvfold.hf.attention import PREFIX
 from kvfold.hf.generation import stock_cache
 from kvfold.open import cache
 
@@ -214,7 +215,7 @@ def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> di
     order = names[number % 3 :] + names[: number % 3]
     times = {}
     for name in order:
-        model.set_attn_implementation("sdpa" if name == "stock" else "kvfold")
+        model.set_attn_implementation("sdpa" if name == "stock" else f"{PREFIX}sdpa")
         synchronise(model.device)
         start = perf_counter()
         work[name]()
@@ -224,7 +225,7 @@ def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> di
 
 
 def _staged(model: Any, past: Any, work: Callable[[], None]) -> Stages:
-    model.set_attn_implementation("kvfold")
+    model.set_attn_implementation(f"{PREFIX}sdpa")
     return staged(past, work, synchronise=partial(synchronise, model.device))
 
 
