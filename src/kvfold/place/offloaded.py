@@ -23,8 +23,7 @@ from kvfold.memory.recent_queries import QueryWindow
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.transcript import Transcript
 from kvfold.place.mean_slot import SlotSums, mean_of_unselected
-from kvfold.place.page_selection import PageSelection
-from kvfold.place.page_table import WINDOW_SLOTS, PageTable
+from kvfold.place.page_table import WINDOW_SLOTS, PageSelection, PageTable
 from kvfold.place.policy import PagePolicy
 from kvfold.place.working_set import FetchStats, WorkingSet
 

@@ -1,13 +1,15 @@
 """Page index: what the device knows of offloaded slots: where each page begins, how long it is, and its digest.
 
-A page is a sentence, or a stretch of fixed length. Pages are entries [N, M], N counting rows x heads; entries of size 0
-fill up heads that have fewer. A digest is one or two centres of a page's keys and, in some forms, a spread; a query's
-score for a page is q . centre + |q| . spread. Digests are stored as bfloat16 offsets from a per-head mean; the mean
-adds the same constant to every page's score, so the ranking is unchanged.
+A page is a sentence, or a stretch of fixed length. Pages are entries [N, M], N counting rows x heads; size 0 fills up.
+A digest is one or two centres of a page's keys and, in some forms, a spread; the score is q . centre + |q| . spread.
+Extremes (Quest, https://arxiv.org/abs/2406.10774) bound every q . k of a page; means (SentenceKV,
+https://arxiv.org/abs/2504.00970) rank pages with one outstanding key low. Ours differs: extremes are kept as middle and
+half distance, and digests as bfloat16 offsets from a per-head mean, which adds the same to every page's score.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -223,3 +225,82 @@ def _appended(held: Tensor | None, new: Tensor, reference: Tensor) -> Tensor:
     """Append entries as offsets from each head's reference."""
     offsets = (new - reference[:, None, None]).to(torch.bfloat16)
     return offsets if held is None else torch.cat([held, offsets], dim=1)
+
+
+DigestForm = Callable[[Tensor, Tensor], Digest]
+
+_DEVIATIONS = 1.0  # how many standard deviations beyond the mean a spread reaches
+
+
+def minmax(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Take the middle of the smallest and largest value in each dimension, and half of their distance."""
+    low, high = (
+        _reduced(
+            keys.float(),
+            lengths,
+            "min",
+        ),
+        _reduced(
+            keys.float(),
+            lengths,
+            "max",
+        ),
+    )
+    return Digest(centres=((high + low) / 2)[:, None], spreads=((high - low) / 2)[:, None])
+
+
+def mean(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Average the keys."""
+    return Digest(centres=_reduced(keys.float(), lengths, "mean")[:, None])
+
+
+def spread(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Average the keys, and take the standard deviation of each dimension."""
+    wide = keys.float()
+    middle, squares = (
+        _reduced(
+            wide,
+            lengths,
+            "mean",
+        ),
+        _reduced(
+            wide.square(),
+            lengths,
+            "mean",
+        ),
+    )
+    # E[k^2] - E[k]^2 may be rounded to below 0.
+    deviations = (squares - middle.square()).clamp(min=0).sqrt() * _DEVIATIONS
+    return Digest(centres=middle[:, None], spreads=deviations[:, None])
+
+
+def halves(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Average the keys of the first and of the second half: two centroids."""
+    first = (lengths + 1) // 2  # the longer half, where lengths are odd
+    both = torch.stack([first, lengths - first], dim=1).flatten()  # 2 M: halves of a page lie side by side
+    means = _reduced(keys.float(), both, "mean").unflatten(0, (-1, 2))  # M 2 D
+    single = (lengths < 2)[:, None]  # no second half: its mean is of nothing
+    return Digest(
+        centres=torch.stack(
+            [
+                means[:, 0],
+                torch.where(
+                    single,
+                    means[:, 0],
+                    means[:, 1],
+                ),
+            ],
+            dim=1,
+        )
+    )
+
+
+DIGESTS: Mapping[str, DigestForm] = MappingProxyType(
+    {"minmax": minmax, "mean": mean, "spread": spread, "halves": halves}
+)
+
+
+def _reduced(keys: Tensor, lengths: Tensor, how: str) -> Tensor:
+    """Reduce keys [S, D] page by page to [M, D]: their `min`, `max` or `mean`."""
+    # `unsafe` leaves out a check that the lengths sum to S, for which a GPU would have to be waited for.
+    return torch.segment_reduce(keys, how, lengths=lengths, axis=0, unsafe=True)

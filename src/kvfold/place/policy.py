@@ -14,8 +14,7 @@ from torch import Tensor
 
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.store import Tier
-from kvfold.place.digests import DigestForm
-from kvfold.place.page_index import Digest, PageIndex
+from kvfold.place.page_index import Digest, DigestForm, PageIndex
 from kvfold.place.sentences import Splitter
 
 

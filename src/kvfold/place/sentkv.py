@@ -19,9 +19,9 @@ from kvfold.memory.recent_queries import RecentQueries
 from kvfold.memory.recorders import Recorder
 from kvfold.memory.transcript import Transcript
 from kvfold.place.base import Place
-from kvfold.place.digests import DIGESTS
 from kvfold.place.offloaded import OffloadedPart
-from kvfold.place.page_selection import PageSelection
+from kvfold.place.page_index import DIGESTS
+from kvfold.place.page_table import PageSelection
 from kvfold.place.policy import PagePolicy
 from kvfold.place.sentences import ENDS, Ends, Splitter, read_ends
 from kvfold.place.tiers import tier_of

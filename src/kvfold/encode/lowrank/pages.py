@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvfold.attention.basis import Basis, LatentBlock
-from kvfold.encode.lowrank.blocks import flattened, oldest_first, positions_of
+from kvfold.encode.lowrank.format import flattened, oldest_first, positions_of
 from kvfold.memory.pages import Fetched, Pages
 from kvfold.memory.part import Part
 from kvfold.memory.ragged import Counts, added

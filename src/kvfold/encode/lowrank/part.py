@@ -19,8 +19,18 @@ from kvfold.attention.basis import Bases, LatentBlock
 from kvfold.attention.kernels.low_rank import attend_rows, fits
 from kvfold.attention.low_rank import LatentView, attend_latents
 from kvfold.attention.partial import Partial, nothing
-from kvfold.encode.lowrank.blocks import Blocks, cut, flattened, joined, oldest_first, positions_of, stored
-from kvfold.encode.lowrank.format import Levels, LowRankFormat, RankAllocation
+from kvfold.encode.lowrank.format import (
+    Blocks,
+    Levels,
+    LowRankFormat,
+    RankAllocation,
+    cut,
+    flattened,
+    joined,
+    oldest_first,
+    positions_of,
+    stored,
+)
 from kvfold.encode.lowrank.pages import LatentPages
 from kvfold.memory.kv import KV
 from kvfold.memory.part import Part, State, Usage
