@@ -8,9 +8,12 @@ from typing import Any
 
 from kvfold.adapters.files import find_adapter
 from kvfold.adapters.ranks import layout_for
+from kvfold.errors import PlanError
 from kvfold.hf.attention import AttentionService
 from kvfold.hf.binding import ModelBinding, PreTrainedModel
+from kvfold.hf.budgets import refuse_small
 from kvfold.hf.cache import FoldedCache
+from kvfold.integers import integer, integer_or_none
 from kvfold.memory.forward import Boundaries
 from kvfold.memory.hidden_states import HiddenStates
 from kvfold.memory.memory import Memory
@@ -42,7 +45,9 @@ def cache(
     Raises PlanError for a plan that cannot be read, BudgetError for one that cannot hold the pinned tokens and
     ModelError for a model whose layers cannot be folded.
     """
-    boundaries = Boundaries(prompt=prompt_tokens, stride=stride if prompt_tokens != 0 else None)
+    prompt = integer_or_none("prompt_tokens", prompt_tokens, least=0, error=PlanError)
+    stride = integer_or_none("stride", stride, least=1, error=PlanError)
+    boundaries = Boundaries(prompt=prompt, stride=None if prompt == 0 else stride)
     return cache_with(model, plan, boundaries=boundaries, pinned=pinned, tokenizer=tokenizer)
 
 
@@ -58,7 +63,9 @@ def cache_with(
     chosen = Plan.parse(plan) if isinstance(plan, str) else plan
     binding = ModelBinding.of(model)
     folding = binding.folding_layers
+    pinned = integer("pinned", pinned, least=0, error=PlanError)
     rules = chosen.rules(pinned=pinned, layers=len(folding), layout=layout_for(model, chosen.encode))
+    refuse_small(rules, None, binding)
     return FoldedCache(
         memory=Memory(rules, layers=folding, boundaries=boundaries),
         plan=chosen,

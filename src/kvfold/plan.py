@@ -119,6 +119,10 @@ class Plan:
             )
         return replace(self, select=replace(self.select, keep=keep, tokens=tokens, max_bytes=max_bytes))
 
+    def with_limit(self, limit_bytes: int) -> "Plan":
+        """The same plan with another limit of the file that its place keeps. Raises BudgetError where it has none."""
+        return replace(self, place=self.place.with_limit(limit_bytes))
+
     def with_scope(self, scope: str) -> "Plan":
         """The same plan with its select member in another scope, "history" or "turn"."""
         return replace(self, select=replace(self.select, scope=scope))

@@ -5,8 +5,10 @@ observed mass), so that the ledger meets the budget. It knows sizes only, no ten
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 from kvfold.errors import BudgetError
+from kvfold.integers import MOST_BYTES, integer_or_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +30,14 @@ class Budget:
                 f"a budget of {len(given)} kinds was asked for; it is one of keep (a fraction), tokens or bytes; "
                 "give exactly one"
             )
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise BudgetError(f"keep={self.fraction} was asked for; it is a fraction; give more than 0 and at most 1")
-        if self.fraction is None and given[0] < 1:
-            raise BudgetError(f"a budget of {given[0]} was asked for; nothing fits in it; give at least 1")
+        # True and False are numbers to Python, and no budgets. A comparison with NaN is never true.
+        number = isinstance(self.fraction, Real) and not isinstance(self.fraction, bool)
+        if self.fraction is not None and not (number and 0 < self.fraction <= 1):
+            raise BudgetError(
+                f"keep={self.fraction!r:.80} was asked for; it is a fraction; give more than 0 and at most 1"
+            )
+        integer_or_none("tokens", self.tokens, least=1, error=BudgetError)
+        integer_or_none("max_bytes", self.size_bytes, least=1, most=MOST_BYTES, error=BudgetError)
 
     def slots(self, *, seen: int, pinned: int, slot_bytes: int, token_bytes: int, shares: int) -> int:
         """Slots per head that one row of one layer may hold after `seen` tokens, sinks included.

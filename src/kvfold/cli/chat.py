@@ -147,12 +147,13 @@ def _save(talk: "Chat", given: str, save: Path | None) -> None:
 def _budget(talk: "Chat", value: str) -> None:
     try:
         number = float(value)
-    except ValueError as error:
+        whole = int(number)  # no number says how many inf and nan are
+    except (ValueError, OverflowError) as error:
         raise BudgetError(f"/budget {value} was given; it takes a number; write /budget 0.2 or /budget 512") from error
     if number <= 1:
         talk.rebudget(keep=number)
     else:
-        talk.rebudget(tokens=int(number))
+        talk.rebudget(tokens=whole)
     _tell(_status(talk.ledger()))
 
 

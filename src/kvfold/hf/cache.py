@@ -7,7 +7,7 @@ that never reached its last layer is undone by the next one.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool
@@ -19,10 +19,12 @@ from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError
 from kvfold.hf import stock_layers
 from kvfold.hf.binding import ModelLease
+from kvfold.hf.budgets import NewBudget, rebudgeted
 from kvfold.hf.forward import RunningForward
 from kvfold.hf.handle import FoldingLayer, NewRows
 from kvfold.hf.passes import ModelPasses
 from kvfold.hf.stock_layers import StockLayers, StockState
+from kvfold.integers import MOST, integer
 from kvfold.memory.accounting import account
 from kvfold.memory.context import RowAdapter
 from kvfold.memory.forward import Mark
@@ -86,6 +88,8 @@ class FoldedCache(Cache):
     def get_mask_sizes(self, query_length: Any, layer_idx: int) -> tuple[int, int]:
         """Length and offset of the keys that a layer's mask must cover."""
         self.running.undo()
+        if isinstance(query_length, int) and query_length == 0:
+            raise CacheError("a forward of no tokens was asked for; there is nothing to attend with; feed at least one")
         layer: Any = self.layers[layer_idx]
         return layer.get_mask_sizes(query_length)
 
@@ -94,13 +98,14 @@ class FoldedCache(Cache):
 
         Raises CacheError where they are folded already, or where their attention was added up.
         """
-        tokens_to_remove = int(tokens_to_remove)  # earlier transformers gives a tensor
-        if tokens_to_remove > 0:
+        # Earlier transformers gives a tensor.
+        removed = integer("tokens_to_remove", tokens_to_remove, least=-MOST, error=CacheError)
+        if removed > 0:
             raise CacheError(
-                f"crop({tokens_to_remove}) was asked for; it takes the number of tokens to remove, negative; "
-                f"give crop({-tokens_to_remove}) to remove that many"
+                f"crop({removed}) was asked for; it takes the number of tokens to remove, negative; "
+                f"give crop({-removed}) to remove that many"
             )
-        self.running.crop(-tokens_to_remove)
+        self.running.crop(-removed)
 
     def activate_past_recording(self) -> None:
         """Called before the newest tokens may be taken back (prompt lookup): folds wait for the forward after."""
@@ -141,6 +146,8 @@ class FoldedCache(Cache):
         Give it when rows ended at different times: `generate()` appends pads that its own mask calls real.
         """
         self.running.undo()
+        if until is not None and not (type(until) is int and 0 <= until <= self.memory.fed):
+            until = integer("until", until, least=0, most=self.memory.fed, error=CacheError)
         if valid is not None and valid.shape[1] != self.memory.fed:
             raise CacheError(
                 f"a mask of {valid.shape[1]} columns was given; {self.memory.fed} were fed; "
@@ -148,17 +155,14 @@ class FoldedCache(Cache):
             )
         self.memory.fold(valid, until=until)
 
-    def rebudget(self, *, keep: float | None = None, tokens: int | None = None, max_bytes: int | None = None) -> None:
-        """Another budget from now on. A lower one evicts at once, or at the next fold where the method needs queries.
+    def rebudget(self, **budget: Unpack[NewBudget]) -> None:
+        """Another budget from now on (keep=, tokens= or max_bytes=), or limit_bytes= of the file of a disk tier.
 
-        Raises PlanError where the plan has no budget and BudgetError where the new one holds nothing.
+        A lower budget evicts at once, or at the next fold where the method needs queries. Raises BudgetError where the
+        plan has none to change, and where the new one holds nothing; nothing has changed then.
         """
-        plan = self.plan.with_budget(keep=keep, tokens=tokens, max_bytes=max_bytes)
-        old = self.memory.rules
-        rules = plan.rules(pinned=old.pinned, layers=len(self.memory.layers), layout=old.layout, opened=old.placement)
         self.running.undo()
-        self.memory.set_rules(rules)
-        self.plan = plan
+        self.plan = rebudgeted(self.plan, self.memory, self.lease.binding, **budget)
 
     def ledger(self) -> Ledger:
         """What is held now, in bytes and slots."""

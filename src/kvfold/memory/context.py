@@ -272,21 +272,12 @@ class FoldContext:
 
     def allowed_slots(self, layer: int, *, seen: int, pinned: int) -> int | None:
         """Count the folded slots that a head of one row may hold, its sinks taken off; None: no limit."""
-        budget = self.rules.select.budget
-        if budget is None:
-            return None
         tail = self.tail_of(layer)
         heads = tail.keys.shape[1]
         # A raw token of one layer and row: a key and a value of each head.
         token_bytes = heads * sum(side.shape[-1] * side.element_size() for side in (tail.keys, tail.values))
-        slots = budget.slots(
-            seen=seen,
-            pinned=self.rules.pinned,
-            slot_bytes=token_bytes + heads * self.rules.slot_extra_bytes,
-            token_bytes=token_bytes,
-            shares=self.rules.layers * len(self.states[layer].seen),
-        )
-        return max(slots - pinned, 0)  # a budget counts the sinks too
+        slots = self.rules.slots(seen=seen, rows=len(self.states[layer].seen), heads=heads, token_bytes=token_bytes)
+        return None if slots is None else max(slots - pinned, 0)  # a budget counts the sinks too
 
     def _slots(self) -> list[int]:
         """Count the slots that the budget has for each row's segment, on average over layers and heads."""

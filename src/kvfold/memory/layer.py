@@ -6,7 +6,7 @@ putting the old one back. It knows no model, and no method.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial, softmax_sinks
+from kvfold.errors import FileError
 from kvfold.memory.dense import DensePart
 from kvfold.memory.fold import fold_layer
 from kvfold.memory.part import Part
@@ -120,7 +121,9 @@ class Layer:
         """Fold the older raw columns into the tier where there are more than `offload_above`; nothing is lost by it."""
         tail, limit = self.state.tail, self.rules.offload_above
         if tail is not None and limit is not None and tail.length > limit:
-            self.fold(transcript, columns=tail.length - limit // 2)  # half stays, so that not every forward offloads
+            # A tier without room is no reason to lose the forward: the next fold says so.
+            with suppress(FileError):
+                self.fold(transcript, columns=tail.length - limit // 2)  # half stays: not every forward offloads
 
     def _attend_piece(self, new: NewTokens, scale: float, forward: ForwardScope) -> Tensor:
         state, count = self.state, new.queries.shape[2]

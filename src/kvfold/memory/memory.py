@@ -6,6 +6,7 @@ knows no model: hf/cache.py puts it into one, and gives it access to one where m
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -92,15 +93,10 @@ class Memory:
 
     # Folds ------------------------------------------------------------------------------------------------------
 
-    def fold(
-        self,
-        valid: Bool[Tensor, "B fed"] | None = None,
-        *,
-        until: int | None = None,
-    ) -> None:
+    def fold(self, valid: Bool[Tensor, "B fed"] | None = None, *, until: int | None = None) -> None:
         """Fold the raw tail of every layer, all of it or only the columns before `until`.
 
-        An interrupted fold goes on at the next forward or fold.
+        An interrupted fold goes on at the next forward or fold. One that fails leaves layers folded or as they were.
         """
         self._undo()
         valid = self._fold_mask if valid is None else valid
@@ -110,12 +106,16 @@ class Memory:
                 tail = layer.state.tail
                 if tail is not None:
                     layer.state = layer.state.invalidated(valid[:, tail.start : tail.start + tail.length])
-        if self.rules.select.chooses_jointly:
-            fold_jointly(self.layers, self._folding, self.transcript, self.access)
-        else:
-            fold_each(self.layers, self._folding, self.transcript, everything=until is None)
+        try:
+            if self.rules.select.chooses_jointly:
+                fold_jointly(self.layers, self._folding, self.transcript, self.access)
+            else:
+                fold_each(self.layers, self._folding, self.transcript, everything=until is None)
+        except Exception:  # no interrupt: what it has not folded waits, raw, for the next fold
+            self._folding, self._fold_mask = None, None
+            raise
         self.transcript = raw_text(self.transcript, self.layers)
-        self._folding, self._fold_mask = None, None  # only a fold that ended gets here
+        self._folding, self._fold_mask = None, None  # an interrupt does not get here
 
     def set_rules(self, rules: Rules) -> None:
         """Fold by other rules of the same records from now on.
@@ -200,10 +200,11 @@ class Memory:
             self.restore(self._open.before)
 
     def _settle(self) -> None:
-        """Undo a forward that never ended, and end a fold that was interrupted."""
+        """Undo a forward that never ended, and end a fold that was interrupted; if it fails, the next one will say."""
         self._undo()
         if self._folding is not None:
-            self.fold(until=self._folding)
+            with suppress(Exception):  # what waits to be folded stands in nobody's way
+                self.fold(until=self._folding)
 
     def _put_rules(self, rules: Rules) -> None:
         self.rules = rules

@@ -126,6 +126,10 @@ class Placement(Protocol):
     delimiters: Mapping[str, int] | None  # its parts read delimiter classes: how good an end each mark is
     offload_above: int | None  # raw tokens beyond which the older ones are offloaded, where nothing is lost by that
 
+    def set_limit(self, limit_bytes: int) -> None:
+        """Set another limit of its file. Raises BudgetError for one below what lies there."""
+        ...
+
     def place(self, fresh: Part, transcript: Transcript) -> Part:
         """Put a part that a fold made into its tier."""
         ...

@@ -110,6 +110,22 @@ class Rules:
         counts = [recorder.count for recorder in self.select.records if isinstance(recorder, RecentQueries)]
         return max(counts, default=0)
 
+    def slots(self, *, seen: int, rows: int, heads: int, token_bytes: int) -> int | None:
+        """Count the slots of a head after `seen` tokens of a row, sinks included; None: no limit.
+
+        `token_bytes` is a raw token of one layer, over its heads. Raises BudgetError where the sinks do not fit.
+        """
+        budget = self.select.budget
+        if budget is None:
+            return None
+        return budget.slots(
+            seen=seen,
+            pinned=self.pinned,
+            slot_bytes=token_bytes + heads * self.slot_extra_bytes,
+            token_bytes=token_bytes,
+            shares=self.layers * rows,
+        )
+
     def of_layer(self, index: int) -> "Rules":
         """Give the rules of one layer of the model."""
         return replace(self, layout=self.layout.of_layer(index))

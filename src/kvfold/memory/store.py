@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kvfold.errors import BudgetError
+
 _COPIED_SLOTS = 8192  # slots moved at a time when a store grows
 
 
@@ -83,6 +85,10 @@ class Tier(ABC):
     @abstractmethod
     def buffer(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Buffer:
         """Make room for slots. Raises FileError where there is none left."""
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Set another limit of what may lie there. Raises BudgetError below what does. Default: there is no limit."""
+        raise BudgetError(f"limit_bytes={limit_bytes} was asked for; {self.name} memory has no limit; leave it away")
 
     def __deepcopy__(self, memo: dict) -> "Tier":
         return self  # a copied cache uses the same tier, in other buffers

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
+from kvfold.errors import BudgetError
 from kvfold.memory.part import Placement
 
 
@@ -27,3 +28,10 @@ class Place(ABC):
         Raises BudgetError for a budget that cannot hold the slots that are always read, and PlanError or FileError for
         a tier that cannot be opened.
         """
+
+    def with_limit(self, limit_bytes: int) -> "Place":
+        """Give the same placement with another limit of its file. Default: it has no file, which is a BudgetError."""
+        raise BudgetError(
+            f"limit_bytes={limit_bytes} was asked for; slots of this plan lie in no file; give a plan with "
+            "sentkv(tier='disk', directory=...)"
+        )

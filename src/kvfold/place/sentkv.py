@@ -89,6 +89,12 @@ class SentKV(Place):
                 "was asked for; each counts tokens; give 1 or more, and offload_above=2 or more"
             )
 
+    def with_limit(self, limit_bytes: int) -> "Place":
+        """Give the same placement with another limit of its file. Raises BudgetError for a tier without one."""
+        if not tier_of(self.tier).needs_directory:
+            return super(SentKV, self).with_limit(limit_bytes)
+        return replace(self, limit_bytes=limit_bytes)
+
     @property
     def splitter(self) -> Splitter:
         """Make the splitter that cuts text into sentences."""
@@ -135,6 +141,10 @@ class OpenedSentKV:
         )
         self.delimiters = _delimiters(settings)
         self.offload_above = settings.offload_above if policy.reads_all else None
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Set another limit of the tier's file, for every cache that shares it."""
+        self.policy.tier.set_limit(limit_bytes)
 
     def place(self, fresh: Part, transcript: Transcript) -> Part:
         """Offload a part."""

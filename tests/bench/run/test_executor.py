@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from faults import FaultySuite
+from faulty import FaultySuite
 from random_model import save_random_model
 
 from kvfold.bench.run.executor import InProcess

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from kvfold.errors import FileError, PlanError
+from kvfold.errors import BudgetError, FileError, PlanError
 from kvfold.memory.store import TensorBuffer, Tier
 
 _PREFIX, _SUFFIX = "kvfold-", ".far"
@@ -71,6 +71,16 @@ class DiskTier(Tier):
         buffer = _MappedBuffer(tensor, self, offset)
         weakref.finalize(mapped, self._give_back, offset, size)  # when no view of the mapping is left
         return buffer
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Set another limit of the file. Raises BudgetError for one below what it takes now."""
+        with self._lock:
+            if limit_bytes < self._size:
+                raise BudgetError(
+                    f"limit_bytes={limit_bytes} was asked for; {self.path} takes {self._size} bytes already; "
+                    f"give {self._size} or more, or a new chat the smaller limit"
+                )
+            self.limit_bytes = limit_bytes
 
     def put(self, offset: int, data: memoryview) -> None:
         """Write bytes at a place of the file. Raises FileError where they do not all arrive."""
