@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvfold.errors import CacheError, ModelError
+from kvfold.hf.batched import BatchedRows
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.forward import NewColumns
@@ -132,6 +133,8 @@ def _attention_over(before: str) -> Callable[..., Any]:
     ) -> tuple[Tensor, Any]:
         if isinstance(key, NewRows):
             return _folded(module, query, key, attention_mask, **kwargs), None
+        if isinstance(key, BatchedRows):
+            return _batched(before, module, query, key, attention_mask, kwargs), None
         if isinstance(key, PassRows):
             scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
             output = key.attend(query, scale=scale, sink_logits=kwargs.get("s_aux"))
@@ -187,6 +190,79 @@ def _folded(
     output = running.forward.attend(rows.index, new, scale=scale, valid=read.past)
     running.is_complete = rows.index == running.last
     return output.transpose(1, 2).contiguous()
+
+
+def _batched(
+    before: str, module: torch.nn.Module, query: Tensor, rows: BatchedRows, attention_mask: Any, kwargs: dict[str, Any]
+) -> Tensor:
+    """Attend with one new token of each row of a batch, row by row."""
+    if isinstance(attention_mask, FoldedMask) and attention_mask.columns is not None:
+        raise CacheError(
+            "an attention mask was given with a batch of folded caches; its rows are never padded; give none"
+        )
+    if rows.stock is None:
+        output = _batched_folding(module, query, rows, attention_mask, **kwargs)
+    else:
+        attend = _stock(before, module)
+        one_row = {name: value for name, value in kwargs.items() if name != "position_ids"}  # rotated already
+        answers = [
+            attend(module, query[row : row + 1], keys, values, None, **one_row)[0]
+            for row, (keys, values) in enumerate(rows.stock)
+        ]
+        output = torch.cat(answers)
+    rows.cache.end_layer(rows.index)
+    return output
+
+
+def _batched_folding(
+    module: torch.nn.Module,
+    query: Tensor,
+    batch: BatchedRows,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Attend in one folding layer of every row."""
+    caches, index = batch.cache.rows, batch.index
+    _refuse(module, caches[0], attention_mask, dropout, kwargs)
+    given = kwargs.get("position_ids")
+    if caches[0].running.columns is None:
+        _read_positions(batch, given, query)
+    reader = next((cache.lease for cache in caches if cache.lease.records_hidden_states), None)
+    states = None if reader is None else reader.take_hidden_states(index)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    outputs = []
+    for row, cache in enumerate(caches):
+        one = slice(row, row + 1)
+        columns = cache.running.columns
+        assert columns is not None, "positions are read before the first row attends"
+        new = NewTokens(
+            queries=query[one],
+            keys=batch.keys[one],
+            values=batch.values[one],
+            positions=columns.positions,
+            valid=None,
+            hidden_states=None if states is None else states[one],
+            sink_logits=s_aux,
+        )
+        outputs.append(cache.running.forward.attend(index, new, scale=scale))
+    return torch.cat(outputs).transpose(1, 2).contiguous()
+
+
+def _read_positions(batch: BatchedRows, given: Tensor | None, query: Tensor) -> None:
+    """Read the positions of a batch's new tokens for all layers; each must be where its row's text ends."""
+    wanted = batch.cache.positions
+    if given is not None and given.tolist() != wanted.tolist():
+        raise CacheError(
+            f"tokens at positions {given.flatten().tolist()} were fed to a batch of folded caches; the texts of its "
+            f"rows end at {wanted.flatten().tolist()}; give position_ids=batch.positions"
+        )
+    wanted = wanted.to(query.device)
+    for row, cache in enumerate(batch.cache.rows):
+        one = slice(row, row + 1)
+        cache.running.columns = _new_columns(cache, None, wanted[one], query[one])
 
 
 def _new_columns(cache: FoldedCache, columns: Tensor | None, positions: Tensor | None, query: Tensor) -> NewColumns:

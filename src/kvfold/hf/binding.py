@@ -237,6 +237,12 @@ class ModelLease:
         binding = self.binding if self.records_token_ids else None
         return None if binding is None else binding.token_ids.take(rows, new)
 
+    def note_token_ids(self, ids: Int[Tensor, "B Q"] | None) -> None:
+        """Note the ids that this cache is to take next: of a batch, those of its row."""
+        binding = self.binding if self.records_token_ids else None
+        if binding is not None:
+            binding.token_ids.note(ids)
+
     def delimiter_classes(self, ids: Int[Tensor, "B Q"] | None) -> UInt8[Tensor, "B Q"] | None:
         """Look up the delimiter classes of ids; None where the ids or the tokenizer are not known."""
         table = None if self._table is None else self._table()

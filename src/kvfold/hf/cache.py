@@ -62,7 +62,7 @@ class FoldedCache(Cache):
         """Take one layer's new rows: stock layers store them at once, folding ones when their queries are known."""
         running = self.running
         if running.reached < 0 or layer_idx <= running.reached:
-            self._begin(key_states.shape[0], key_states.shape[2])
+            self.begin(key_states.shape[0], key_states.shape[2])
         running.reached = layer_idx
         if layer_idx in self.memory.layers:
             rows = NewRows(self, layer_idx, key_states, value_states)
@@ -206,7 +206,7 @@ class FoldedCache(Cache):
         self.memory.restore(mark[0])
         self._stock.put_back(mark[1])
 
-    def _begin(self, rows: int, new: int) -> None:
+    def begin(self, rows: int, new: int) -> None:
         """Begin a forward of some rows; more rows than are held repeat the past, as beam search wants it."""
         self.running.undo()
         held = len(self.memory.seen)

@@ -39,7 +39,11 @@ class IdRecorder(ForwardHook):
 
     def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Note the ids that are about to be embedded."""
-        self._noted.ids = args[0] if args else kwargs.get("input")
+        self.note(args[0] if args else kwargs.get("input"))
+
+    def note(self, ids: Any) -> None:
+        """Note ids that the next cache of this thread shall take."""
+        self._noted.ids = ids
 
     def take(self, rows: int, new: int) -> Int[Tensor, "B Q"] | None:
         """Give the ids of the forward that runs in this thread; None unless they have this many rows and columns."""
