@@ -3,9 +3,10 @@
 import torch
 
 from kvfold.adapters.ranks import inverse, left_out
-from kvfold.attention.basis import Bases, Basis
+from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.encode.lowrank.format import LowRankFormat
 from kvfold.encode.lowrank.gate import Gate
+from kvfold.encode.lowrank.measured import DimensionLoss, MeasuredLayer, MeasuredRanks
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.rotary import rotary_of
@@ -46,6 +47,18 @@ def gate(own):
     )
 
 
+def measured_layer(heads, size, rotary):
+    """An orthogonal basis of each side, and losses that fall along it."""
+    dims = heads * size
+    losses = torch.cat([torch.rand(dims).sort(descending=True).values for _ in range(2)])
+    encodes = [torch.linalg.qr(torch.randn(1, dims, dims))[0] for _ in range(2)]
+    keys, values = (
+        Basis(encode=encode, decode=by_head(encode.mT, heads), mean=torch.zeros(dims)) for encode in encodes
+    )
+    loss = DimensionLoss(falls=losses, alone=losses, noise=losses / 2, size=torch.ones(2 * dims))
+    return MeasuredLayer(bases=Bases(keys=keys, values=values, rotary=rotary), loss=loss)
+
+
 def random_ranks(heads, size, layers, *, rotary=None):
     """Ranks under every basis; `joint` only with rotations."""
     names = ["mixed", "heads", "rotated", "rotary"] + ["joint"] * (rotary is not None)
@@ -59,7 +72,9 @@ def random_ranks(heads, size, layers, *, rotary=None):
             for index in layers
         }
         bases[name] = BasisRanks(layers=own, grid=GRID, trained=False)
-    return Ranks(bases=bases)
+    name = "rotated" if rotary is None else "joint"
+    measured = {name: MeasuredRanks(layers={index: measured_layer(heads, size, rotary) for index in layers})}
+    return Ranks(bases=bases, measured=measured)
 
 
 def ranks_for(model):

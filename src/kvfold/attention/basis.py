@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from kvfold.attention.bit_planes import BitPlanes
 from kvfold.attention.rotary import Rotary, rotate, unrotate
 
 
@@ -116,12 +117,15 @@ class LatentBlock:
     keys: Num[Tensor, "S key_rank"]
     values: Num[Tensor, "S value_rank"]
     positions: Int[Tensor, " S"]
-    scales: Float[Tensor, "S 2"] | None = None  # of keys and of values, where these are int8
+    scales: Float[Tensor, "S 2"] | None = None  # of keys and of values, where these are int8 or bit planes
+    planes: tuple[BitPlanes, BitPlanes] | None = None  # how bytes of keys and of values are read, where they are planes
 
     def key_numbers(self) -> Float[Tensor, "S key_rank"]:
         """Latents of keys as floating-point numbers."""
         if self.scales is None:
             return self.keys
+        if self.planes is not None:
+            return self.planes[0].unpack(self.keys, self.scales[:, 0])
         key_scales = self.scales[:, :1].float()
         return self.keys.float() * key_scales
 
@@ -129,6 +133,8 @@ class LatentBlock:
         """Latents of values as floating-point numbers."""
         if self.scales is None:
             return self.values
+        if self.planes is not None:
+            return self.planes[1].unpack(self.values, self.scales[:, 1])
         value_scales = self.scales[:, 1:].float()
         return self.values.float() * value_scales
 
@@ -140,6 +146,7 @@ class LatentBlock:
             values=self.values[some],
             positions=self.positions[some],
             scales=None if self.scales is None else self.scales[some],
+            planes=self.planes,
         )
 
 

@@ -6,7 +6,7 @@ back once a query head. Exact up to rounding: what comes out is attention over t
 One row at a time; kernels/low_rank.py does all rows at once on CUDA. It knows tensors and bases only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,8 @@ class LatentView(NamedTuple):
     @classmethod
     def of(cls, block: LatentBlock, bases: Bases) -> "LatentView":
         """The views of a block that these bases wrote."""
+        if block.planes is not None:  # bytes, which no product reads as they lie
+            return cls(block.keys.T, block.values, len(block.positions), block)
         keys = _by_part(block.keys, bases.keys.parts)
         values = _by_part(block.values, bases.values.parts).mT
         if bases.keys.parts == 1:
@@ -128,12 +130,16 @@ def _absorbed_scores(
         absorbed = absorbed.view(parts, -1, absorbed.shape[-1])  # P, rows of a part, part_rank
     pieces = []
     for block in blocks:
+        if block.block.planes is not None:
+            pieces += _unpacked_products(absorbed, block, parts)
+            continue
         leading = absorbed[..., : block.keys.shape[-2]]
         pieces += _products(leading, block)
     scores = torch.cat(pieces, dim=-1)
     if parts > 1:
         scores = scores.flatten(0, 1)
-    scales = [view.block.scales[:, 0] for view in blocks if view.block.scales is not None]
+    blocks_of_bytes = [view.block for view in blocks if view.block.planes is None]
+    scales = [block.scales[:, 0] for block in blocks_of_bytes if block.scales is not None]
     if scales:
         scores.mul_(torch.cat(scales).to(scores.dtype))
     return scores, shift
@@ -157,6 +163,27 @@ def _products(absorbed: Float[Tensor, "*P rows key_rank"], view: LatentView) -> 
     return [torch.bmm(absorbed, tile.to(dtype)) for tile in tiles]
 
 
+def _unpacked_products(
+    absorbed: Float[Tensor, "*P rows part_rank"],
+    view: LatentView,
+    parts: int,
+) -> list[Tensor]:
+    """Products with latents of keys that are bit planes, which are read back a tile at a time."""
+    products = []
+    for tile in _tiles(view, absorbed.device):
+        keys = _by_part(tile.key_numbers().to(absorbed.dtype), parts)  # P part_rank S
+        keys = keys[0] if parts == 1 else keys
+        products.append(absorbed[..., : keys.shape[-2]] @ keys)
+    return products
+
+
+def _tiles(view: LatentView, device: torch.device) -> Iterator[LatentBlock]:
+    """Cut a block into tiles of slots that are widened together."""
+    step = _TILE if device.type == "cpu" else _CUDA_TILE
+    for first in range(0, view.slots, step):
+        yield view.block.tile(first, first + step)
+
+
 def _wide_products(absorbed: Tensor, keys: Tensor) -> Tensor:
     """A product in float32 on CUDA, of one part or several."""
     absorbed = absorbed.to(keys.dtype)
@@ -171,11 +198,9 @@ def _written_scores(
     bases: Bases,
 ) -> Float[Tensor, "rows S"]:
     """Scores by keys that are read back and rotated, a tile at a time."""
-    step = _TILE if queries.device.type == "cpu" else _CUDA_TILE
     scores = []
     for view in blocks:
-        for first in range(0, view.slots, step):
-            tile = view.block.tile(first, first + step)
+        for tile in _tiles(view, queries.device):
             keys = bases.read_keys(tile)  # S H D
             keys = keys.to(queries.dtype)
             by_head = torch.bmm(queries, keys.permute(1, 2, 0))  # H Q S
@@ -197,6 +222,9 @@ def _weighted_latents(
     add_product = Tensor.addmm_ if one_part else Tensor.baddbmm_
     of_blocks = weights.split([view.slots for view in blocks], dim=-1)
     for block_weights, view in zip(of_blocks, blocks, strict=True):
+        if view.block.planes is not None:
+            _add_unpacked(latent, block_weights, view, basis.parts)
+            continue
         values = view.values
         leading = latent[..., : values.shape[-1]]  # a block adds to as many dimensions as it keeps
         if view.block.scales is not None:
@@ -214,6 +242,22 @@ def _weighted_latents(
         else:
             add_product(leading, block_weights, values)
     return latent[None] if one_part else latent
+
+
+def _add_unpacked(
+    latent: Float[Tensor, "*P part_rows part_rank"],
+    weights: Float[Tensor, "*P part_rows S"],
+    view: LatentView,
+    parts: int,
+) -> None:
+    """Add up latents of values that are bit planes, which are read back a tile at a time."""
+    first = 0
+    for tile in _tiles(view, weights.device):
+        values = _by_part(tile.value_numbers().to(weights.dtype), parts).mT  # P S part_rank
+        values = values[0] if parts == 1 else values
+        last = first + len(tile.positions)
+        latent[..., : values.shape[-1]] += weights[..., first:last] @ values
+        first = last
 
 
 def _by_part(latents: Num[Tensor, "S R"], parts: int) -> Num[Tensor, "P part_rank S"]:

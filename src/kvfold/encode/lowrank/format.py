@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kvfold.attention.basis import Bases, LatentBlock
+from kvfold.attention.bit_planes import BitPlanes
 from kvfold.attention.int8 import to_int8
 
 Levels: TypeAlias = tuple[tuple[int, int], ...]  # dimensions of keys and of values, growing
@@ -30,6 +31,7 @@ class LowRankFormat:
     bases: Bases
     levels: Levels
     int8: bool = False  # latents are stored as signed bytes and scales
+    planes: tuple[BitPlanes, BitPlanes] | None = None  # or as bit planes of keys and of values; levels count bytes then
 
     @property
     def size(self) -> int:
@@ -39,7 +41,18 @@ class LowRankFormat:
     @property
     def dims(self) -> list[int]:
         """List the numbers of a slot at each level, keys and values together."""
+        if self.planes is not None:
+            return [sum(len(planes.order) for planes in self.planes)]
         return [sum(level) for level in self.levels]
+
+    @property
+    def scaled(self) -> bool:
+        """Tell whether a slot has a scale for its keys and one for its values."""
+        return self.int8 or self.planes is not None
+
+    def cut_of(self, level: int) -> tuple[int, int] | None:
+        """Give the leading dimensions that a level keeps of a latent; None where bit planes choose them."""
+        return None if self.planes is not None else self.levels[level]
 
     @property
     def parts(self) -> list[int]:
@@ -93,6 +106,7 @@ def cut(
         values=values,
         positions=block.positions[kept],
         scales=None if block.scales is None else block.scales[kept],
+        planes=block.planes,
     )
 
 
@@ -104,6 +118,7 @@ def joined(blocks: Blocks, form: LowRankFormat) -> LatentBlock:
         values=form.bases.values.joined([block.values for block in blocks]),
         positions=torch.cat([block.positions for block in blocks]),
         scales=torch.cat(scales) if scales else None,  # none where latents are no bytes
+        planes=form.planes,
     )
 
 
@@ -112,21 +127,26 @@ def stored(
     form: LowRankFormat,
     dtype: torch.dtype,
 ) -> LatentBlock:
-    """Round latents as they are stored: to the model's dtype, or to signed bytes with a scale a slot and side."""
-    if not form.int8:
+    """Round latents as they are stored: to the model's dtype, or to bytes with a scale a slot and side."""
+    if not form.scaled:
         return LatentBlock(
             keys=block.keys.to(dtype),
             values=block.values.to(dtype),
             positions=block.positions,
         )
-    keys, key_scales = to_int8(block.keys)
-    values, value_scales = to_int8(block.values)
+    if form.planes is None:
+        keys, key_scales = to_int8(block.keys)
+        values, value_scales = to_int8(block.values)
+    else:
+        keys, key_scales = form.planes[0].pack(block.keys)
+        values, value_scales = form.planes[1].pack(block.values)
     scales = torch.stack([key_scales, value_scales], dim=-1)  # S 2
     return LatentBlock(
         keys=keys,
         values=values,
         positions=block.positions,
         scales=scales,
+        planes=form.planes,
     )
 
 

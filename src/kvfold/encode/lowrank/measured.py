@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvfold.attention.basis import Bases
+from kvfold.attention.bit_planes import BitPlanes, bytes_of
+from kvfold.encode.lowrank.bits import allocate_bits
 from kvfold.encode.lowrank.format import LowRankFormat
 from kvfold.encode.lowrank.layout import RankedLayout, single_level
 
@@ -79,6 +81,23 @@ class MeasuredRanks:
         for index, cut in self.cuts(rate).items():
             form = replace(self.layers[index].form, int8=int8)
             formats[index] = single_level(form, cut)
+        learned_bytes = sum(layer.weight_bytes for layer in self.layers.values())
+        return RankedLayout(formats=formats, learned_bytes=learned_bytes)
+
+    def coded_layout(self, bits: float) -> RankedLayout:
+        """Give every dimension of every layer its bits, within `bits` a number on average, scales included."""
+        sizes = [size for layer in self.layers.values() for size in layer.sides]
+        alone = torch.cat([layer.loss.alone for layer in self.layers.values()])
+        noise = torch.cat([layer.loss.noise for layer in self.layers.values()])
+        scale_bytes = torch.float16.itemsize * len(sizes)
+        wanted = round(bits * len(noise) / 8) - scale_bytes
+        widths = allocate_bits(alone, noise, sizes, wanted)
+        formats = {}
+        for index, keys, values in zip(self.layers, widths[::2], widths[1::2], strict=True):
+            layer = self.layers[index]
+            of_keys, of_values = layer.loss.size.split(layer.sides)
+            form = replace(layer.form, planes=(BitPlanes.of(keys, of_keys), BitPlanes.of(values, of_values)))
+            formats[index] = single_level(form, (bytes_of(keys), bytes_of(values)))
         learned_bytes = sum(layer.weight_bytes for layer in self.layers.values())
         return RankedLayout(formats=formats, learned_bytes=learned_bytes)
 

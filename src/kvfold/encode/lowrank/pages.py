@@ -49,7 +49,7 @@ class LatentPages(Pages):
         """Write level by level; a slot's place is how many of its level came before."""
         by_level = fresh.held.T.tolist()  # levels B
         sizes = [tuple(of_rows) for of_rows in by_level]
-        names = ("keys", "values", "scales") if self.like.form.int8 else ("keys", "values")
+        names = ("keys", "values", "scales") if self.like.form.scaled else ("keys", "values")
         stores = []
         for level, (store, of_rows) in enumerate(zip(self.levels, sizes, strict=True)):
             blocks = [row[level] for row in fresh.blocks]
@@ -176,7 +176,7 @@ class LatentPages(Pages):
             places = rows[where] * store.capacity + spots["place"][where]
             found = store.gather(places, list(store.buffers))
             positions = spots["positions"][where]
-            block = LatentBlock(positions=positions, **found)
+            block = LatentBlock(positions=positions, planes=self.like.form.planes, **found)
             # Levels come one by one; each slot goes back to where it was asked for.
             keys[where] = bases.read_keys(block).to(keys.dtype)
             values[where] = bases.read_values(block).to(values.dtype)
@@ -207,4 +207,4 @@ class LatentPages(Pages):
         latents = {}
         for name, buffer in self.levels[level].buffers.items():
             latents[name] = buffer.read(row, 0, count).to(device)
-        return LatentBlock(positions=positions.to(device), **latents)
+        return LatentBlock(positions=positions.to(device), planes=self.like.form.planes, **latents)

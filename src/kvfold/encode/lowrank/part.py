@@ -93,8 +93,8 @@ class LowRankPart(Part):
             )
             levels = allocate(key_latents, value_latents, positions)  # S, in full precision: before rounding
             blocks = []
-            for level, dims in enumerate(form.levels):
-                block = cut(whole, levels == level, dims)
+            for level in range(len(form.levels)):
+                block = cut(whole, levels == level, form.cut_of(level))
                 blocks.append(stored(block, form, kv.keys.dtype))
             rows.append(blocks)
         return cls(form=form, dtype=kv.keys.dtype, **flattened(rows, form))
@@ -102,7 +102,7 @@ class LowRankPart(Part):
     def attend(self, step: AttentionStep) -> tuple[Partial, "LowRankPart"]:
         """Attend every query to every slot of its row."""
         queries, scale = step.queries, step.scale
-        if fits(queries, self.form.bases) and self.slots:
+        if self.form.planes is None and fits(queries, self.form.bases) and self.slots:
             answer = attend_rows(
                 queries,
                 self.form.bases,
@@ -260,6 +260,7 @@ def _blocks(part: LowRankPart, held: Sequence[Sequence[int]]) -> Iterator[Blocks
                 values=bases.values.unflattened(values, count, value_rank),
                 positions=part.positions[slots],
                 scales=None if part.scales is None else part.scales[slots],
+                planes=part.form.planes,
             )
             blocks.append(block)
             key, value, slot = key_end, value_end, slots.stop
@@ -277,10 +278,10 @@ def _check_format(
         raise ValueError(f"latents of {levels} dimensions are there, and the adapter's have {form.levels}")
     if plain["parts"] != form.parts:
         raise ValueError(f"keys and values of {plain['parts']} parts are there, and the adapter's have {form.parts}")
-    int8 = "scales" in tensors
-    if int8 != form.int8:
+    scaled = "scales" in tensors
+    if scaled != form.scaled:
         ways = ("numbers", "bytes")
-        raise ValueError(f"latents as {ways[int8]} are there, and the plan's are {ways[form.int8]}")
+        raise ValueError(f"latents as {ways[scaled]} are there, and the plan's are {ways[form.scaled]}")
 
 
 def _promised(held: Int[Tensor, "B levels"], form: LowRankFormat) -> dict[str, int]:
@@ -289,7 +290,7 @@ def _promised(held: Int[Tensor, "B levels"], form: LowRankFormat) -> dict[str, i
     dims = torch.tensor(form.levels)  # levels 2
     total = int(slots.sum())
     promised = {"positions": total}
-    if form.int8:
+    if form.scaled:
         promised["scales"] = total
     for side, name in enumerate(("keys", "values")):
         numbers = slots * dims[:, side]

@@ -101,6 +101,20 @@ class Ranks:
         before = self.bases.get(f"{basis}-measured")
         return self._first((self.measured.get(basis), before, self.bases.get(basis)), basis)
 
+    def with_losses(self, basis: str | None) -> MeasuredRanks:
+        """Give the ranks of one basis with measured losses; None: the default's, or else the first that has them.
+
+        Raises PlanError where the adapter has none.
+        """
+        named = basis or (self.default if self.default in self.measured else None)
+        name = named or next(iter(self.measured), "any")
+        if name not in self.measured:
+            raise PlanError(
+                f"bits by measured loss were asked for (basis={basis!r}); the adapter has no such losses; measure them "
+                "by `kvfold train dynakv --steps 0` and give that folder as adapter=..."
+            )
+        return self.measured[name]
+
     def _first(self, found: Sequence[BasisRanks | MeasuredRanks | None], basis: str) -> BasisRanks | MeasuredRanks:
         ranks = next((one for one in found if one is not None), None)
         if ranks is None:
