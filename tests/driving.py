@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from fakes import exact_twin, model_of
+from kvfold.attention.bit_planes import BitPlanes
 from kvfold.encode.lowrank.format import LowRankFormat
 from kvfold.encode.lowrank.layout import RankedLayout
 from kvfold.hf.cache import FoldedCache
@@ -157,7 +158,9 @@ def storages(thing: object) -> dict[int, int]:
     todo = [thing]
     while todo:
         one = todo.pop()
-        if id(one) in done or isinstance(one, type | torch.nn.Module | str | bytes | LowRankFormat | RankedLayout):
+        if id(one) in done or isinstance(
+            one, type | torch.nn.Module | str | bytes | LowRankFormat | RankedLayout | BitPlanes
+        ):
             continue
         done.add(id(one))
         if isinstance(one, torch.Tensor):

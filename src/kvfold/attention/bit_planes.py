@@ -58,6 +58,11 @@ class BitPlanes:
         """Count the bytes of a vector, without its scale."""
         return sum(map(_bytes, self.planes))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Count the bytes of the tensors here, which belong to a model and not to a cache."""
+        return sum(tensor.nbytes for tensor in (self.order, self.cells, self.half, self.sizes))
+
     def pack(self, vectors: Float[Tensor, "S R"]) -> tuple[UInt8[Tensor, "S bytes"], Float[Tensor, " S"]]:
         """Write vectors: their planes side by side, and the float16 scale of each."""
         coded = vectors[:, self.order].float()

@@ -61,11 +61,11 @@ class LowRankFormat:
 
     @property
     def weight_bytes(self) -> int:
-        """Count the bytes of the bases, which belong to the model and not to a cache."""
+        """Count the bytes of the bases and of how bits are given, which belong to the model and not to a cache."""
         total = 0
         for basis in (self.bases.keys, self.bases.values):
             total += basis.encode.nbytes + basis.decode.nbytes + basis.mean.nbytes
-        return total
+        return total + sum(planes.weight_bytes for planes in self.planes or ())
 
     def dims_at(self, rate: float) -> tuple[int, int]:
         """Give dimensions of keys and values that keep this share of the numbers, on the way between two levels."""

@@ -98,7 +98,7 @@ class MeasuredRanks:
             of_keys, of_values = layer.loss.size.split(layer.sides)
             form = replace(layer.form, planes=(BitPlanes.of(keys, of_keys), BitPlanes.of(values, of_values)))
             formats[index] = single_level(form, (bytes_of(keys), bytes_of(values)))
-        learned_bytes = sum(layer.weight_bytes for layer in self.layers.values())
+        learned_bytes = sum(form.weight_bytes for form, _ in formats.values())
         return RankedLayout(formats=formats, learned_bytes=learned_bytes)
 
     def even_layout(self, rate: float) -> RankedLayout:
