@@ -134,13 +134,13 @@ def test_what_a_batch_cannot_do_is_refused():
         model(torch.tensor([[token]]), past_key_values=batch)
     with pytest.raises(CacheError, match="end at"):
         model(torch.tensor([[token]]), past_key_values=batch, position_ids=torch.tensor([[3]]))
+    mask = torch.ones(1, 10)
     with pytest.raises(CacheError, match="never padded"):
-        mask = torch.ones(1, 10)
         model(torch.tensor([[token]]), past_key_values=batch, position_ids=batch.positions, attention_mask=mask)
     with pytest.raises(CacheError, match="its rows differ"):
         batch.crop(-1)
+    ids = torch.tensor([[token, token]])
     with pytest.raises(CacheError, match="1 rows of 2 tokens"):
-        ids = torch.tensor([[token, token]])
         model(ids, past_key_values=batch, position_ids=torch.tensor([[9, 10]]))
     assert cache.ledger().fed == 9
 

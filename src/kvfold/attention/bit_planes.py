@@ -37,18 +37,21 @@ class BitPlanes:
     @classmethod
     def of(cls, bits: Sequence[int], sizes: Float[Tensor, " R"]) -> "BitPlanes":
         """Give each leading dimension these bits; `sizes` are the root mean squares of all dimensions."""
+        coded = [dim for dim, width in enumerate(bits) if width]
         # Python's sort is stable: dimensions of equal bits stay in their order.
-        order = sorted((dim for dim, width in enumerate(bits) if width), key=lambda dim: -bits[dim])
-        widths = [bits[dim] for dim in order]
-        device = sizes.device
-        chosen = sizes[torch.tensor(order, dtype=torch.long, device=device)].float()
-        chosen = chosen.clamp(min=torch.finfo(torch.float32).tiny)  # divided by below
-        relative = torch.tensor([CELLS[width] for width in widths], device=device)
+        coded.sort(key=lambda dim: -bits[dim])
+        widths = [bits[dim] for dim in coded]
+        relative = [CELLS[width] for width in widths]
+        halves = [1 << (width - 1) for width in widths]
+        order = torch.tensor(coded, dtype=torch.long, device=sizes.device)
+        chosen = sizes[order].float()
+        # Sizes are divided by.
+        chosen = chosen.clamp(min=torch.finfo(torch.float32).tiny)
         return cls(
             bits=tuple(bits),
-            order=torch.tensor(order, dtype=torch.long, device=device),
-            cells=relative * chosen,
-            half=torch.tensor([1 << (width - 1) for width in widths], dtype=torch.int16, device=device),
+            order=order,
+            cells=chosen * torch.tensor(relative, device=sizes.device),
+            half=torch.tensor(halves, dtype=torch.int16, device=sizes.device),
             sizes=chosen,
             planes=planes_of(widths),
         )
@@ -63,19 +66,25 @@ class BitPlanes:
         """Count the bytes of the tensors here, which belong to a model and not to a cache."""
         return sum(tensor.nbytes for tensor in (self.order, self.cells, self.half, self.sizes))
 
-    def pack(self, vectors: Float[Tensor, "S R"]) -> tuple[UInt8[Tensor, "S bytes"], Float[Tensor, " S"]]:
+    def pack(
+        self,
+        vectors: Float[Tensor, "S R"],
+    ) -> tuple[UInt8[Tensor, "S bytes"], Float[Tensor, " S"]]:
         """Write vectors: their planes side by side, and the float16 scale of each."""
         coded = vectors[:, self.order].float()
-        squares = (coded / self.sizes).square()
-        scales = squares.mean(dim=1).sqrt() if len(self.order) else squares.new_zeros(len(vectors))
-        scales = scales.clamp(_SMALLEST_SCALE, _LARGEST_SCALE).to(torch.float16)
+        scales = self._scales(coded)
         # Divided by the rounded scale, for that is the one that readers multiply by.
-        signed = (coded / (scales.float()[:, None] * self.cells)).floor()
-        codes = torch.minimum(signed.clamp(min=-self.half), self.half - 1) + self.half
-        codes = codes.to(torch.int16)
-        planes = [_packed(codes[:, :dims] >> place & 1) for place, dims in enumerate(self.planes)]
-        empty = codes.new_zeros(len(vectors), 0, dtype=torch.uint8)
-        return torch.cat([empty, *planes], dim=1), scales
+        widths = scales.float()[:, None] * self.cells
+        places = (coded / widths).floor()
+        lowest = -self.half
+        highest = self.half - 1
+        places = torch.minimum(places.clamp(min=lowest), highest)
+        codes = (places + self.half).to(torch.int16)
+        planes = [codes.new_zeros(len(vectors), 0, dtype=torch.uint8)]
+        for place, dims in enumerate(self.planes):
+            bits = codes[:, :dims] >> place
+            planes.append(_packed(bits & 1))
+        return torch.cat(planes, dim=1), scales
 
     def unpack(
         self,
@@ -84,17 +93,36 @@ class BitPlanes:
     ) -> Float[Tensor, "S leading"]:
         """Read vectors back, in float32; dimensions without bits are zero."""
         table = _bits_of_bytes(codes.device)
-        numbers = codes.new_zeros(len(codes), len(self.order), dtype=torch.float32)
-        ends = [0]
+        numbers = codes.new_zeros(
+            len(codes),
+            len(self.order),
+            dtype=torch.float32,
+        )
+        end = 0
         for place, dims in enumerate(self.planes):
-            ends.append(ends[-1] + _bytes(dims))
-            plane = codes[:, ends[-2] : ends[-1]]
-            bits = table[plane.int()].flatten(1)  # S, eight dimensions a byte
+            start = end
+            end = start + _bytes(dims)
+            plane = codes[:, start:end]
+            bits = table[plane.int()]  # S bytes 8
+            bits = bits.flatten(1)
             numbers[:, :dims].add_(bits[:, :dims], alpha=float(1 << place))
         # The middle of a cell lies half a width above its lower end.
-        numbers.sub_(self.half - 0.5).mul_(self.cells).mul_(scales.float()[:, None])
+        numbers.sub_(self.half - 0.5)
+        numbers.mul_(self.cells)
+        numbers.mul_(scales.float()[:, None])
         vectors = numbers.new_zeros(len(codes), len(self.bits))
         return vectors.index_copy_(1, self.order, numbers)
+
+    def _scales(self, coded: Float[Tensor, "S coded"]) -> Float[Tensor, " S"]:
+        """Take the root mean square of each vector's dimensions, each over its usual size."""
+        if not len(self.order):  # a mean over nothing would be no number
+            squares = coded.new_zeros(len(coded))
+        else:
+            squares = (coded / self.sizes).square()
+            squares = squares.mean(dim=1)
+        scales = squares.sqrt()
+        scales = scales.clamp(_SMALLEST_SCALE, _LARGEST_SCALE)
+        return scales.to(torch.float16)
 
 
 def planes_of(widths: Sequence[int]) -> tuple[int, ...]:
@@ -114,15 +142,19 @@ def _bytes(dims: int) -> int:
 def _packed(bits: Int[Tensor, "S dims"]) -> UInt8[Tensor, "S bytes"]:
     """Put eight dimensions into a byte, the first one lowest."""
     dims = bits.shape[1]
-    padded = torch.nn.functional.pad(bits, (0, _bytes(dims) * 8 - dims))
+    missing = _bytes(dims) * 8 - dims
+    padded = torch.nn.functional.pad(bits, (0, missing))
     by_byte = padded.unflatten(1, (-1, 8))  # S bytes 8
-    weights = 1 << torch.arange(8, dtype=bits.dtype, device=bits.device)
-    return (by_byte * weights).sum(dim=2).to(torch.uint8)
+    places = torch.arange(8, dtype=bits.dtype, device=bits.device)
+    weighed = by_byte * (1 << places)
+    return weighed.sum(dim=2).to(torch.uint8)
 
 
 @cache
 def _bits_of_bytes(device: torch.device) -> Float[Tensor, "256 8"]:
     """List the bits of every byte, lowest first."""
     with torch.inference_mode(False):  # made once: it must serve forwards outside inference mode too
-        every = torch.arange(256, device=device)[:, None]
-        return (every >> torch.arange(8, device=device) & 1).float()
+        every = torch.arange(256, device=device)
+        places = torch.arange(8, device=device)
+        shifted = every[:, None] >> places
+        return (shifted & 1).float()

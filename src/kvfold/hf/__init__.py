@@ -1,8 +1,8 @@
 """The one door to transformers: nothing outside this folder imports it.
 
 load.py brings a model in and binding.py is what kvfold knows of it; cache.py is the cache that transformers sees,
-batched.py several of them seen as one batch, and attention.py the attention and mask functions that it calls. hooks.py says how long a hook stays on a model, and
-token_ids.py, hidden_states.py and drop_watch.py are such hooks. passes.py runs rows and text that a fold asks for,
-probe.py attends for training, generation.py streams replies. Only public seams are used, nothing is patched, and
-nothing happens at import.
+batched.py several of them seen as one batch, and attention.py the attention and mask functions that it calls.
+hooks.py says how long a hook stays on a model, and token_ids.py, hidden_states.py and drop_watch.py are such hooks.
+passes.py runs rows and text for a fold, probe.py attends for training, generation.py streams replies.
+Only public seams are used, nothing is patched, and nothing happens at import.
 """
