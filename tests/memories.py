@@ -4,11 +4,13 @@ What a memory answers is compared with attention over everything that was fed, w
 random; tests start from a fixed seed.
 """
 
+from typing import Any
+
 import torch
 
 from kvfold.attention.reference import attend_part
 from kvfold.memory.accounting import account
-from kvfold.memory.forward import Boundaries, Text
+from kvfold.memory.forward import WHOLE, Boundaries, Text
 from kvfold.memory.kv import KV
 from kvfold.memory.layer import NewTokens
 from kvfold.memory.memory import Memory
@@ -26,7 +28,8 @@ PINNED = 4
 def slots(count, *, rows=1, heads=HEADS, first=0, dtype=torch.float32):
     """A rectangle of slots at the positions from `first` on."""
     positions = torch.arange(first, first + count, dtype=torch.int32).expand(rows, heads, -1)
-    return KV(*(torch.randn(rows, heads, count, SIZE).to(dtype) for _ in range(2)), positions)
+    keys, values = (torch.randn(rows, heads, count, SIZE).to(dtype) for _ in range(2))
+    return KV(keys, values, positions)
 
 
 def tail_of(valid):
@@ -40,7 +43,7 @@ def tail_of(valid):
     return Tail.empty(empty, empty).append(keys, values, positions=positions, valid=marked)
 
 
-def new_tokens(count, *, rows=1, first=0, valid=None, dtype=torch.float32, **more):
+def new_tokens(count, *, rows=1, first: Any = 0, valid=None, dtype=torch.float32, **more):
     """New tokens of one layer. `first` is the position of the first one, of all rows or of each."""
     start = torch.as_tensor(first).reshape(-1, 1)
     return NewTokens(
@@ -112,7 +115,7 @@ class Fed:
     def rows(self):
         return self.mask.shape[0]
 
-    def forward(self, count, *, seed, dtype=torch.float32, pads=False, layers=None, text=None, may_roll_back=False):
+    def forward(self, count, *, seed, dtype=torch.float32, pads=False, layers=None, text=None, reading=WHOLE):
         """Outputs of one forward by layer, [layers, B, G, Q, D]; with pads, row r lacks its last r columns.
 
         A forward of fewer than all layers is never committed.
@@ -121,7 +124,7 @@ class Fed:
         lacking = torch.arange(self.rows)[:, None]
         valid = torch.arange(count)[None] < count - lacking if pads else None
         first = self.mask.sum(dim=1)
-        running = self.memory.begin(count, text=text, may_roll_back=may_roll_back)
+        running = self.memory.begin(count, text=text, reading=reading)
         outputs = []
         every = tuple(self.memory.layers)
         for index in layers or every:

@@ -148,13 +148,8 @@ def test_after_prompt_lookup_folds_catch_up(plan):
     feed(model, text(1, 1), cache)
     held = max(len(head) for layer in kept(cache).values() for head in layer[0])
     assert held <= (4 if plan == "none" else 14) + 8 or plan == "int8"
-    assert max(layer.state.tail.length for layer in cache.memory.layers.values()) <= 8
-
-
-def test_prompt_lookup_with_sums_of_attention_is_refused_clearly():
-    model = model_of("llama")
-    with pytest.raises((CacheError, ValueError), match=r"attention was already added up|crop"):
-        generate(model, REPETITIVE, kvfold.cache(model, "h2o(tokens=14)"), prompt_lookup_num_tokens=4)
+    tails = [layer.state.tail for layer in cache.memory.layers.values()]
+    assert all(tail is not None and tail.length <= 8 for tail in tails)
 
 
 @pytest.mark.parametrize("plan", PLANS)

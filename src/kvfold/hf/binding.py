@@ -19,6 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from kvfold.hf.drop_watch import DropWatch
 from kvfold.hf.foreign import refuse_foreign
 from kvfold.hf.forward_end import ForwardEnd, Running
+from kvfold.hf.forward_pieces import ForwardPieces
+from kvfold.hf.generate_watch import GenerateWatch
 from kvfold.hf.hidden_states import HiddenStateRecorder, softmax_scale
 from kvfold.hf.hooks import ForwardHook
 from kvfold.hf.stock_layers import folds, stock_layers
@@ -37,6 +39,8 @@ class ModelBinding:
         self.position_limit: int | None = getattr(self.text_config, "max_position_embeddings", None)
         self.drop_watch = self._drop_watch()
         self.forward_end = ForwardEnd(model)
+        self.forward_pieces = ForwardPieces(model)
+        self.generate_watch = GenerateWatch(model)
         self.token_ids = IdRecorder(model)
         self.delimiters = DelimiterTables()
         self._learned: dict[Hashable, Any] = {}
@@ -191,7 +195,7 @@ class ModelLease:
         self._attention = attention
         self._table = None if table is None else weakref.ref(table)
         hooks: list[ForwardHook] = [] if self.drop_watch is None else [self.drop_watch]
-        hooks += [binding.forward_end] + ([] if attention is None else [attention])
+        hooks += [binding.forward_end, binding.generate_watch] + ([] if attention is None else [attention])
         hooks += [binding.token_ids] if token_ids else []
         hooks += [binding.hidden_states] if hidden_states else []
         for hook in hooks:

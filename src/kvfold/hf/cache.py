@@ -108,9 +108,9 @@ class FoldedCache(Cache):
         self.running.crop(-removed)
 
     def activate_past_recording(self) -> None:
-        """Called before the newest tokens may be taken back (prompt lookup): folds wait for the forward after."""
+        """Called before the newest tokens may be taken back (prompt lookup): they leave no trace then."""
         super().activate_past_recording()
-        self.running.may_roll_back = True
+        self.running.speculate()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows as a beam search wants them. Afterwards the cache is branched until one row is kept."""

@@ -1,10 +1,13 @@
 """RunningForward: the forward that a model runs over a folded cache, from its first layer to its last.
 
 The memory and the stock layers begin it together, keep it together when the last layer is done, and are put back
-together when it never got there: the next one finds everything as it was.
+together when it never got there: the next one finds everything as it was. Forwards whose tokens may be taken back are
+remembered until the next one begins.
 """
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Bool, Int
@@ -12,8 +15,9 @@ from torch import Tensor
 
 from kvfold.errors import CacheError
 from kvfold.hf.binding import ModelLease
+from kvfold.hf.generate_call import ANY, GenerateCall, GivenText
 from kvfold.hf.stock_layers import StockLayers, StockState
-from kvfold.memory.forward import Text
+from kvfold.memory.forward import WHOLE, Forward, Text
 from kvfold.memory.memory import Memory
 
 
@@ -26,11 +30,21 @@ class NewColumns:
     positions: Int[Tensor, "#B Q"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A forward that was kept, and may be taken back from its newest column on."""
+
+    forward: Forward
+    stock: dict[int, StockState]  # stock layers after it
+
+
 class RunningForward:
     """At most one forward of one cache. It changes with every layer."""
 
     def __init__(self, memory: Memory, stock: StockLayers, lease: ModelLease, *, last: int) -> None:
-        self.may_roll_back = False  # the newest tokens may be taken back: folds wait for the forward after
+        self.may_roll_back = False  # nobody says which tokens may be taken back: folds wait for the forward after
+        self.call: GenerateCall | None = None  # while `generate` runs on the cache
+        self._any_may_go = False  # as it was before
         self.last = last  # index of the model's last layer
         self.reached = -1  # the newest layer of the running forward; layers come in order
         self.is_complete = False  # the last layer is done
@@ -38,6 +52,9 @@ class RunningForward:
         self._memory, self._stock, self._lease = memory, stock, lease
         self.forward: Any = None  # the memory's, through which folding layers attend; None between forwards
         self._before: dict[int, StockState] = {}  # stock layers as they were when it began
+        self._kept: list[_Kept] = []  # pieces of the newest forward, where tokens may be taken back
+        self._continues = False  # the next forward is another piece of the same
+        self._held = contextlib.ExitStack()  # what is on the model while `generate` speculates
 
     def begin(self, rows: int, new: int, *, plan: str) -> None:
         """Begin a forward of `new` columns. Raises ModelError where transformers would drop the cache on its way."""
@@ -46,13 +63,20 @@ class RunningForward:
         self._before = self._stock.states()
         text = self._text(rows, new, plan)  # before a fold that runs text itself
         self._lease.note_running(None)  # a fold may run the decoder, whose end is not this forward's
-        self.forward = self._memory.begin(new, text=text, may_roll_back=self.may_roll_back)
+        reading = WHOLE if self.call is None else self.call.reading(self._memory.fed, new)
+        if self.call is None and self.may_roll_back:
+            reading = ANY
+        if not self._continues:
+            self._kept.clear()
+        self.forward = self._memory.begin(new, text=text, reading=reading)
         self._lease.note_running(self)
 
     def commit(self) -> None:
         """Keep the forward's tokens: the decoder is done."""
         if self.forward is not None:
             self._memory.commit()
+            if self.forward.scope.trail is not None:
+                self._kept.append(_Kept(self.forward, self._stock.states()))
             self._end()
 
     def undo(self) -> None:
@@ -74,9 +98,16 @@ class RunningForward:
         """
         self.undo()
         before = self._stock.states()
+        to = self._memory.fed - columns
+        kept = next((one for one in reversed(self._kept) if one.forward.before.fed < to), next(iter(self._kept), None))
         try:
-            self._stock.crop(-columns)
-            self._memory.crop(columns)
+            if kept is None or columns == 0 or to < kept.forward.before.fed:
+                self._stock.crop(-columns)
+                self._memory.crop(columns)
+            else:
+                self._stock.put_back(kept.stock)  # later pieces of the forward go as a whole
+                self._stock.crop(to - kept.forward.stop)
+                self._memory.restore(kept.forward.mark_at(to))
         except Exception as error:
             self._stock.put_back(before)
             if isinstance(error, CacheError):
@@ -85,6 +116,53 @@ class RunningForward:
                 f"asked to remove {columns} tokens; a sliding layer has dropped what they pushed out of its window; "
                 "call activate_past_recording() before they are fed"
             ) from error
+
+    def begin_call(self, given: GivenText) -> None:
+        """Know from now on what `generate` was given."""
+        self.undo()
+        self._end_call()
+        self._any_may_go = self.may_roll_back
+        self.call = GenerateCall.of(given, self._memory)
+
+    def end_call(self, given: GivenText) -> None:
+        """Forget it: that `generate` is done."""
+        if self.call is not None and self.call.given is given:
+            self._end_call()
+
+    def _end_call(self) -> None:
+        if self.call is None:
+            return
+        self.call, self.may_roll_back = None, self._any_may_go
+        self._held.close()
+        self._kept.clear()
+        if not self.may_roll_back:
+            self._stock.stop_recording()
+
+    def speculate(self) -> None:
+        """Know that from now on the newest tokens may be taken back."""
+        self.may_roll_back = True
+        binding = self._lease.binding
+        if self.call is None or self.call.speculates or binding is None:
+            return
+        self.call = replace(self.call, speculates=True)
+        self._held.enter_context(binding.forward_pieces.held())
+
+    def next_piece(self, new: int) -> tuple[int, int]:
+        """Give the columns of a forward that the model runs next, out of `new`: first and stop."""
+        if self.call is None or not self.call.speculates:
+            return 0, new
+        self.undo()
+        start = self.call.skipped(self._memory.fed, new)
+        return start, start + self.call.piece(self._memory, new - start)
+
+    @contextlib.contextmanager
+    def continuing(self) -> Iterator[None]:
+        """Take the next forward for another piece of the one before."""
+        before, self._continues = self._continues, True
+        try:
+            yield
+        finally:
+            self._continues = before
 
     def _end(self) -> None:
         self.forward, self.columns, self.reached, self.is_complete, self._before = None, None, -1, False, {}

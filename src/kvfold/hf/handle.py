@@ -45,7 +45,7 @@ class FoldingLayer(CacheLayerMixin):
     @property
     def is_croppable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether tokens can be taken back without a trace."""
-        return self.memory.rules.allows_crop
+        return True  # once `activate_past_recording` was called
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: the memory allocates when it sees the first rows."""

@@ -152,7 +152,10 @@ class _Reader(Cache):
         """Attend over one layer's past, as far as the rows see it."""
         if index not in self.states:
             layer: Any = self.layers[index]
-            return [] if layer.keys is None else [partial(queries, layer.keys, layer.values, scale=scale)]
+            if layer.keys is None:
+                return []
+            window = slice(1 - layer.sliding_window, None)  # one that records its past for a while holds more
+            return [partial(queries, layer.keys[:, :, window], layer.values[:, :, window], scale=scale)]
         state = self.states[index]
         step = AttentionStep(queries=queries, scale=scale)
         parts = [part for part in (state.sinks, state.folded) if part is not None and part.slots]

@@ -109,6 +109,13 @@ class StockLayers:
         for layer in self._layers.values():
             layer.crop(tokens_to_remove)
 
+    def stop_recording(self) -> None:
+        """Let layers that recorded their past, so that tokens may be taken back, hold their window only."""
+        for layer in self._layers.values():
+            if getattr(layer, "record_past", False):
+                layer.crop(0)
+                layer.record_past = False
+
     def take_rows(self, rows: Sequence[int]) -> None:
         """Pick these rows, in this order, repeats allowed."""
         for layer in self._layers.values():

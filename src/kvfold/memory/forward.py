@@ -18,6 +18,7 @@ from kvfold.memory.recent_queries import QueryWindow
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
 from kvfold.memory.step import ForwardScope
+from kvfold.memory.trail import Trail
 from kvfold.memory.transcript import Transcript
 
 
@@ -66,6 +67,29 @@ class Text:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What is known of a forward before it begins. By default: it reads a text, all of it, to stay."""
+
+    text: range | None = None  # columns of the text of which it reads a piece, or behind which it goes on
+    candidates: int | None = 0  # of its newest columns, those that may be taken back; None: any of them may
+
+    def is_text(self, fed: int) -> bool | None:
+        """Tell whether what follows `fed` columns is read as a text; None: where several tokens come together."""
+        return None if self.text is None else fed < self.text.stop and len(self.text) > 1
+
+    def is_inside(self, fed: int) -> bool:
+        """Tell whether a piece of the text was read before."""
+        return self.text is not None and self.text.start < fed < self.text.stop
+
+    def prompt(self, fed: int, new: int) -> int:
+        """Count the columns at which the text ends."""
+        return fed + new - (self.candidates or 0) if self.text is None else self.text.stop
+
+
+WHOLE = Reading()
+
+
 class Forward:
     """One running forward. It changes: the first layer reads its text, and every layer takes its tokens."""
 
@@ -78,14 +102,22 @@ class Forward:
         stops: Sequence[int],
         text: Text,
         offloads: bool,
+        boundaries: Boundaries,
+        reading: Reading = WHOLE,
     ) -> None:
         self.before = before
         self.new = new
         self._layers, self._stops, self._text, self._offloads = layers, stops, text, offloads
+        self._boundaries = boundaries
         self._first = next(iter(layers))
         transcript = before.transcript if text.ids is None else before.transcript.with_ids(text.ids)
         # Of the layers, not of this forward: one that refers to itself keeps old states until it is collected.
-        self.scope = ForwardScope(transcript=transcript, folded_parts=partial(_folded_parts, layers))
+        self.scope = ForwardScope(
+            transcript=transcript,
+            folded_parts=partial(_folded_parts, layers),
+            is_text=reading.is_text(before.fed),
+            trail=Trail(new - reading.candidates) if reading.candidates else None,
+        )
 
     def attend(
         self,
@@ -107,8 +139,29 @@ class Forward:
         with UNTIMED if layer.timer is None else layer.timer("attend"):
             output = layer.attend(new, scale=scale, forward=self.scope, stops=self._stops)
         if self._offloads:  # raw tokens beyond the limit leave between folds too
+            before = layer.state
             layer.offload(self.scope.transcript)
+            if self.scope.trail is not None:
+                self.scope.trail.note(index, self.new, before, layer.state)
         return output
+
+    @property
+    def stop(self) -> int:
+        """Count the columns that are fed after it."""
+        return self.before.fed + self.new
+
+    def mark_at(self, fed: int) -> Mark:
+        """Give the moment after some of its columns, of a forward that was kept; the others are taken back."""
+        trail, transcript = self.scope.trail, self.scope.transcript
+        assert trail is not None, "only what may be taken back leaves a trail"
+        if fed == self.before.fed:
+            return replace(self.before, boundaries=self._boundaries)
+        return Mark(
+            states={index: trail.state_after(index, fed - self.before.fed) for index in self._layers},
+            fed=fed,
+            boundaries=self._boundaries,
+            transcript=transcript if fed == self.stop else transcript.cropped(self.stop - fed),
+        )
 
     def _read(
         self,

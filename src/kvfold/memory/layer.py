@@ -81,17 +81,21 @@ class Layer:
     ) -> Float[Tensor, "B G Q D"]:
         """Attend with new tokens, which join the tail. `stops` are counts of new columns after which to fold."""
         self.scale = scale
-        count = new.queries.shape[2]
-        if not stops and (new.valid is None or count <= _PADDED_PIECE):
+        count, trail = new.queries.shape[2], forward.trail
+        if not stops and trail is None and (new.valid is None or count <= _PADDED_PIECE):
             return self._attend_piece(new, scale, forward)
+        # A token that may be taken back goes by itself where more than the tail would have to forget it.
+        singly = count if trail is None or not self._remembers else trail.first
         outputs = []
         start = 0
-        for stop in _pieces(count, stops, padded=new.valid is not None):
+        for stop in _pieces(count, stops, padded=new.valid is not None, singly=singly):
             outputs.append(self._attend_piece(new.piece(start, stop), scale, forward))  # B G Q D of the piece
-            start = stop
+            start, before_fold = stop, self.state
             # Tokens of a later piece see what the fold has left.
             if stop in stops:
                 self.fold(forward.transcript)
+            if trail is not None:
+                trail.note(self.index, stop, before_fold, self.state)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
     def fold(self, transcript: Transcript, columns: int | None = None) -> None:
@@ -117,6 +121,14 @@ class Layer:
         tail = tail.append(keys, values, positions=positions, valid=None)
         self.state = replace(self.state, tail=tail, seen=(start + count,) * rows)  # no pads: rows are alike
 
+    def fork(self) -> "Layer":
+        """Copy the layer for a second way on: the folded part is shared, the raw tail copied."""
+        twin = Layer(self.index, self.rules)
+        twin.scale, twin.state = self.scale, self.state.with_fresh_tail()
+        if twin.state.folded is not None:
+            twin.state = replace(twin.state, folded=twin.state.folded.fork())
+        return twin
+
     def offload(self, transcript: Transcript) -> None:
         """Fold the older raw columns into the tier where there are more than `offload_above`; nothing is lost by it."""
         tail, limit = self.state.tail, self.rules.offload_above
@@ -124,6 +136,11 @@ class Layer:
             # A tier without room is no reason to lose the forward: the next fold says so.
             with suppress(FileError):
                 self.fold(transcript, columns=tail.length - limit // 2)  # half stays: not every forward offloads
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether a token leaves more behind than itself: records, or what is selected."""
+        return bool(self.rules.recorders) or self.rules.placement is not None
 
     def _attend_piece(self, new: NewTokens, scale: float, forward: ForwardScope) -> Tensor:
         state, count = self.state, new.queries.shape[2]
@@ -231,7 +248,10 @@ def over_tail(
     return partial(queries, keys, values, scale=scale, causal=causal, mask=mask)
 
 
-def _pieces(count: int, stops: Sequence[int], *, padded: bool) -> list[int]:
-    """List where pieces of `count` new columns end: at folds, and often enough when masks are written out."""
+def _pieces(count: int, stops: Sequence[int], *, padded: bool, singly: int) -> list[int]:
+    """List where pieces of `count` new columns end: at folds, and often enough when masks are written out.
+
+    Behind the first `singly` of them each column is a piece.
+    """
     steps = range(_PADDED_PIECE, count, _PADDED_PIECE) if padded else ()
-    return sorted({*stops, *steps, count})
+    return sorted({*stops, *steps, *range(max(singly, 1), count), count})

@@ -16,7 +16,7 @@ from torch import Tensor
 from kvfold.memory.context import ModelAccess
 from kvfold.memory.fold import refuse_excess
 from kvfold.memory.fold_layers import fold_each, fold_jointly, raw_text
-from kvfold.memory.forward import Boundaries, Forward, Mark, Text
+from kvfold.memory.forward import WHOLE, Boundaries, Forward, Mark, Reading, Text
 from kvfold.memory.layer import Layer
 from kvfold.memory.rules import Rules
 from kvfold.memory.transcript import Transcript
@@ -35,6 +35,7 @@ class Memory:
         self._open: Forward | None = None  # the forward that is running
         self._folding: int | None = None  # columns that a running fold folds; after an interrupt it goes on
         self._fold_mask: Tensor | None = None  # the mask of that fold
+        self._has_waited = False  # folds may be overdue
         self._frozen_columns = 0  # that marks refer to: buffers are copied before these are written over
 
     @property
@@ -44,19 +45,21 @@ class Memory:
 
     # Forwards ---------------------------------------------------------------------------------------------------
 
-    def begin(self, new: int, *, text: Text | None = None, may_roll_back: bool = False) -> Forward:
+    def begin(self, new: int, *, text: Text | None = None, reading: Reading = WHOLE) -> Forward:
         """Open a forward of `new` columns; one that never ended is undone first.
 
-        Where its tokens may be taken back (speculation), and where a fold runs a forward itself, folds wait for the
-        next forward.
+        Where any of its tokens may be taken back, and where a fold runs a forward itself, folds wait for the next
+        forward, or for the text to end that it reads a piece of.
         """
         self._settle()
-        waits = may_roll_back or self.rules.select.chooses_jointly
-        if waits:  # for this forward: no earlier column is taken back any more
+        is_open = reading.candidates is None
+        waits = is_open or self.rules.select.chooses_jointly
+        if (waits or self._has_waited) and not reading.is_inside(self.fed):
             self._fold_what_is_due()
+        self._has_waited = is_open
         before = self._mark()
-        if self._boundaries.prompt is None and not may_roll_back:
-            self._boundaries = replace(self._boundaries, prompt=self.fed + new)
+        if self._boundaries.prompt is None and not is_open:
+            self._boundaries = replace(self._boundaries, prompt=reading.prompt(self.fed, new))
         stops = self._boundaries.within(self.fed, new) if self.rules.folds and not waits else ()
         self._open = Forward(
             self.layers,
@@ -65,6 +68,8 @@ class Memory:
             stops=stops,
             text=(text or Text()).wanted_by(self.rules),
             offloads=not waits and self.rules.offload_above is not None,
+            boundaries=self._boundaries,
+            reading=reading,
         )
         return self._open
 
@@ -167,14 +172,9 @@ class Memory:
         """Copy the memory for a second way on: folded parts are shared (they never change), raw buffers copied."""
         self._settle()
         twin = copy.copy(self)  # rules, access and counters; the rest is copied below
-        twin.layers, twin._frozen_columns = {}, 0
+        twin._frozen_columns = 0
         twin.transcript = self.transcript.with_fresh_buffers()
-        for index, layer in self.layers.items():
-            copied = Layer(index, layer.rules)
-            copied.scale, copied.state = layer.scale, layer.state.with_fresh_tail()
-            if copied.state.folded is not None:
-                copied.state = replace(copied.state, folded=copied.state.folded.fork())
-            twin.layers[index] = copied
+        twin.layers = {index: layer.fork() for index, layer in self.layers.items()}
         return twin
 
     # Inside -----------------------------------------------------------------------------------------------------

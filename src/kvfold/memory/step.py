@@ -24,6 +24,8 @@ class ForwardScope:
     transcript: Transcript = field(default_factory=Transcript)
     folded_parts: Callable[[], list[tuple[Any, QueryWindow | None]]] = list  # of every layer: part, recent queries
     shared: dict[str, Any] = field(default_factory=dict)  # by name: values that a layer worked out for later layers
+    is_text: bool | None = None  # tokens of a text that is read, not said one by one; None: where there are several
+    trail: Any = None  # a Trail (memory/trail.py) where the newest tokens may be taken back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,13 @@ class AttentionStep:
             real = real[:, None, None].expand(-1, heads, group, -1).flatten(2).flatten(0, 1)
         # B G K D -> B H group K D -> N, group x K, D.
         return queries.unflatten(1, (heads, group)).flatten(2, 3).flatten(0, 1), real
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the tokens belong to a text that is read, however many of it one forward carries."""
+        if self.forward is None or self.forward.is_text is None:
+            return self.queries.shape[2] > 1
+        return self.forward.is_text
 
     @property
     def sentence_ended(self) -> Bool[Tensor, " B"] | None:

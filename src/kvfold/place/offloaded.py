@@ -1,7 +1,7 @@
 """OffloadedPart: slots that lie in a tier, an index of their pages on the device, and the few that are fetched.
 
-Forwards of one token read the selected slots only; a selection made now and then says which these are. Forwards of
-several tokens read everything, streamed through the device in windows, unless the policy has them select as well. What
+Tokens that a model says read the selected slots only; a selection made now and then says which these are. A text that
+it is given reads everything, streamed through the device in windows, unless the policy has it select as well. What
 is selected is the page table's business (page_table.py); how a slot is written is its codec's.
 """
 
@@ -60,7 +60,7 @@ class OffloadedPart(Part):
         new = step.queries.shape[2]  # tokens
         if step.forward is None:  # a pass selects nothing anew
             return self._answer(step), self
-        if new > 1 and self.table.policy.reads_all:
+        if step.is_text and self.table.policy.reads_all:
             part = replace(self, selection=self.selection.of_everything())
             return part._answer(step), part
         part, answers, start = self, [], 0  # part: as it is after each selection
@@ -109,8 +109,8 @@ class OffloadedPart(Part):
         heads = self.table.heads
         rows, query_heads, new, size = step.queries.shape
         queries = step.queries.reshape(rows * heads, query_heads // heads, new, size)
-        several = new > 1 and self.table.policy.reads_all
-        if several or self.selection.slots is None:
+        reads_all = step.is_text and self.table.policy.reads_all
+        if reads_all or self.selection.slots is None:
             answer = self._over_all(queries, step.scale)
         else:
             answer = self._over_selected(queries, self.selection.slots, step.scale)

@@ -1,0 +1,64 @@
+"""GenerateCall: what is known of the forwards of one running `generate`: where its text ends, and which tokens may go.
+
+transformers hands a cache keys and values only. Whether a forward reads the prompt, a chunk of it or candidates of
+speculation is known where `generate` is called (generate_watch.py). A value; it runs nothing.
+"""
+
+from dataclasses import dataclass
+
+from kvfold.memory.forward import WHOLE, Boundaries, Reading
+from kvfold.memory.memory import Memory
+
+ANY = Reading(candidates=None)  # nobody said which tokens may be taken back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GivenText:
+    """The text that one `generate` was given."""
+
+    columns: int  # of it and of what was read before
+    is_whole: bool  # what was read before is given again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateCall:
+    """One `generate` on one cache."""
+
+    given: GivenText
+    text: range  # columns of its text, from what the cache had read
+    boundaries: Boundaries  # after which the cache folds
+    speculates: bool = False  # tokens may be taken back
+
+    @classmethod
+    def of(cls, given: GivenText, memory: Memory) -> "GenerateCall":
+        """Begin a call on a cache as it is now."""
+        boundaries = memory.mark().boundaries
+        if boundaries.prompt is None:
+            boundaries = Boundaries(prompt=given.columns, stride=boundaries.stride)
+        return cls(given=given, text=range(memory.fed, given.columns), boundaries=boundaries)
+
+    def reading(self, fed: int, new: int) -> Reading:
+        """Say what a forward of `new` columns reads."""
+        if fed >= self.text.stop and not self.speculates:
+            return WHOLE
+        of_text = max(self.text.stop - fed, 0)
+        return Reading(text=self.text, candidates=max(new - of_text, 0) if self.speculates else 0)
+
+    def skipped(self, fed: int, new: int) -> int:
+        """Count the first columns of a forward that the cache has read: speculation gives them again."""
+        again = self.given.is_whole and fed == self.text.start and new >= self.text.stop
+        return fed if again else 0
+
+    def piece(self, memory: Memory, new: int) -> int:
+        """Count the columns of a forward that come first: what layers decide together is decided between forwards."""
+        rules, fed = memory.rules, memory.fed
+        together = rules.select.chooses_jointly or rules.placement is not None
+        if not self.speculates or not together:
+            return new
+        if fed < self.text.stop:  # the text first, then the candidates behind it
+            return min(self.text.stop - fed, new)
+        ends = self.boundaries.within(fed, new) if rules.folds else []
+        if rules.offload_above is not None:
+            raw = max(layer.state.tail.length for layer in memory.layers.values() if layer.state.tail is not None)
+            ends.append(max(rules.offload_above - raw + 1, 1))  # with this column older ones are offloaded
+        return min([*ends, new])
