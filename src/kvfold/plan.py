@@ -71,10 +71,16 @@ class Plan:
         return " + ".join(texts) or "full"
 
     def rules(
-        self, *, pinned: int, layers: int, layout: Layout | None = None, opened: Placement | None = None
+        self,
+        *,
+        pinned: int,
+        layers: int,
+        least: int = 0,
+        layout: Layout | None = None,
+        opened: Placement | None = None,
     ) -> Rules:
         """What the layers of a model fold by; `layout` is the encode member's, bound to what was learned of the model,
-        `opened` the place member's, if their cache has one already.
+        `opened` the place member's, if their cache has one already. Fractions leave `least` tokens in any case.
 
         Raises BudgetError for a budget that cannot hold the pinned tokens.
         """
@@ -87,11 +93,18 @@ class Plan:
             raw=_DENSE,
             pinned=pinned,
             layers=layers,
-            placement=self._placement(pinned) if opened is None else opened,
+            least=least,
+            placement=self._placement(pinned, least) if opened is None else opened,
         )
 
-    def _placement(self, pinned: int) -> Placement | None:
-        placement = self.place.open(pinned=pinned)
+    def rules_after(self, old: Rules) -> Rules:
+        """What the same layers fold by from now on, after they folded by `old`, whose layout and place stay."""
+        return self.rules(
+            pinned=old.pinned, layers=old.layers, least=old.least, layout=old.layout, opened=old.placement
+        )
+
+    def _placement(self, pinned: int, least: int) -> Placement | None:
+        placement = self.place.open(pinned=pinned, least=least)
         if placement is not None and any(isinstance(one, AttentionSums) for one in self.select.records):
             raise PlanError(
                 f"{self} was asked for; {_name_of(type(self.select))} adds up the attention that every slot receives, "

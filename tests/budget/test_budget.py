@@ -21,6 +21,21 @@ def test_a_fraction_always_allows_the_sinks():
     assert slots(Budget(fraction=0.01), seen=3) == 3
 
 
+def test_a_fraction_has_a_floor_and_other_budgets_hold_as_they_are():
+    assert Budget(fraction=0.1).floor(seen=35, least=256, once=False) == 35
+    assert Budget(fraction=0.1).floor(seen=3000, least=256, once=False) == 256
+    assert Budget(fraction=0.1).floor(seen=3000, least=0, once=True) == 0
+    assert Budget(tokens=20).floor(seen=35, least=256, once=False) == 0
+
+
+@given(fraction=st.floats(0.01, 1.0), seen=st.integers(257, 3000), turn=st.integers(1, 400))
+def test_above_the_floor_a_turn_that_is_folded_once_still_gets_a_share(fraction, seen, turn):
+    budget = Budget(fraction=fraction)
+    held, more = (budget.floor(seen=tokens, least=256, once=True) for tokens in (seen, seen + turn))
+    assert more - held >= int(fraction * turn / 2)
+    assert held <= seen
+
+
 def test_tokens_are_slots_of_a_head():
     assert slots(Budget(tokens=77)) == 77
 

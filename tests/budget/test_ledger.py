@@ -1,5 +1,7 @@
 """The ledger's fractions and its printed form; its bytes are held against tensors in tests/contract."""
 
+# pyright: reportArgumentType=false
+
 from kvfold.budget.ledger import FetchStats, Ledger, PartLine
 
 
@@ -30,6 +32,12 @@ def test_an_empty_cache_keeps_everything():
     empty = ledger(seen=0, full_bytes=0, slots=0, stored_bytes=0, resident_bytes=0, attended_slots=0, parts=())
     assert (empty.stored, empty.resident, empty.attended) == (1.0, 1.0, 1.0)
     assert "fed 12" in str(empty)
+
+
+def test_it_says_first_in_words_what_the_whole_model_holds():
+    held = ledger(stored_bytes=1_500_000, full_bytes=3_000_000, other_bytes=20_000_000)
+    assert str(held).splitlines()[0] == "full holds 21.5 MB for 10 tokens; the full cache would hold 23.0 MB"
+    assert ledger().in_words == "full holds 0.0003 MB for 10 tokens; the full cache would hold 0.0004 MB"
 
 
 def test_it_prints_a_line_a_part():

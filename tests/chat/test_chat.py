@@ -21,7 +21,9 @@ SHORT = GenerationConfig(max_new_tokens=10)
 def begin(model, tokenizer):
     def begun(plan="snapkv(keep=0.4, window=8)", **settings):
         settings = {"generation": SHORT, "system": "You answer briefly.", **settings}
-        return Chat(settings.pop("model", model), settings.pop("tokenizer", tokenizer), plan, **settings)
+        return Chat(
+            settings.pop("model", model), settings.pop("tokenizer", tokenizer), plan, **{"least": 0, **settings}
+        )
 
     return begun
 
@@ -33,6 +35,17 @@ def say(chat, *texts):
 def state(chat):
     """All that a turn changes."""
     return chat.messages, chat.ids, chat.turns, chat.ledger()
+
+
+def test_a_reply_is_the_pieces_together_and_the_chat_says_what_it_holds(begin):
+    chat, other = begin("int8"), begin("int8")
+    assert [chat.reply(text) for text in TALK] == say(other, *TALK)
+    assert repr(chat) == f"<Chat of 4 turns, on {chat.cache!r}>"
+    pieces = other.send("And now?")
+    next(pieces)
+    assert "of 4 turns and an open one, on <FoldedCache int8: " in repr(other)
+    pieces.close()
+    assert repr(other) == repr(chat)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

@@ -30,7 +30,7 @@ def say(chat, *texts):
 
 @pytest.fixture
 def chat(model, tokenizer):
-    begun = Chat(model, tokenizer, "snapkv(keep=0.4)", system="You answer briefly.", generation=SHORT)
+    begun = Chat(model, tokenizer, "snapkv(keep=0.4)", system="You answer briefly.", generation=SHORT, least=0)
     say(begun, "Where does Anna live?")
     return begun
 
@@ -44,7 +44,7 @@ def saved(chat, tmp_path):
 @pytest.mark.parametrize(("family", "plan", "settings", "dtype"), CASES)
 def test_save_load_continue_equals_continue(make_model, tokenizer, tmp_path, family, plan, settings, dtype):
     model = make_model(family=family, dtype=dtype)
-    chat = Chat(model, tokenizer, plan, system="You answer briefly.", generation=SHORT, **settings)
+    chat = Chat(model, tokenizer, plan, system="You answer briefly.", generation=SHORT, least=0, **settings)
     say(chat, "Where does Anna live?", "And the cat?")
     chat.save(tmp_path / "one")
     twin = Chat.load(tmp_path / "one", make_model(family=family, dtype=dtype), tokenizer)
@@ -65,15 +65,23 @@ def test_save_load_continue_equals_continue(make_model, tokenizer, tmp_path, fam
 
 
 def test_a_chat_in_which_nothing_was_said_can_be_saved(model, tokenizer, tmp_path):
-    Chat(model, tokenizer, "h2o(keep=0.5)", generation=SHORT).save(tmp_path / "empty")
+    Chat(model, tokenizer, "h2o(keep=0.5)", generation=SHORT, least=0).save(tmp_path / "empty")
     twin = Chat.load(tmp_path / "empty", model, tokenizer)
-    assert say(twin, "Hello!") == say(Chat(model, tokenizer, "h2o(keep=0.5)", generation=SHORT), "Hello!")
+    assert say(twin, "Hello!") == say(Chat(model, tokenizer, "h2o(keep=0.5)", generation=SHORT, least=0), "Hello!")
 
 
 def test_another_budget_is_saved_too(chat, model, tokenizer, tmp_path):
     chat.rebudget(tokens=40)
     chat.save(tmp_path / "anna")
     assert str(Chat.load(tmp_path / "anna", model, tokenizer).plan) == "snapkv(tokens=40)"
+
+
+def test_the_floor_is_saved_too(model, tokenizer, tmp_path):
+    Chat(model, tokenizer, "snapkv(keep=0.4)", generation=SHORT, least=30).save(tmp_path / "anna")
+    twin = Chat.load(tmp_path / "anna", model, tokenizer)
+    assert twin.cache.memory.rules.least == 30
+    twin.rebudget(keep=0.3)
+    assert twin.cache.memory.rules.least == 30
 
 
 def test_the_header_says_what_the_file_holds_without_its_tensors(chat, saved):

@@ -112,7 +112,7 @@ def test_a_chat_of_the_first_format_that_is_saved_again_replies_the_same(tiny, n
 )
 def test_an_adapter_of_the_first_format_folds_as_it_did(formula_llama, plan, stored_bytes, said):
     prompt = torch.tensor([[1, *((7 * i * i + 3 * i) % 61 + 3 for i in range(59))]])
-    cache = kvfold.cache(formula_llama, plan.format(SAVED / "adapters"), stride=None)
+    cache = kvfold.cache(formula_llama, plan.format(SAVED / "adapters"), stride=None, least=0)
     out = formula_llama.generate(
         prompt, past_key_values=cache, max_new_tokens=len(said), do_sample=False, eos_token_id=[]
     )

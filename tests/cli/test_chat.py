@@ -1,5 +1,7 @@
 """Talking through the command line: a line in, a reply out, one clear line for everything that goes wrong."""
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 import io
 import json
 import os
@@ -54,7 +56,15 @@ def talk(folder, monkeypatch, capsys):
 
 
 def test_a_pipe_gives_a_reply_a_line_and_says_after_each_turn_what_is_stored(talk):
-    done = talk(["Where does Anna live?", "", "And the cat?"], "--plan", "streaming_llm(keep=0.5)", "--system", "Hi.")
+    done = talk(
+        ["Where does Anna live?", "", "And the cat?"],
+        "--plan",
+        "streaming_llm(keep=0.5)",
+        "--system",
+        "Hi.",
+        "--least",
+        0,
+    )
     assert done.code == 0
     status = [line for line in done.said.splitlines() if line.startswith("[")]
     assert len(status) == 2
@@ -85,13 +95,59 @@ def test_sampling_follows_the_seed(talk):
 def test_commands_save_show_and_change_the_budget(talk, tmp_path):
     path = tmp_path / "anna.kvfold"
     lines = ["Where does Anna live?", "/ledger", "/budget 0.3", "/budget 20", f"/save {path}", "/help", "/quit", "Who?"]
-    done = talk(lines, "--plan", "streaming_llm(keep=0.9)")
+    done = talk(lines, "--plan", "streaming_llm(keep=0.9)", "--least", 0)
     assert done.code == 0
     assert "streaming_llm(keep=0.9): fed" in done.said
     assert f"saved: {path}" in done.said
     header = read_header(path)
     assert header["plan"] == "streaming_llm(tokens=20)"
     assert len(header["turns"]) == 1
+
+
+def test_a_turn_is_taken_back_and_tried_again(talk, tmp_path):
+    path = tmp_path / "anna.kvfold"
+    done = talk(["Anna?", "And the cat?", "/undo", f"/save {path}", "And the cat?", "/retry", "/undo", "/undo"])
+    assert done.code == 2, "a second /undo has nothing to take back"
+    assert "no turn of this talk is there" in done.said
+    assert len(read_header(path)["turns"]) == 1
+    first, second, again, tried = done.replies.splitlines()
+    assert second == again == tried
+    hot = talk(["Anna?", "/retry 5", "/plan"], "--seed", "3").replies.splitlines()
+    assert hot[0] == first
+    assert len(hot) == 2
+
+
+def test_a_talk_goes_on_under_another_plan_and_another_prompt(talk, tmp_path):
+    path = tmp_path / "anna.kvfold"
+    lines = ["Anna?", "And the cat?", "/plan full", "/system You answer briefly.", f"/save {path}", "/plan", "/system"]
+    done = talk(lines)
+    assert done.code == 0
+    header = read_header(path)
+    assert (header["plan"], len(header["turns"])) == ("full", 2)
+    assert header["messages"][0] == {"role": "system", "content": "You answer briefly."}
+    assert done.said.splitlines()[-2:] == ["full", "You answer briefly."]
+    written = talk(["Anna?", "And the cat?"], "--plan", "full", "--system", "You answer briefly.", "--save", path)
+    assert written.code == 0
+    assert read_header(path)["messages"][0] == header["messages"][0]
+
+
+def test_what_is_read_anew_is_what_would_have_been_read(talk, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    talk(["Anna?", "And the cat?", "/plan full", f"/save {one}"], "--plan", "int8")
+    talk(["Anna?", "And the cat?"], "--plan", "int8", "--save", other)
+    assert read_header(one)["ids"] == read_header(other)["ids"]
+    assert read_header(one)["counters"]["fed"] == read_header(other)["counters"]["fed"]
+
+
+def test_a_file_brings_its_model_and_its_tokens_are_not_read_again(talk, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "anna.kvfold"
+    talk(["Anna?"], "--save", path)
+    fed = read_header(path)["counters"]["fed"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/load {path}\n"))
+    assert run(["chat", "--load", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert said.count(f"{fed:,} tokens did not have to be read again") == 2
+    assert talk(["/load"]).code == 2
 
 
 @pytest.mark.parametrize(("line", "why"), [

@@ -3,6 +3,8 @@
 A pretended device finds tensors that were made in the wrong place; a real one, where there is one, runs the kernels.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +41,7 @@ def elsewhere(kind: str, family: str) -> Iterator[tuple[torch.nn.Module, torch.d
 
 def said(model, plan, ids, mask=None):
     """Logits of a prompt in pieces, of tokens after a fold and of two forks, and the bytes that are held."""
-    cache = kvfold.cache(model, plan, stride=6)
+    cache = kvfold.cache(model, plan, stride=6, least=0)
 
     def seen(stop):
         return None if mask is None else mask[:, :stop]

@@ -54,7 +54,7 @@ def test_lossless_plans_err_at_most_twice_as_much_as_stock_attention(family, nam
 def differs(name, plan, family):
     """The oracle of a plan on one family, fed in chunks that end where the cache folds."""
     model, ids = model_of(family), text(1, 60, seed=4)
-    cache, sizes = kvfold.cache(model, plan, stride=8), (30, 8, 3, 5, 8, 6)
+    cache, sizes = kvfold.cache(model, plan, stride=8, least=0), (30, 8, 3, 5, 8, 6)
     oracle, found, at = Oracle(family, cache), [], 0
     for size in sizes:
         oracle.note(size)
@@ -78,7 +78,7 @@ def test_heads_that_keep_different_numbers_read_just_what_they_kept(family):
     plan = Plan(select=Uneven(tokens=TOKENS))
     found, wanted = differs("uneven", plan, family)
     assert close(found, wanted)
-    cache = kvfold.cache(model_of(family), plan)
+    cache = kvfold.cache(model_of(family), plan, least=0)
     feed(model_of(family), text(1, 60, seed=4), cache)
     assert len({len(head) for head in next(iter(kept(cache).values()))[0]}) > 1
 
@@ -91,7 +91,7 @@ def ways(plan, family="llama"):
     model = model_of(family) if plan.encode.lossless else exact_twin(family)
     ids, answers = text(2, 40, seed=6), []
     for sizes in JOINT_WAYS if plan.select.chooses_jointly else WAYS:
-        cache = kvfold.cache(model, plan, prompt_tokens=24, stride=6)
+        cache = kvfold.cache(model, plan, prompt_tokens=24, stride=6, least=0)
         answers.append((feed(model, ids, cache, sizes=sizes), kept(cache)))
     return answers
 
@@ -125,12 +125,12 @@ def test_a_padded_batch_is_its_rows_one_by_one(name, side):
     for row, length in enumerate(lengths):
         mask[row, slice(30 - length, 30) if side == "left" else slice(0, length)] = 1
     more, whole = text(3, 6, seed=9), torch.cat([mask, torch.ones(3, 6, dtype=torch.long)], dim=1)
-    cache = kvfold.cache(model, plan)
+    cache = kvfold.cache(model, plan, least=0)
     found = [feed(model, ids, cache, mask=mask), feed(model, more, cache, mask=whole)]
     assert all(answer.isfinite().all() for answer in found)
     together = kept(cache)
     for row in range(3):
-        own = kvfold.cache(model, plan)
+        own = kvfold.cache(model, plan, least=0)
         wanted = [feed(model, ids[row : row + 1, mask[row] == 1], own), feed(model, more[row : row + 1], own)]
         assert close(found[0][row, mask[row] == 1][None], wanted[0])
         assert close(found[1][row : row + 1], wanted[1])
@@ -149,5 +149,5 @@ def test_grouped_queries_equal_the_same_weights_expanded(name):
         if "k_proj" in key or "v_proj" in key:
             weights[key] = weights[key].unflatten(0, (2, 8)).repeat_interleave(2, dim=0).flatten(0, 1)
     wide.load_state_dict(weights)
-    found = [feed(m, text(2, 40), kvfold.cache(m, plan, stride=6), sizes=SIZES) for m in (model, wide)]
+    found = [feed(m, text(2, 40), kvfold.cache(m, plan, stride=6, least=0), sizes=SIZES) for m in (model, wide)]
     assert close(found[0], found[1])

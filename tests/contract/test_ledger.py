@@ -30,7 +30,7 @@ def agrees(cache):
 @pytest.mark.parametrize("name", mostly(LOSSY))
 def test_bytes_are_those_of_the_tensors_at_every_moment(family, name):
     model = model_of(family)
-    cache = kvfold.cache(model, LOSSY[name], stride=8)
+    cache = kvfold.cache(model, LOSSY[name], stride=8, least=0)
     assert cache.ledger().stored_bytes == 0
     mask = torch.ones(2, 60, dtype=torch.long)
     mask[0, :5] = 0
@@ -50,7 +50,7 @@ def test_bytes_are_those_of_the_tensors_at_every_moment(family, name):
 
 def test_full_bytes_are_what_every_real_token_would_take():
     model = model_of("llama")
-    cache = kvfold.cache(model, "none")
+    cache = kvfold.cache(model, "none", least=0)
     mask = torch.ones(2, 20, dtype=torch.long)
     mask[0, :5] = 0
     feed(model, text(2, 20), cache, mask=mask)
@@ -72,7 +72,7 @@ def test_slack_is_what_the_buffers_hold_beyond_their_tokens():
 def test_the_kept_fraction_is_the_nominal_one_after_a_fold(method, keep):
     """At 1,000 tokens and a head of 64: at most 0.02 above and 0.01 below, everything included."""
     model = fresh("llama", head_dim=64, num_hidden_layers=2, max_position_embeddings=2048).bfloat16()
-    cache = kvfold.cache(model, f"{method}(keep={keep})", prompt_tokens=0)
+    cache = kvfold.cache(model, f"{method}(keep={keep})", prompt_tokens=0, least=0)
     feed(model, text(1, 1000), cache)
     cache.fold()
     assert keep - 0.01 <= cache.ledger().stored <= keep + 0.02

@@ -1,5 +1,7 @@
 """One binding per model: its hooks are there while a cache that needs them lives, and gone with the last one."""
 
+# pyright: reportIndexIssue=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+
 import copy
 import gc
 import threading
@@ -59,7 +61,7 @@ def test_no_hook_is_there_before_the_first_cache_and_none_after_the_last(plan, t
     if plan == "sonic":
         plan = f"sonic(keep=0.3, verbatim=0.5, adapter={str(adapter_for('llama', tmp_path))!r})"
     assert hooks(model) == 0
-    caches = [kvfold.cache(model, plan, prompt_tokens=0) for _ in range(2)]
+    caches = [kvfold.cache(model, plan, prompt_tokens=0, least=0) for _ in range(2)]
     for cache in caches:
         feed(model, text(1, 40), cache)
         cache.fold()
@@ -77,7 +79,7 @@ def test_a_deleted_cache_is_freed_at_once_and_its_hooks_with_it(plan, tmp_path):
     gc.collect()
     gc.disable()  # what is freed is freed because nothing refers to it
     try:
-        cache = kvfold.cache(model, plan, prompt_tokens=0)
+        cache = kvfold.cache(model, plan, prompt_tokens=0, least=0)
         for tokens in (40, 1, 30):
             feed(model, text(1, tokens), cache)
             cache.fold()
@@ -96,7 +98,7 @@ def test_a_deleted_cache_is_freed_at_once_and_its_hooks_with_it(plan, tmp_path):
 def test_a_copied_cache_runs_its_passes_over_what_it_holds(tmp_path):
     model = fresh("llama")
     adapter = str(adapter_for("llama", tmp_path))
-    cache = kvfold.cache(model, f"sonic(keep=0.3, verbatim=0.5, adapter={adapter!r})", prompt_tokens=0)
+    cache = kvfold.cache(model, f"sonic(keep=0.3, verbatim=0.5, adapter={adapter!r})", prompt_tokens=0, least=0)
     feed(model, text(1, 40), cache)
     twin = copy.deepcopy(cache)
     cache.fold()
@@ -135,7 +137,7 @@ def test_a_plan_that_records_nothing_of_a_forward_has_one_hook_at_its_end(tmp_pa
     model = fresh("llama")
     adapter = str(adapter_for("llama", tmp_path))
     plans = ("full", "snapkv(keep=0.5)", f"sonic(keep=0.3, adapter={adapter!r})")
-    caches = [kvfold.cache(model, plan, prompt_tokens=0) for plan in plans]
+    caches = [kvfold.cache(model, plan, prompt_tokens=0, least=0) for plan in plans]
     for cache in caches:
         feed(model, text(1, 30), cache)
         cache.fold()

@@ -85,7 +85,7 @@ def test_softmax_sinks_take_their_share_of_every_query(with_softmax_sinks):
 
 @pytest.mark.parametrize("plan", ["int8", "snapkv(keep=0.5)", "h2o(keep=0.5)", "kvzip(keep=0.5)", "sentkv(budget=0.5)"])
 def test_plans_run_on_a_model_with_softmax_sinks(with_softmax_sinks, plan):
-    cache = kvfold.cache(with_softmax_sinks, plan, prompt_tokens=0)
+    cache = kvfold.cache(with_softmax_sinks, plan, prompt_tokens=0, least=0)
     for count in (40, 1, 20):
         feed(with_softmax_sinks, text(1, count), cache)
         cache.fold()

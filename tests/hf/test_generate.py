@@ -2,6 +2,8 @@
 where nothing is dropped, and the oracle's where something is.
 """
 
+# pyright: reportOptionalMemberAccess=false
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -84,11 +86,11 @@ def test_a_left_padded_batch_is_its_rows_one_by_one(family, plan):
     model = model_of(family)
     rows = [text(1, 30, seed=1), text(1, 9, seed=2), text(1, 22, seed=3)]
     ids, mask = padded(rows)
-    cache = kvfold.cache(model, plan, stride=5)
+    cache = kvfold.cache(model, plan, stride=5, least=0)
     batch = generate(model, ids, cache, mask=mask, max_new_tokens=12)
     together = kept(cache)
     for index, row in enumerate(rows):
-        own = kvfold.cache(model, plan, stride=5)
+        own = kvfold.cache(model, plan, stride=5, least=0)
         alone = generate(model, row, own, max_new_tokens=12)
         assert torch.equal(batch[index, -12:], alone[0, -12:])
         assert all(together[layer][index] == held[0] for layer, held in kept(own).items())
@@ -99,7 +101,7 @@ def test_a_later_turn_takes_full_ids_or_new_ids_with_the_full_mask(plan):
     model, first, second, third = model_of("llama"), text(1, 20), text(1, 6, seed=1), text(1, 5, seed=2)
 
     def turns(feeds_full_ids):
-        cache, said, answers = kvfold.cache(model, plan, stride=8), torch.empty(1, 0, dtype=torch.long), []
+        cache, said, answers = kvfold.cache(model, plan, stride=8, least=0), torch.empty(1, 0, dtype=torch.long), []
         for turn in (first, second, third):
             whole = torch.cat([said, turn], dim=1)
             new = whole if feeds_full_ids else whole[:, cache.memory.fed :]
@@ -130,7 +132,7 @@ def test_turns_of_generate_equal_one_pass_over_everything(family):
 def test_prompt_lookup_says_what_greedy_says(family, plan):
     model = model_of(family)
     settings = {"max_new_tokens": 30, "prompt_lookup_num_tokens": 4}
-    cache = kvfold.cache(model, plan, prompt_tokens=REPETITIVE.shape[1], stride=8)
+    cache = kvfold.cache(model, plan, prompt_tokens=REPETITIVE.shape[1], stride=8, least=0)
     found = generate(model, REPETITIVE, cache, **settings)
     logits = feed(model, text(1, 3), cache)
     assert logits.isfinite().all()
@@ -142,7 +144,7 @@ def test_prompt_lookup_says_what_greedy_says(family, plan):
 @pytest.mark.parametrize("plan", ["streaming_llm(tokens=14)", "snapkv(tokens=14, window=5)", "int8", "none"])
 def test_after_prompt_lookup_folds_catch_up(plan):
     model = model_of("llama")
-    cache = kvfold.cache(model, plan, stride=8)
+    cache = kvfold.cache(model, plan, stride=8, least=0)
     generate(model, REPETITIVE, cache, max_new_tokens=30, prompt_lookup_num_tokens=4)
     feed(model, text(1, 1), cache)
     feed(model, text(1, 1), cache)
@@ -155,7 +157,7 @@ def test_after_prompt_lookup_folds_catch_up(plan):
 @pytest.mark.parametrize("plan", PLANS)
 def test_beams_on_an_empty_cache_leave_a_branched_one(plan):
     model = model_of("llama")
-    cache = kvfold.cache(model, plan, stride=5)
+    cache = kvfold.cache(model, plan, stride=5, least=0)
     generate(model, text(1, 20), cache, num_beams=3, max_new_tokens=12)
     assert cache.batch_size == 3
     with pytest.raises(CacheError, match="keep one of them by batch_select_indices"):
@@ -167,7 +169,7 @@ def test_beams_on_an_empty_cache_leave_a_branched_one(plan):
 @pytest.mark.parametrize("plan", PLANS)
 def test_beams_on_a_past_repeat_it(plan):
     model, history, turn = model_of("llama"), text(1, 20), text(1, 4, seed=1)
-    cache = kvfold.cache(model, plan, stride=None)
+    cache = kvfold.cache(model, plan, stride=None, least=0)
     feed(model, history, cache)
     before = kept(cache)
     twin = cache.fork()
@@ -194,7 +196,7 @@ def test_rows_that_do_not_match_the_cache_are_refused():
 @pytest.mark.parametrize("plan", PLANS)
 def test_decoding_never_holds_more_than_the_budget_and_a_stride(plan):
     model = model_of("llama")
-    cache = kvfold.cache(model, plan, stride=6)
+    cache = kvfold.cache(model, plan, stride=6, least=0)
     most = {"full": 10**9, "int8": 10**9, "none": 4}.get(plan, 14) + 6
     feed(model, text(1, 40), cache)
     for step in range(25):
@@ -227,12 +229,12 @@ def test_rows_that_end_early_do_not_keep_their_pads():
 @pytest.mark.parametrize("plan", ["streaming_llm(tokens=14)", "h2o(tokens=14)", "full", "int8"])
 def test_pads_taken_back_by_a_later_mask_are_as_if_never_fed(plan):
     model, ids, turn = model_of("llama"), text(1, 20), text(1, 4, seed=5)
-    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    cache = kvfold.cache(model, plan, prompt_tokens=0, least=0)
     feed(model, torch.cat([ids, text(1, 5, seed=9)], dim=1), cache)  # five columns that turn out to be pads
     mask = torch.ones(1, 29, dtype=torch.long)
     mask[:, 20:25] = 0
     found = feed(model, turn, cache, mask=mask)
-    own = kvfold.cache(model, plan, prompt_tokens=0)
+    own = kvfold.cache(model, plan, prompt_tokens=0, least=0)
     feed(model, ids, own)
     assert close(found, feed(model, turn, own))
     assert kept(cache) == kept(own)

@@ -3,6 +3,8 @@
 Each test is one point of the design's list of what the one door to transformers must hold.
 """
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 import copy
 import threading
 
@@ -104,7 +106,7 @@ def test_soft_caps_and_unknown_arguments_are_errors():
 @pytest.mark.parametrize("plan", ["full", "streaming_llm(tokens=12)"])
 def test_positions_that_the_model_does_not_have_are_refused(plan):
     model = model_of("llama")
-    cache = kvfold.cache(model, plan)
+    cache = kvfold.cache(model, plan, least=0)
     feed(model, text(1, POSITIONS - 2), cache)
     before = kept(cache)
     with pytest.raises(ModelError, match=f"at position {POSITIONS}; .* folding saves memory, not positions"):
@@ -139,8 +141,8 @@ def test_two_caches_in_two_threads_on_one_model(family, plan):
     model = model_of(family)
     texts = [text(1, 60, seed=seed) for seed in (1, 2)]
     sizes = (20, *[1] * 40)
-    wanted = [feed(model, ids, kvfold.cache(model, plan, stride=7), sizes=sizes) for ids in texts]
-    caches = [kvfold.cache(model, plan, stride=7) for _ in texts]
+    wanted = [feed(model, ids, kvfold.cache(model, plan, stride=7, least=0), sizes=sizes) for ids in texts]
+    caches = [kvfold.cache(model, plan, stride=7, least=0) for _ in texts]
     found: list[torch.Tensor | None] = [None, None]
 
     def run(index):
@@ -161,9 +163,9 @@ def test_a_cache_goes_on_outside_the_mode_it_was_filled_in(first, plan):
     model, ids = exact_twin("llama") if plan == "int8" else model_of("llama"), text(2, 30)
     mask = torch.ones(2, 30, dtype=torch.long)
     mask[0, :3] = 0
-    own = kvfold.cache(model, plan, stride=8)
+    own = kvfold.cache(model, plan, stride=8, least=0)
     wanted = feed(model, ids, own, mask=mask, sizes=(12, 6, 1, 1))
-    cache = kvfold.cache(model, plan, stride=8)
+    cache = kvfold.cache(model, plan, stride=8, least=0)
     with first():
         found = [_bare(model, ids, cache, mask, 0, 12)]
         cache = cache.fork()
@@ -197,7 +199,7 @@ def test_gradients_through_a_folded_cache_are_those_of_stock_attention():
 @pytest.mark.parametrize("family", ["gemma3", "gemma3_conditional"])
 def test_sliding_layers_stay_stock_and_hold_no_long_storage(family):
     model = model_of(family)
-    cache = kvfold.cache(model, "none")
+    cache = kvfold.cache(model, "none", least=0)
     feed(model, text(1, 300), cache)
     stock = [layer for index, layer in enumerate(cache.layers) if index not in cache.memory.layers]
     assert all(layer.is_sliding for layer in stock)

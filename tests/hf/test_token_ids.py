@@ -55,7 +55,7 @@ def test_two_caches_of_one_model_have_one_recorder():
 
 def test_plans_that_read_no_text_leave_the_model_alone():
     model = fresh("llama")
-    caches = [kvfold.cache(model, plan) for plan in ("snapkv(keep=0.5)", PLAN.replace("window=2", "window=0"))]
+    caches = [kvfold.cache(model, plan, least=0) for plan in ("snapkv(keep=0.5)", PLAN.replace("window=2", "window=0"))]
     assert len(caches) == 2
     assert len(model.get_input_embeddings()._forward_pre_hooks) == 0
 

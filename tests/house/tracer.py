@@ -56,7 +56,7 @@ def decode_step(plan: str) -> Counter[str]:
     """Calls of one forward of one token, after a prompt that was folded at its end."""
     model, tokenizer = kvfold.load("tiny")
     ids = torch.tensor([tokenizer.encode(TEXT)[:PROMPT_TOKENS]])
-    cache = kvfold.cache(model, plan)
+    cache = kvfold.cache(model, plan, least=0)
     with torch.no_grad():
         model(input_ids=ids, past_key_values=cache)
         for step in range(STEPS_BEFORE):
@@ -69,7 +69,7 @@ def decode_step(plan: str) -> Counter[str]:
 def fold(plan: str) -> Counter[str]:
     """Calls of the fold at the end of a chat's second turn."""
     model, tokenizer = kvfold.load("tiny")
-    chat = kvfold.Chat(model, tokenizer, plan, system="You answer briefly.")
+    chat = kvfold.Chat(model, tokenizer, plan, system="You answer briefly.", least=0)
     first, second = TURNS
     list(chat.send(first))
     with Tracer(inside=type(chat.cache).fold.__code__) as tracer:

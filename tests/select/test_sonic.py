@@ -1,5 +1,7 @@
 """SONIC's places, budgets and life in a cache; that its pass is what training sees stands in tests/learn."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import json
 
 import pytest
@@ -57,7 +59,7 @@ def turns(model, cache, *, count=6, length=30, rows=1):
 def test_every_budget_is_met_by_the_ledger(tmp_path):
     model, adapter = model_of("llama").to(torch.float32), str(adapter_for("llama", tmp_path))
     for keep in (0.05, 0.1, 0.2, 0.5):
-        cache = kvfold.cache(model, f"sonic(keep={keep}, adapter={adapter!r})", prompt_tokens=0)
+        cache = kvfold.cache(model, f"sonic(keep={keep}, adapter={adapter!r})", prompt_tokens=0, least=0)
         turns(model, cache, count=16)
         saved = keep * SAVED / 480 + 0.03  # of the tokens fed, and what rounding leaves
         assert keep - saved <= cache.ledger().stored <= keep
@@ -73,7 +75,7 @@ def test_keep_one_is_the_full_cache(plan):
 
 def test_folding_feeds_nothing(plan):
     model = model_of("llama")
-    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    cache = kvfold.cache(model, plan, prompt_tokens=0, least=0)
     turns(model, cache, count=2)
     assert cache.get_seq_length() == 60
     assert cache.ledger().fed == 60
@@ -82,7 +84,7 @@ def test_folding_feeds_nothing(plan):
 
 def test_a_forked_cache_goes_on_as_a_run_of_its_own(plan):
     model = model_of("llama")
-    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    cache = kvfold.cache(model, plan, prompt_tokens=0, least=0)
     turns(model, cache, count=2)
     twin = cache.fork()
     more = text(1, 9, seed=8)
@@ -98,7 +100,7 @@ def test_changing_a_folded_token_changes_later_logits_only_through_the_slots(pla
     model = model_of("llama")
     caches, more = [], text(1, 7, seed=9)
     for seed in (1, 2):
-        cache = kvfold.cache(model, plan, prompt_tokens=0)
+        cache = kvfold.cache(model, plan, prompt_tokens=0, least=0)
         ids = text(1, 30, seed=1)
         ids[0, 12] = 3 + seed
         with torch.no_grad():
@@ -117,7 +119,7 @@ def test_changing_a_folded_token_changes_later_logits_only_through_the_slots(pla
 
 def test_an_interrupted_pass_is_done_again(plan, monkeypatch):
     model = model_of("llama")
-    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    cache = kvfold.cache(model, plan, prompt_tokens=0, least=0)
     ids = text(1, 30, seed=1)
     with torch.no_grad():
         model(ids, past_key_values=cache)
@@ -133,7 +135,7 @@ def test_an_interrupted_pass_is_done_again(plan, monkeypatch):
 
 def test_a_lower_budget_than_is_held_is_refused(plan):
     model = model_of("llama")
-    cache = kvfold.cache(model, plan, prompt_tokens=0)
+    cache = kvfold.cache(model, plan, prompt_tokens=0, least=0)
     turns(model, cache, count=4)
     with pytest.raises(BudgetError, match="a segment is folded once"):
         cache.rebudget(keep=0.1)

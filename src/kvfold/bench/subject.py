@@ -34,8 +34,10 @@ def open_subject(name: str, *, dtype: str = "float32", device: str = "cpu") -> S
     import torch
 
     from kvfold.bench.speed.models import SHAPES, shaped
+    from kvfold.hf.hardware import settled
     from kvfold.hf.load import fingerprint, load
 
+    device, dtype = settled(device=device, dtype=dtype)
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} was asked for; models are run in {', '.join(DTYPES)}; give one of them")
     try:

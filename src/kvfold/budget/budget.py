@@ -54,6 +54,20 @@ class Budget:
         share = self.size_bytes // shares
         return self._holding(share // slot_bytes, pinned, "bytes", (pinned + 1) * slot_bytes * shares)
 
+    def floor(self, *, seen: int, least: int, once: bool) -> int:
+        """Slots per head that one row of one layer holds in any case: its first `least` tokens' worth, for a fraction.
+
+        A budget in tokens or bytes is what was asked for, so it has no floor. Where a method chooses among the tokens
+        of a segment `once`, later segments get half their fraction until the whole text meets it.
+
+        >>> Budget(fraction=0.5).floor(seen=300, least=256, once=False)
+        256
+        """
+        if self.fraction is None or not least:
+            return 0
+        beyond = max(seen - least, 0)
+        return min(seen, least) + (int(self.fraction * beyond / 2) if once else 0)
+
     def check(self, *, pinned: int) -> None:
         """Refuse a budget in tokens that could never hold the sinks and one token more."""
         if self.tokens is not None:

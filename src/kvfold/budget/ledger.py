@@ -104,9 +104,21 @@ class Ledger:
         saved = self.full_bytes - self.stored_bytes
         return ceil(self.weight_bytes * self.seen / saved) if saved > 0 else None
 
+    @property
+    def short(self) -> str:
+        """Say tokens and bytes in a few words."""
+        return f"{self.seen:,} tokens in {self.stored_bytes:,} bytes of {self.full_bytes:,}"
+
+    @property
+    def in_words(self) -> str:
+        """Say what the whole model holds and what its full cache would hold: layers that never fold are in both."""
+        held, full = (megabytes(size + self.other_bytes) for size in (self.stored_bytes, self.full_bytes))
+        return f"{self.plan} holds {held} for {self.seen:,} tokens; the full cache would hold {full}"
+
     def __str__(self) -> str:
         head = (
-            f"{self.plan}: fed {self.fed}, seen {self.seen}, slots {self.slots}\n"
+            f"{self.in_words}\n"
+            f"{self.plan}: fed {self.fed}, seen {self.seen}, slots {self.slots}; "
             f"stored {self.stored:.3f} ({self.stored_bytes} of {self.full_bytes} bytes), "
             f"resident {self.resident:.3f}, attended {self.attended:.3f}, "
             f"slack {self.slack_bytes} bytes, layers that never fold {self.other_bytes} bytes"
@@ -122,6 +134,16 @@ class Ledger:
                 f"with them; they pay {pays}"
             )
         return "\n".join([head, *lines, *_traffic_line(self.traffic)])
+
+
+def megabytes(size_bytes: int) -> str:
+    """Write bytes as MB of a million bytes.
+
+    >>> megabytes(1_234_567), megabytes(12_345)
+    ('1.2 MB', '0.012 MB')
+    """
+    size = size_bytes / 1e6
+    return f"{size:,.1f} MB" if size >= 1 else f"{size:.2g} MB"
 
 
 def _traffic_line(traffic: FetchStats | None) -> list[str]:

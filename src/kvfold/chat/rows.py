@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError, DataError, ModelError
+from kvfold.hf.argument import given
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, stock_cache
@@ -58,7 +59,7 @@ class Rows:
         self.folded: FoldedCache | None = None
         if plan is not None:
             # No prompt: nothing folds by itself, neither in the middle of a turn nor in an answer.
-            self.folded = folded_cache(model, plan, pinned=pinned, prompt_tokens=0)
+            self.folded = folded_cache(model, plan, pinned=pinned, prompt_tokens=0, least=0)
         self.cache = stock_cache(model) if self.folded is None else self.folded
         self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=model.device)
         self.fed_tokens = [0] * rows  # real tokens that each row has read; answers are not counted
@@ -167,9 +168,9 @@ class Rows:
                 columns,
                 attention_mask=mask.long(),
                 position_ids=positions,
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=newest,
+                **given(self.model, self.cache),
             )
         self.mask = mask
         return out.logits

@@ -5,6 +5,7 @@ file.py knows how such a file is written and read as a whole, this file what its
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kvfold.budget.ledger import Ledger
 from kvfold.chat import file
@@ -26,14 +27,16 @@ class SavedChat:
     pinned: int  # tokens of the system prompt, never folded
     raw_turns: int
     stride: int | None
+    least: int  # tokens that a fraction leaves in any case
     past: Past
     generation: Settings
     snapshot: Snapshot
 
     @property
-    def system(self) -> str | None:
-        """The system prompt, if there is one."""
-        return next((message.content for message in self.past.messages if message.role == "system"), None)
+    def settings(self) -> dict[str, Any]:
+        """The settings with which the chat began, by the names of its arguments."""
+        system = next((message.content for message in self.past.messages if message.role == "system"), None)
+        return {"system": system, "raw_turns": self.raw_turns, "stride": self.stride, "least": self.least}
 
     def write(self, path: Path, *, model: Model, ledger: Ledger) -> None:
         """Write the file; the header also says which model it belongs to. Raises FileError; an old file stays then."""
@@ -46,6 +49,7 @@ class SavedChat:
             "pinned": self.pinned,
             "raw_turns": self.raw_turns,
             "stride": self.stride,
+            "least": self.least,
             "counters": {name: getattr(ledger, name) for name in file.COUNTERS},
             "messages": [{"role": message.role, "content": message.content} for message in self.past.messages],
             "turns": [[turn.start, turn.reply, turn.stop] for turn in self.past.turns],
@@ -70,6 +74,7 @@ class SavedChat:
             pinned=header["pinned"],
             raw_turns=header["raw_turns"],
             stride=header["stride"],
+            least=header.get("least", 0),  # chats of earlier versions had no floor
             past=past,
             generation=settings_from(header["generation"]),
             snapshot=Snapshot(tensors=file.read_tensors(path, device=model.device), plain=header["cache"]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvfold.cli.hardware import Device, Dtype
 from kvfold.cli.printing import progress, show_lines, show_tables
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ JudgeUrl = Annotated[
     str | None, typer.Option(help="Where a judge speaks OpenAI's chat completions; its key is in KVFOLD_JUDGE_KEY.")
 ]
 JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
 Threads = Annotated[int | None, typer.Option(help="Processor threads; torch's own choice when left out.", min=1)]
 Executor = Annotated[str, typer.Option(help="Where the work is done: here, processes or ray.")]
 Workers = Annotated[int, typer.Option(help="How many workers, each with its own threads.", min=1)]
@@ -109,8 +108,8 @@ def bench(
     data: Data = None,
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     threads: Threads = None,
     executor: Executor = "here",
     workers: Workers = 2,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from kvfold.cli.hardware import Device, Dtype
+
 
 def delimiters(
     text: Annotated[Path, typer.Option("--text", help="What to measure on: .txt, .jsonl or .jsonl.xz.")],
@@ -18,13 +20,15 @@ def delimiters(
     characters: Annotated[
         int, typer.Option("--characters", help="How much of the text is read, at most.", min=1)
     ] = 200_000,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
     """Measure by a model's attention where its sentences end best."""
+    from kvfold.cli.hardware import load_model
     from kvfold.data.files import prose, read_rows
-    from kvfold.hf.load import load
     from kvfold.train.delimiters import measure, save_ends
 
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = load_model(model, device=device, dtype=dtype)
     texts, left = [], characters
     for row in read_rows(text):
         texts.append(prose(row)[:left])

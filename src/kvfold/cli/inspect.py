@@ -14,11 +14,17 @@ from kvfold.errors import FileError
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A chat that was saved, or the folder of a model.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A chat that was saved, the folder of a model, or `tiny`.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, a chat's messages included.")] = False,
 ) -> None:
     """Say what a saved chat, or the folder of a model, holds."""
-    held = _model(file) if file.is_dir() else _chat(file)
+    from kvfold.hf.load import SHIPPED
+
+    shipped = SHIPPED / file
+    folder = shipped if not file.exists() and (shipped / "config.json").is_file() else file
+    held = _model(folder) if folder.is_dir() else _chat(file)
     if json:
         typer.echo(words.dumps(held, ensure_ascii=False))
         return

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import kvfold
-from kvfold.cli import bench, chat, delimiters, demo, inspect, ranks, report, train
+from kvfold.cli import bench, chat, delimiters, demo, inspect, listing, ranks, report, train
 from kvfold.errors import KvfoldError
 
 INTERRUPTED = 130  # what shells expect of a program stopped by Ctrl-C
@@ -47,6 +47,8 @@ app.command()(bench.bench)
 app.command()(report.report)
 app.command()(chat.chat)
 app.command()(inspect.inspect)
+app.command()(listing.plans)
+app.command()(listing.suites)
 app.command()(ranks.ranks)
 app.command()(delimiters.delimiters)
 app.add_typer(train.app, name="train")

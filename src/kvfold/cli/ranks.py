@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from kvfold.cli.hardware import Device, Dtype
+
 
 def ranks(
     text: Annotated[Path, typer.Option("--text", help="The text to read: .txt, .jsonl or .jsonl.xz (its first row).")],
@@ -18,14 +20,16 @@ def ranks(
     ] = "tiny",
     plan: Annotated[str, typer.Option("--plan", help="How the text is folded.")] = "dynakv(rate=0.3)",
     tokens: Annotated[int, typer.Option("--tokens", help="How much of the text is read, at most.", min=8)] = 1024,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print what each layer keeps as one JSON object.")] = False,
 ) -> None:
     """Draw a text with each token shaded by how much of it a plan keeps, layer by layer."""
     from kvfold.bench.report.ranks import page, shares_of
+    from kvfold.cli.hardware import load_model
     from kvfold.data.files import prose, read_rows
-    from kvfold.hf.load import load
 
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = load_model(model, device=device, dtype=dtype)
     read = prose(read_rows(text)[0])[: 8 * tokens]
     start = str(tokenizer.decode(tokenizer(read)["input_ids"][:tokens], skip_special_tokens=True))
     shares = shares_of(loaded, tokenizer, plan, start)

@@ -43,5 +43,6 @@ def report(
     elif picture is not None:
         typer.echo(pages.write_whole(picture, plot.score_over_bytes(tables.tables(records)[0])))
     else:
+        written = pages.write(records, out)  # first: a pipe that closes early takes no page away
         show_tables(records)
-        typer.echo(f"written: {pages.write(records, out)}")
+        typer.echo(f"written: {written}")

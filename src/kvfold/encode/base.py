@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kvfold.attention.hadamard import rotated
 from kvfold.encode.lowrank.ranks import Ranks
+from kvfold.errors import PlanError
 from kvfold.memory.dense import DensePart
 from kvfold.memory.kv import KV, Payload
 from kvfold.memory.part import Layout, Part
@@ -69,6 +71,15 @@ class SlotCodec(Encode):
     def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Read keys and values again, in `dtype`."""
 
+    @property
+    def rotates(self) -> bool:
+        """Tell whether slots are written rotated (attention/hadamard.py), so that queries are rotated to read them."""
+        return False
+
+    def as_written(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Read keys and values in the rotation in which they were written. Default: there is none."""
+        return self.decode(payload, dtype)
+
     def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
         """Make a dense part of the slots that are True."""
         return DensePart.of(kv, self, kept=kept)
@@ -76,6 +87,54 @@ class SlotCodec(Encode):
     def from_state(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
         """Build a dense part from its state."""
         return DensePart.from_state(plain, tensors, self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantised(SlotCodec):
+    """A codec that writes groups of a slot's dimensions as small integers."""
+
+    group: int = 32  # dimensions that share a scale; the whole head where it does not divide the head size
+    rotate: bool = False  # keys and values are rotated by a Hadamard matrix first, so that none is much larger
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise PlanError(f"group={self.group} was asked for; a group has at least one dimension; give 32 or 64")
+
+    @property
+    def rotates(self) -> bool:
+        """Tell whether slots are written rotated."""
+        return self.rotate
+
+    @abstractmethod
+    def write(self, grouped: Float[Tensor, "*slots groups size"], name: str) -> dict[str, Tensor]:
+        """Write numbers in groups as tensors whose names begin with `name`, "key" or "value"."""
+
+    @abstractmethod
+    def read(self, payload: Payload, name: str) -> Float[Tensor, "*slots D"]:
+        """Read numbers that `write` wrote, in float32."""
+
+    def encode(self, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> Payload:
+        """Write keys and values, rotated where that was asked for."""
+        written: dict[str, Tensor] = {}
+        for name, side in (("key", keys.float()), ("value", values.float())):
+            written |= self.write(self._in_groups(rotated(side) if self.rotate else side), name)
+        return written
+
+    def as_written(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Read keys and values in the rotation in which they were written."""
+        return self.read(payload, "key").to(dtype), self.read(payload, "value").to(dtype)
+
+    def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Read keys and values, turned back."""
+        if not self.rotate:
+            return self.as_written(payload, dtype)
+        keys, values = (rotated(self.read(payload, name)) for name in ("key", "value"))
+        return keys.to(dtype), values.to(dtype)
+
+    def _in_groups(self, numbers: Float[Tensor, "*slots D"]) -> Float[Tensor, "*slots groups size"]:
+        """Cut the last dimension into groups; one group where the size does not divide it."""
+        size = numbers.shape[-1]
+        return numbers.unflatten(-1, (-1, self.group if size % self.group == 0 else size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Liu et al., KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750
 Ours differs: groups run along the dimensions of one slot for keys too (KIVI's key groups run over tokens), so a slot
-is written once and dropped alone; lows and steps are float16 and counted.
+is written once and dropped alone; lows and steps are float16 and counted; a Hadamard rotation before is an option.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.encode.base import SlotCodec
-from kvfold.encode.int8 import check_group, in_groups
+from kvfold.encode.base import Quantised
 from kvfold.memory.kv import Payload
 
 _LEVELS = 15
@@ -21,26 +20,13 @@ _SMALLEST_STEP = 6e-8  # float16's smallest number: a constant group stays const
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Int4(SlotCodec):
+class Int4(Quantised):
     """Asymmetric, 4 bits a number and 32 bits a group. The head size must be even."""
-
-    group: int = 32  # dimensions that share a range; the whole head where it does not divide the head size
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2402.02750"
 
-    def __post_init__(self) -> None:
-        check_group(self.group)
-
-    def encode(self, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> Payload:
-        """Packed codes as uint8, lows and steps as float16, for keys and values."""
-        return {**self._write(keys, "key"), **self._write(values, "value")}
-
-    def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Low plus code times step."""
-        return _read(payload, "key", dtype), _read(payload, "value", dtype)
-
-    def _write(self, numbers: Tensor, name: str) -> dict[str, Tensor]:
-        grouped = in_groups(numbers.float(), self.group)
+    def write(self, grouped: Float[Tensor, "*slots groups size"], name: str) -> dict[str, Tensor]:
+        """Packed codes as uint8, lows and steps as float16."""
         low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
         lows = low.to(torch.float16)
         steps = ((high - lows.float()) / _LEVELS).clamp(min=_SMALLEST_STEP).to(torch.float16)
@@ -49,9 +35,9 @@ class Int4(SlotCodec):
         packed = flat[..., 0::2] | flat[..., 1::2] << 4
         return {f"{name}_codes": packed, f"{name}_lows": lows, f"{name}_steps": steps}
 
-
-def _read(payload: Payload, name: str, dtype: torch.dtype) -> Tensor:
-    packed = payload[f"{name}_codes"]
-    codes = torch.stack([packed & _LEVELS, packed >> 4], dim=-1).flatten(-2)
-    lows, steps = payload[f"{name}_lows"].float()[..., None], payload[f"{name}_steps"].float()[..., None]
-    return (codes.unflatten(-1, (lows.shape[-2], -1)).float() * steps + lows).flatten(-2).to(dtype)
+    def read(self, payload: Payload, name: str) -> Float[Tensor, "*slots D"]:
+        """Low plus code times step."""
+        packed = payload[f"{name}_codes"]
+        codes = torch.stack([packed & _LEVELS, packed >> 4], dim=-1).flatten(-2)
+        lows, steps = payload[f"{name}_lows"].float()[..., None], payload[f"{name}_steps"].float()[..., None]
+        return (codes.unflatten(-1, (lows.shape[-2], -1)).float() * steps + lows).flatten(-2)

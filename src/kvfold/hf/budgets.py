@@ -58,8 +58,7 @@ def rebudgeted(
         plan = plan.with_limit(limit_bytes)
     if limit_bytes is None or (keep, tokens, max_bytes) != (None, None, None):
         plan = plan.with_budget(keep=keep, tokens=tokens, max_bytes=max_bytes)
-        layers = len(memory.layers)
-        rules = plan.rules(pinned=rules.pinned, layers=layers, layout=rules.layout, opened=rules.placement)
+        rules = plan.rules_after(rules)
         refuse_small(rules, memory, binding)
         memory.set_rules(rules)
     if limit_bytes is not None:

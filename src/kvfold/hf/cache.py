@@ -25,7 +25,7 @@ from kvfold.hf.handle import FoldingLayer, NewRows
 from kvfold.hf.passes import ModelPasses
 from kvfold.hf.stock_layers import StockLayers, StockState
 from kvfold.integers import MOST, integer
-from kvfold.memory.accounting import account
+from kvfold.memory.accounting import account, device_of
 from kvfold.memory.context import RowAdapter
 from kvfold.memory.forward import Mark
 from kvfold.memory.memory import Memory
@@ -167,16 +167,16 @@ class FoldedCache(Cache):
     def ledger(self) -> Ledger:
         """What is held now, in bytes and slots."""
         self.running.undo()
-        device = next(
-            (tensor.device.type for layer in self.memory.layers.values() for _, tensor in layer.state.tensors()), "cpu"
-        )
-        return account(
-            self.memory,
-            plan=str(self.plan),
-            device=device,
-            other_bytes=self._stock.size_bytes,
-            adapter_bytes=0 if self.adapter is None else self.adapter.size_bytes,
-        )
+        return self._account()
+
+    def __repr__(self) -> str:
+        held = "in the middle of a forward" if self.running.reached >= 0 else self._account().short
+        return f"<{type(self).__name__} {self.plan}: {held}>"
+
+    def _account(self) -> Ledger:
+        adapter_bytes = 0 if self.adapter is None else self.adapter.size_bytes
+        sizes = {"other_bytes": self._stock.size_bytes, "adapter_bytes": adapter_bytes}
+        return account(self.memory, plan=str(self.plan), device=device_of(self.memory), **sizes)
 
     def fork(self) -> "FoldedCache":
         """A second cache with the same past that goes its own way; folded parts are shared until one changes them."""

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 
 from kvfold.errors import ModelError
+from kvfold.hf.argument import taken
 from kvfold.hf.hooks import ForwardHook
 
 
@@ -54,7 +55,7 @@ class DropWatch(ForwardHook):
         """Refuse a forward that lacks the cache which was asked before it."""
         cache = getattr(self._asked, "cache", lambda: None)()
         self._asked.cache = lambda: None
-        if cache is None or kwargs.get("past_key_values") is not None or not kwargs.get("use_cache"):
+        if cache is None or taken(kwargs) is not None or not kwargs.get("use_cache"):
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         given = (ids, kwargs.get("attention_mask"))

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from kvfold.errors import ModelError
+from kvfold.hf.argument import given, given_to_generate
 
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
@@ -115,7 +116,7 @@ def feed(model: Model, cache: Cache, ids: Sequence[int]) -> None:
     if ids:
         with torch.no_grad():
             columns = torch.tensor([list(ids)], device=model.device)
-            model(input_ids=columns, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(input_ids=columns, use_cache=True, logits_to_keep=1, **given(model, cache))
 
 
 class _Worker(BaseStreamer):
@@ -139,9 +140,9 @@ class _Worker(BaseStreamer):
             generate(
                 prompt,
                 generation_config=settings,
-                past_key_values=cache,
                 streamer=self,
                 stopping_criteria=criteria,
+                **given_to_generate(cache),
             )
         except BaseException as error:  # of any kind: who reads the stream must get it
             self._queue.put(error)

@@ -20,6 +20,7 @@ from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial, softmax_sinks
 from kvfold.attention.scores import max_attention_scores
 from kvfold.errors import CacheError
+from kvfold.hf.argument import given
 from kvfold.memory.context import NO_ROW, ReplayText, RowAdapter, Rows
 from kvfold.memory.state import LayerState
 from kvfold.memory.step import AttentionStep
@@ -81,7 +82,7 @@ def run(model: PreTrainedModel, past: Cache, states: States, rows: Rows, adapter
             embedded = adapter.embed(rows.rows).to(model.dtype)
             active.enter_context(adapter.active())
         decoder: Any = model.get_decoder()
-        decoder(inputs_embeds=embedded, position_ids=rows.positions.long(), past_key_values=reader, use_cache=True)
+        decoder(inputs_embeds=embedded, position_ids=rows.positions.long(), use_cache=True, **given(decoder, reader))
     return reader.made
 
 
@@ -95,7 +96,7 @@ def replay(model: PreTrainedModel, past: Cache, states: States, text: ReplayText
         some = slice(start, start + _PIECE)
         reader = _Listener(past, states, real[:, some], found)
         at = text.first_position[:, None] + torch.arange(start, start + ids[:, some].shape[1], device=ids.device)
-        decoder(input_ids=ids[:, some], position_ids=at, past_key_values=reader, use_cache=True)
+        decoder(input_ids=ids[:, some], position_ids=at, use_cache=True, **given(decoder, reader))
     return found
 
 

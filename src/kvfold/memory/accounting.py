@@ -18,6 +18,12 @@ from kvfold.memory.recorders import Record
 _OF_SLOTS = ("sinks", "folded", "tail")  # lines that hold slots; the others are records, indexes and text
 
 
+def device_of(memory: Memory) -> str:
+    """Name the kind of device that the memory lies on: the model's; "cpu" where nothing is held."""
+    states = [layer.state for layer in memory.layers.values()]
+    return next((tensor.device.type for state in states for _, tensor in state.tensors()), "cpu")
+
+
 def account(
     memory: Memory,
     *,

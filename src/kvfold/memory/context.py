@@ -35,6 +35,7 @@ class Segment:
     real: Bool[Tensor, "B S"]  # columns that are tokens of the row's segment
     positions: Int[Tensor, "B S"]  # where they stand in the text
     slots: tuple[int, ...]  # slots of a head that each row's budget has for them; may be more than it has tokens
+    least: tuple[int, ...]  # of those, slots that stay in any case: what the floor of a short text leaves
     layers: int  # that fold
     heads: int  # key/value heads of each of them
     shared_heads: bool = False  # all heads of a layer must keep the same slots
@@ -179,7 +180,8 @@ class FoldContext:
         return Segment(
             real=tail.valid[:, : self.columns],
             positions=tail.positions[:, : self.columns],
-            slots=tuple(self._slots()),
+            slots=self._slots(),
+            least=self._least(),
             layers=len(self.states),
             heads=tail.keys.shape[1],
             shared_heads=self.rules.layout.shared_heads,
@@ -279,19 +281,30 @@ class FoldContext:
         slots = self.rules.slots(seen=seen, rows=len(self.states[layer].seen), heads=heads, token_bytes=token_bytes)
         return None if slots is None else max(slots - pinned, 0)  # a budget counts the sinks too
 
-    def _slots(self) -> list[int]:
+    def _slots(self) -> tuple[int, ...]:
         """Count the slots that the budget has for each row's segment, on average over layers and heads."""
         # Rows, pads and budget are the same in every layer; only the folded slots differ.
         layer = self.layers[0]
-        state, tail = self.states[layer], self.tail_of(layer)
+        pinned = self.states[layer].pinned_of_rows
+        real = self.tail_of(layer).valid[:, : self.columns].sum(dim=1).tolist()
         held = mean_held_of_rows(list(self.states.values()))
-        real = tail.valid[:, : self.columns].sum(dim=1).tolist()
-        rest = tail.valid[:, self.columns :].sum(dim=1).tolist()
         slots = []
-        for row, count in enumerate(real):
-            allowed = self.allowed_slots(layer, seen=state.seen[row] - int(rest[row]), pinned=state.pinned_of_rows[row])
-            slots.append(int(count) if allowed is None else max(allowed - held[row], 0))
-        return slots
+        for row, seen in enumerate(self._seen()):
+            allowed = self.allowed_slots(layer, seen=seen, pinned=pinned[row])
+            slots.append(int(real[row]) if allowed is None else max(allowed - held[row], 0))
+        return tuple(slots)
+
+    def _least(self) -> tuple[int, ...]:
+        """Count the slots of each row's segment that the floor leaves in any case, on average as `_slots`."""
+        pinned = self.states[self.layers[0]].pinned_of_rows
+        held = mean_held_of_rows(list(self.states.values()))
+        return tuple(max(self.rules.floor(seen) - pinned[row] - held[row], 0) for row, seen in enumerate(self._seen()))
+
+    def _seen(self) -> list[int]:
+        """Count the real tokens of each row up to the segment's end."""
+        layer = self.layers[0]
+        rest = self.tail_of(layer).valid[:, self.columns :].sum(dim=1).tolist()
+        return [seen - int(count) for seen, count in zip(self.states[layer].seen, rest, strict=True)]
 
 
 def mean_held_of_rows(states: Sequence[LayerState]) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kvfold.attention.hadamard import rotated
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, nothing, partial
 from kvfold.memory import ragged
@@ -41,8 +42,17 @@ class Codec(Protocol):
         """Encode keys and values of slots into tensors [*slots, ...]."""
         ...
 
+    @property
+    def rotates(self) -> bool:
+        """Tell whether slots are written rotated: queries are rotated to read them, and the output is turned back."""
+        ...
+
     def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Decode keys [*slots, D] and values [*slots, E] in `dtype`, from a payload of any leading dimensions."""
+        ...
+
+    def as_written(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Decode likewise, but leave the rotation in which they were written."""
         ...
 
 
@@ -68,10 +78,12 @@ class DensePart(Part):
     blocks: tuple[Block, ...] = field(init=False, compare=False)
     # Keys and values [B, H, S, D] of each block as they lie, where nothing is encoded: views are made once.
     rectangles: tuple[tuple[Tensor, Tensor], ...] | None = field(init=False, compare=False)
+    rotates: bool = field(init=False, compare=False)  # of the codec: a decode step asks for it in every layer
 
     def __post_init__(self) -> None:
         blocks = tuple(_blocks(self.counts))
         object.__setattr__(self, "blocks", blocks)
+        object.__setattr__(self, "rotates", self.codec.rotates)
         rectangles = None
         if self.codec.lossless:
             rectangles = tuple(self.codec.decode(self._views(block), self.dtype) for block in blocks)
@@ -129,19 +141,25 @@ class DensePart(Part):
 
     def attend(self, step: AttentionStep) -> tuple[Partial, "DensePart"]:
         """Attend every query to every slot of its row and head."""
-        queries = step.queries
+        # A rotated slot costs a decode of its own, a rotated query one small product: scores are the same.
+        queries = rotated(step.queries) if self.rotates else step.queries
+        read = self._attend_blocks(queries, step.scale)
+        return Partial(rotated(read.output), read.log_sum_exp) if self.rotates else read, self
+
+    def _attend_blocks(self, queries: Tensor, scale: float) -> Partial:
+        """Attend over each block, and put the answers of rows and heads together."""
         if len(self.blocks) == 1:
-            return self._attend_block(0, queries, step.scale), self
+            return self._attend_block(0, queries, scale)
         whole = nothing(queries)
         group = queries.shape[1] // len(self.counts[0])
         for at, block in enumerate(self.blocks):
             if block.shape[2] == 0:  # an empty head reads nothing
                 continue
             of_group = slice(block.heads.start * group, block.heads.stop * group)
-            answer = self._attend_block(at, queries[block.rows, of_group], step.scale)
+            answer = self._attend_block(at, queries[block.rows, of_group], scale)
             whole.output[block.rows, of_group] = answer.output
             whole.log_sum_exp[block.rows, of_group] = answer.log_sum_exp
-        return whole, self
+        return whole
 
     def read(self, heads: slice = slice(None)) -> KV:
         """Decode the slots of some heads. Each row and head holds as many."""
@@ -215,7 +233,7 @@ class DensePart(Part):
         answers = []
         for first in range(0, block.shape[2], _DECODED_SLOTS):
             piece = slice(first, first + _DECODED_SLOTS)
-            keys, values = self.codec.decode(self._views(block, piece), self.dtype)
+            keys, values = self.codec.as_written(self._views(block, piece), self.dtype)
             answers.append(partial(queries, keys, values, scale=scale))
         return merge(answers)
 

@@ -29,6 +29,10 @@ class Allowance(Protocol):
         """Count the slots a head may hold in one row of one layer after `seen` tokens, sinks included."""
         ...
 
+    def floor(self, *, seen: int, least: int, once: bool) -> int:
+        """Count the slots it holds in any case, of the first `least` tokens; `once`: no token is chosen among again."""
+        ...
+
 
 @runtime_checkable
 class Chooser(Protocol):
@@ -66,6 +70,7 @@ class Rules:
     raw: Layout  # how sinks are stored: as they came
     pinned: int  # first real tokens of each row that stay raw
     layers: int  # layers that fold: a budget in bytes is split over them
+    least: int = 0  # tokens that a budget in fractions leaves in any case
     placement: Placement | None = None  # None: parts lie where they are made
 
     folds: bool = field(init=False)  # whether a fold changes anything
@@ -118,13 +123,19 @@ class Rules:
         budget = self.select.budget
         if budget is None:
             return None
-        return budget.slots(
+        slots = budget.slots(
             seen=seen,
             pinned=self.pinned,
             slot_bytes=token_bytes + heads * self.slot_extra_bytes,
             token_bytes=token_bytes,
             shares=self.layers * rows,
         )
+        return max(slots, self.floor(seen))
+
+    def floor(self, seen: int) -> int:
+        """Count the slots of a row that stay however small a fraction is, sinks included."""
+        budget = self.select.budget
+        return 0 if budget is None else budget.floor(seen=seen, least=self.least, once=self.select.scope == "turn")
 
     def of_layer(self, index: int) -> "Rules":
         """Give the rules of one layer of the model."""

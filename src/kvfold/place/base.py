@@ -22,8 +22,10 @@ class Place(ABC):
     paper: ClassVar[str | None] = None
 
     @abstractmethod
-    def open(self, *, pinned: int) -> Placement | None:
+    def open(self, *, pinned: int, least: int = 0) -> Placement | None:
         """Open the placement of one cache, whose first `pinned` tokens stay raw; None leaves parts where they are made.
+
+        Where it reads a fraction, it reads `least` tokens in any case.
 
         Raises BudgetError for a budget that cannot hold the slots that are always read, and PlanError or FileError for
         a tier that cannot be opened.

@@ -13,6 +13,6 @@ from kvfold.place.base import Place
 class Device(Place):
     """On the model's device, all of it attended."""
 
-    def open(self, *, pinned: int) -> None:
+    def open(self, *, pinned: int, least: int = 0) -> None:
         """Open nothing: parts stay where they are made."""
         return

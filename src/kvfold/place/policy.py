@@ -25,6 +25,7 @@ class PagePolicy:
     tier: Tier
     budget: float | int  # slots read per head: a fraction of the tokens, or a number; pinned tokens included
     pinned: int  # tokens that are read in any case, as sinks
+    least: int  # slots that a fraction reads in any case, pinned tokens included
     recent: int  # newest stored slots that are always read
     splitter: Splitter
     digest_form: DigestForm
@@ -44,9 +45,9 @@ class PagePolicy:
         """Count the slots that a head may read of `stored`, pinned ones taken off."""
         if isinstance(self.budget, int):
             return self.budget - self.pinned
-        least = max(self.recent, self.splitter.longest) + 1
+        needed = max(self.recent, self.splitter.longest) + 1
         # 1e-6, for 0.29 * 100 is a little less than 29.
-        return max(int(self.budget * (stored + self.pinned) + 1e-6) - self.pinned, least, 1)
+        return max(int(self.budget * (stored + self.pinned) + 1e-6) - self.pinned, self.least - self.pinned, needed)
 
     def newest(self, stored: int, closed: int) -> int:
         """Count the newest slots that are always read: the recent ones, and those of the unfinished page."""

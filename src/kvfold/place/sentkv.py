@@ -100,19 +100,20 @@ class SentKV(Place):
         """Make the splitter that cuts text into sentences."""
         return Splitter(length=self.length, window=self.window)
 
-    def open(self, *, pinned: int) -> "OpenedSentKV":
+    def open(self, *, pinned: int, least: int = 0) -> "OpenedSentKV":
         """Open the tier and the policy of one cache. Raises BudgetError for a budget below what is always read."""
-        least = pinned + max(self.recent, self.splitter.longest) + 1
-        if isinstance(self.budget, int) and self.budget < least:
+        needed = pinned + max(self.recent, self.splitter.longest) + 1
+        if isinstance(self.budget, int) and self.budget < needed:
             raise BudgetError(
                 f"budget={self.budget} was asked for; {pinned} pinned tokens and an unfinished sentence of up to "
-                f"{least - 1 - pinned} are always read; give budget={least} or more, or shorter sentences"
+                f"{needed - 1 - pinned} are always read; give budget={needed} or more, or shorter sentences"
             )
         tier = tier_of(self.tier).open(directory=self.directory, limit_bytes=self.limit_bytes)
         policy = PagePolicy(
             tier=tier,
             budget=self.budget,
             pinned=pinned,
+            least=least,
             recent=self.recent,
             splitter=self.splitter,
             digest_form=DIGESTS[self.summary],

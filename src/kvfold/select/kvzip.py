@@ -28,5 +28,6 @@ class KVzip(JointSelect):
     def choose(self, context: FoldContext) -> Selection:
         """Keep the newest slots, then those that the replay attended to most; a segment that fits stays as it is."""
         segment = context.segment
-        scores = context.replay() if bool(segment.real.any()) else segment.nothing_kept().float()
+        fits = all(slots >= len(segment.tokens(row)) for row, slots in enumerate(segment.slots))
+        scores = segment.nothing_kept().float() if fits else context.replay()  # what fits need not be read again
         return Selection.of_layers(context.layers, top_slots_of_rows(segment, scores))

@@ -1,4 +1,4 @@
-"""none: keep nothing of the history but the sinks. The floor of every table.
+"""none: keep nothing of the history but the sinks, and what the floor (`least`) leaves. The lowest row of every table.
 
 Source: the no-history control of https://arxiv.org/abs/2309.17453 taken to its end.
 Ours differs: it is a plan like any other, so it runs on the same samples through the same code.
@@ -16,7 +16,7 @@ from kvfold.select.base import PerLayerSelect, newest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing(PerLayerSelect):
-    """Only the sinks stay."""
+    """Only the sinks stay, and the newest tokens up to the floor."""
 
     query_aware: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
@@ -30,8 +30,8 @@ class Nothing(PerLayerSelect):
         return SinksOnly()
 
     def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
-        """Mark no slot; a layer without room never asks."""
-        return newest(candidates.kv, 0)
+        """Mark the newest slots that the floor leaves; without one there is no room, and a layer never asks."""
+        return newest(candidates.kv, candidates.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,10 @@ class SinksOnly:
     def slots(self, *, seen: int, pinned: int, slot_bytes: int, token_bytes: int, shares: int) -> int:
         """Count as many slots as there are sinks."""
         return min(pinned, seen)
+
+    def floor(self, *, seen: int, least: int, once: bool) -> int:
+        """Count as many slots as the floor says: of a short text everything stays."""
+        return min(seen, least)
 
     def check(self, *, pinned: int) -> None:
         """Accept: it always holds the sinks."""

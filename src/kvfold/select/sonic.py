@@ -66,7 +66,7 @@ class Sonic(JointSelect):
         placed: list[list[Row]] = []
         for row in range(len(kept)):
             tokens = segment.tokens(row)
-            slots = self._spent(segment, row, len(tokens), scores)
+            slots = max(self._spent(segment, row, len(tokens), scores), segment.least[row])
             if slots >= len(tokens):
                 kept[row] = segment.real[row]
                 placed.append([])

@@ -17,6 +17,7 @@ from kvfold.bench.peers.plans import is_rival
 from kvfold.bench.subject import Subject
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import SuiteError
+from kvfold.hf.argument import given, given_to_generate
 from kvfold.hf.cache import FoldedCache
 from kvfold.open import cache
 
@@ -38,10 +39,15 @@ def second_turn(subject: Subject, plan: str, first: Sequence[int], second: Seque
             plan, "second_turn", first=list(first), second=list(second), new_tokens=NEW_TOKENS
         )
         return FaultCheck(found={"fed": reply["fed"]}, sizes=_rival_sizes(plan, reply["held"]))
-    model, past = subject.model, cache(subject.model, plan)
+    model, past = subject.model, cache(subject.model, plan, least=0)
     widths: list[int] = []  # of what the embedding reads, forward by forward
     hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: widths.append(ids[0].shape[1]))
-    options = {"past_key_values": past, "do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    options = {
+        **given_to_generate(past),
+        "do_sample": False,
+        "max_new_tokens": NEW_TOKENS,
+        "min_new_tokens": NEW_TOKENS,
+    }
     try:
         with torch.no_grad():
             text = model.generate(_batch(model, first), **options)
@@ -71,7 +77,7 @@ def padded(subject: Subject, plan: str, ids: Sequence[int], *, pads: int) -> Fau
 
 def _logits_after_fold(subject: Subject, plan: str, ids: Sequence[int], *, pads: int) -> tuple[Tensor, FoldedCache]:
     """The logits [V] of one more token on a folded row, and the cache."""
-    model, past = subject.model, cache(subject.model, plan, prompt_tokens=0)
+    model, past = subject.model, cache(subject.model, plan, prompt_tokens=0, least=0)
     pad = subject.tokenizer.pad_token_id or 0
     batch = _batch(model, [pad] * pads + list(ids))
     # The mask has one column more: that of the last token, which is fed a second time after the fold.
@@ -79,9 +85,9 @@ def _logits_after_fold(subject: Subject, plan: str, ids: Sequence[int], *, pads:
     mask[:, :pads] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        model(batch, attention_mask=mask[:, :-1], position_ids=positions[:, :-1], past_key_values=past)
+        model(batch, attention_mask=mask[:, :-1], position_ids=positions[:, :-1], **given(model, past))
         past.fold()
-        out = model(batch[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], past_key_values=past)
+        out = model(batch[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], **given(model, past))
     return out.logits[0, -1].float(), past
 
 

@@ -34,12 +34,13 @@ class Shares:
 
 def shares_of(model: Any, tokenizer: Any, plan: str, text: str) -> Shares:
     """Read a text in one forward, fold it, and measure what is kept of each token."""
+    from kvfold.hf.argument import given
     from kvfold.open import cache
 
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
-    folded = cache(model, plan)
+    folded = cache(model, plan, least=0)
     with torch.no_grad():
-        model(ids, past_key_values=folded, logits_to_keep=1)
+        model(ids, logits_to_keep=1, **given(model, folded))
     folded.fold()
     tokens = ids[0].tolist()
     layers = {}

@@ -19,6 +19,7 @@ from kvfold.adapters.files import register_adapter
 from kvfold.adapters.ranks import KIND as RANKS
 from kvfold.bench.speed.ranks import ranks_in_shape
 from kvfold.errors import ModelError
+from kvfold.hf.argument import given
 from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import stock_cache
@@ -103,7 +104,7 @@ def feed(cache: Any, model: PreTrainedModel, tokens: int, *, seed: int = 0) -> N
     vocabulary = ModelBinding.of(model).text_config.vocab_size
     ids = torch.randint(0, vocabulary, (1, tokens), generator=source)
     with torch.no_grad():
-        model(ids.to(model.device), past_key_values=cache, logits_to_keep=1)
+        model(ids.to(model.device), logits_to_keep=1, **given(model, cache))
 
 
 def _read(path: str) -> dict[str, Any]:

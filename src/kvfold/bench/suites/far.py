@@ -21,6 +21,7 @@ from kvfold.bench.speed.stages import observed
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
 from kvfold.budget.ledger import Ledger
+from kvfold.hf.argument import given
 from kvfold.open import cache
 
 _WARM_UP = 2  # turns that are not counted
@@ -56,7 +57,7 @@ class FarSuite(Suite):
         plans = [plan, "full"] if self.beside else [plan]
         watches = []
         for text in plans:
-            past = cache(subject.model, text, prompt_tokens=0)
+            past = cache(subject.model, text, prompt_tokens=0, least=0)
             fill(past, subject.model, self.tokens, seed=samples[0])
             watches.append(_Stopwatch(past, subject.model))
         first: dict[str, float] = {}
@@ -76,7 +77,7 @@ class FarSuite(Suite):
     def _prefill(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         outcomes = []
         for number in samples:
-            past = cache(subject.model, plan, prompt_tokens=self.tokens)
+            past = cache(subject.model, plan, prompt_tokens=self.tokens, least=0)
             reset_peak_memory()
             began = perf_counter()
             for start in range(0, self.tokens, self.piece):
@@ -126,7 +127,7 @@ class _Stopwatch:
         token = torch.tensor([[number % self.model.config.vocab_size]], device=device)
         with observed(self.past, self._timer):
             began = perf_counter()
-            self.model(token, past_key_values=self.past)
+            self.model(token, **given(self.model, self.past))
             synchronise(device)
             self.whole += perf_counter() - began
 

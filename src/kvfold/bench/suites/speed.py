@@ -20,6 +20,7 @@ from kvfold.bench.speed.stages import Stages, staged
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import SuiteError
+from kvfold.hf.argument import given
 from kvfold.hf.attention import PREFIX
 from kvfold.hf.generation import stock_cache
 from kvfold.open import cache
@@ -131,7 +132,7 @@ class _Decode:
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
         self.model = subject.model
-        self.plan, self.full = (cache(self.model, text, prompt_tokens=0) for text in (plan, "full"))
+        self.plan, self.full = (cache(self.model, text, prompt_tokens=0, least=0) for text in (plan, "full"))
         for past in (self.plan, self.full):
             fill(past, self.model, tokens, seed=seed)
         self.stock = fill_stock(self.model, tokens, seed=seed)
@@ -231,7 +232,7 @@ def _staged(model: Any, past: Any, work: Callable[[], None]) -> Stages:
 
 def _step(model: Any, past: Any, number: int) -> None:
     token = torch.tensor([[number % model.config.vocab_size]], device=model.device)
-    model(token, past_key_values=past)
+    model(token, **given(model, past))
 
 
 def _feed(model: Any, past: Any, tokens: int, seed: int) -> None:
