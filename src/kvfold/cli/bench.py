@@ -16,6 +16,7 @@ from kvfold.cli.hardware import Device, Dtype
 from kvfold.cli.printing import progress, show_lines, show_tables
 
 if TYPE_CHECKING:
+    from kvfold.bench.run.job import Job
     from kvfold.bench.run.record import Record
 
 PLANS = "full; none; streaming_llm; h2o; snapkv"
@@ -49,6 +50,9 @@ JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.")]
 Threads = Annotated[int | None, typer.Option(help="Processor threads; torch's own choice when left out.", min=1)]
 Executor = Annotated[str, typer.Option(help="Where the work is done: here, processes or ray.")]
 Workers = Annotated[int, typer.Option(help="How many workers, each with its own threads.", min=1)]
+Minutes = Annotated[
+    float | None, typer.Option(help="End in time: what is finished is kept, and the same command goes on.", min=0)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")]
 
 
@@ -69,30 +73,30 @@ def carry_out(
     executor: str = "here",
     workers: int = 2,
     peers: str = "",
+    minutes: float | None = None,
 ) -> "Sequence[Record]":
     """Run what the words of a command line mean, and return the records."""
     import torch
 
     from kvfold.bench.choices import choose
     from kvfold.bench.peers.rivals import Rivals
-    from kvfold.bench.run import jobs, runner
+    from kvfold.bench.run import runner
     from kvfold.bench.run.executors import open_executor
+    from kvfold.bench.run.pace import Pace
     from kvfold.bench.run.setting import Setting
     from kvfold.bench.subject import open_subject
     from kvfold.bench.suites import find
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     chosen = choose(find(suite), given=settings, data=data).bound_to(out)
-    sizes = jobs.sizes(keep, usual=KEEPS)
-    rivals = jobs.parse_rivals(peers, **sizes)
-    wanted = [*jobs.parse_jobs(plans, **sizes, scopes=chosen.scopes), *rivals]
+    wanted, rivals = _wanted(plans, keep, peers, scopes=chosen.scopes)
     count = torch.get_num_threads()
     with open_executor(executor, workers=workers) as where:  # its workers start while the model is opened here
         subject = open_subject(model, dtype=dtype, device=device)
         with Rivals(subject=subject, threads=count) if rivals else nullcontext() as called, progress() as watcher:
             setting = Setting(suite=chosen, subject=replace(subject, rivals=called), n=n, seed=seed, threads=count)
-            return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher)
+            pace = Pace(minutes=minutes, say=watcher.note)
+            return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher, pace=pace)
 
 
 def bench(
@@ -113,6 +117,7 @@ def bench(
     threads: Threads = None,
     executor: Executor = "here",
     workers: Workers = 2,
+    minutes: Minutes = None,
     json: Json = False,
 ) -> None:
     """Ask a model the questions of a suite under several plans, beside the full cache and no history at all."""
@@ -132,8 +137,18 @@ def bench(
         executor=executor,
         workers=workers,
         peers=peers,
+        minutes=minutes,
     )
     _show(records, out, as_json=json)
+
+
+def _wanted(plans: str, keep: str | None, peers: str, *, scopes: Sequence[str]) -> "tuple[list[Job], list[Job]]":
+    """Read the jobs of a command line: all of them, and the rivals among them."""
+    from kvfold.bench.run import jobs
+
+    sizes = jobs.sizes(keep, usual=KEEPS)
+    rivals = jobs.parse_rivals(peers, **sizes)
+    return [*jobs.parse_jobs(plans, **sizes, scopes=tuple(scopes)), *rivals], [*rivals]
 
 
 def _show(records: "Sequence[Record]", out: Path, *, as_json: bool) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from kvfold.bench.report.live import LiveTable, PlainLines
     from kvfold.bench.run.record import Record
-    from kvfold.bench.run.runner import Watcher
 
 
 @contextmanager
-def progress() -> Iterator["Watcher"]:
+def progress() -> "Iterator[LiveTable | PlainLines]":
     """A table that fills itself on a terminal, plain lines anywhere else; both on standard error."""
     from rich.console import Console
 

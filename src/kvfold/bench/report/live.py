@@ -40,6 +40,10 @@ class PlainLines:
             return
         self._print(f"{job.plan}: score {record.score:.3f}, kept {record.stored:.3f}, {record.wall_seconds:.1f} s")
 
+    def note(self, line: str) -> None:
+        """Print what is to be known of the whole run."""
+        self._print(line)
+
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
 
@@ -80,6 +84,10 @@ class LiveTable:
         done = f"{record.n}/{record.n}"
         seconds = f"{record.wall_seconds:.1f} s"
         self._show(job, (job.plan, done, f"{record.score:.3f}", f"{record.stored:.3f}", seconds))
+
+    def note(self, line: str) -> None:
+        """Print above the table what is to be known of the whole run."""
+        self._live.console.print(line, highlight=False)
 
     def _show(self, job: Job, words: tuple[str, ...]) -> None:
         self._rows[job] = words

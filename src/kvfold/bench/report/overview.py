@@ -8,7 +8,7 @@ left out here: paired differences, families and notes.
 from collections.abc import Sequence
 
 from kvfold.bench.peers.plans import is_rival
-from kvfold.bench.report.tables import Row, Table, is_full, is_none, markdown_line
+from kvfold.bench.report.tables import Row, Table, is_full, is_none, markdown_line, scopes_shown
 from kvfold.bench.run.record import Record
 from kvfold.errors import FileError
 
@@ -138,6 +138,8 @@ def _notes(shown: Sequence[Table]) -> list[str]:
                 method = row.record.plan.partition("(")[0]
                 failures.setdefault(f"`{method}`: {row.record.failure}", set()).add(suite)
     lines.append(f"saw the question before folding: {', '.join(sorted(aware)) or 'no plan'}")
+    plans = dict.fromkeys(row.record.plan for table in shown for row in table.rows)
+    lines += scopes_shown(plans)
     for failure, suites in failures.items():
         lines.append(f"failed on {', '.join(sorted(suites))}, {failure}")
     for suite, warning in sorted(warnings):

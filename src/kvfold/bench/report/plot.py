@@ -12,6 +12,8 @@ from typing import Any
 from kvfold.bench.report.tables import Row, Table, is_full, is_none
 
 COLOURS = ("#0b6e99", "#c2571a", "#3a7d44", "#8a3ffc", "#b8860b", "#a11d33", "#4a5568")
+_AXES_INCHES = 5.5  # of width that the axes keep beside a legend
+_EDGE_INCHES = 0.4  # above and below it
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -99,11 +101,19 @@ def figure(title: str) -> Iterator[tuple[Any, Any]]:
         yield whole, axes
 
 
+def _make_room(whole: Any, legend: Any) -> None:
+    """Grow a picture until its legend fits beside the axes and is not clipped."""
+    size = legend.get_window_extent().size / whole.dpi
+    width, height = whole.get_size_inches()
+    whole.set_size_inches(max(width, size[0] + _AXES_INCHES), max(height, size[1] + _EDGE_INCHES))
+
+
 def as_svg(whole: Any, axes: Any) -> str:
     """Write a finished picture as an SVG element, with its legend to the right."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    _make_room(whole, legend)
     sheet = io.StringIO()
     FigureCanvasSVG(whole).print_svg(sheet, metadata={"Date": None, "Creator": None})
     text = sheet.getvalue()

@@ -14,7 +14,7 @@ from kvfold.bench.run.statistics import Difference, difference
 
 LOSSLESS = ("full", "full()")
 FLOOR = ("none", "none()")
-_SCOPE = re.compile(r"""\bscope\s*=\s*(['"])\w+\1\s*,?\s*""")
+_SCOPE = re.compile(r"""\bscope\s*=\s*(['"])(\w+)\1\s*,?\s*""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +232,7 @@ def notes(shown: Table) -> list[str]:
     lines = [f"{label} saw the question before it folded" for label in aware]
     if not aware:
         lines.append("no plan saw the question before it folded")
+    lines += scopes_shown(row.record.plan for row in shown.rows)
     if one.shortcut is not None:
         by_family = one.shortcut_by_family or {}
         each = ", ".join(f"{name} {score:.3f}" for name, score in by_family.items())
@@ -242,6 +243,16 @@ def notes(shown: Table) -> list[str]:
     for warning in shown.warnings:
         lines.append(f"warning: {warning}")
     return lines
+
+
+def scopes_shown(plans: Iterable[str]) -> list[str]:
+    """Write the scope of the plans whose text names one: of two that ran, the better has the row."""
+    found: dict[str, list[str]] = {}
+    for plan in plans:
+        scope = _SCOPE.search(plan)
+        if scope is not None:
+            found.setdefault(scope.group(2), []).append(without_scope(plan))
+    return [f"shown in scope {scope!r}: {', '.join(found[scope])}" for scope in sorted(found)]
 
 
 def markdown_line(words: Sequence[str]) -> str:
