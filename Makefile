@@ -12,7 +12,7 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest check docs records
+.PHONY: help setup demo peers test newest check docs records families
 
 help:  ## what each word does
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -53,6 +53,9 @@ newest: setup  ## what meets transformers, on the newest one that can be install
 	$(BIN)/python -m pip install --quiet --upgrade --target $(NEWEST) transformers
 	PYTHONPATH=$(NEWEST) $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)'
 	PYTHONPATH=$(NEWEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contract tests/hf tests/chat tests/docs
+
+families: setup  ## judge every family of models anew: tests/families/verdicts.json and docs/models.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/families/survey.py
 
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .

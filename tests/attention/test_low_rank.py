@@ -14,6 +14,7 @@ from kvfold.attention.reference import attend_part
 from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.hf.rotary import rotary_of
 from kvfold.memory.kv import KV
+from kvfold.memory.step import AttentionStep
 from ranks import form
 
 HEADS, SIZE, SCALE = 2, 8, 0.3
@@ -111,7 +112,7 @@ def kernel_and_blocks(device, dtype, parts, int8):
         queries, own.bases, keys=part.keys, values=part.values, scales=part.scales, held=part.held, dims=dims,
         slots=int(part.held.sum(dim=1).max()), scale=SCALE,
     )  # fmt: skip
-    return found, part.attend(queries.float(), scale=SCALE)
+    return found, part.attend(AttentionStep(queries=queries.float(), scale=SCALE))[0]
 
 
 @pytest.mark.gpu
@@ -128,4 +129,4 @@ def test_the_kernel_answers_for_all_rows_and_levels_what_the_blocks_answer(dtype
 
 def test_the_kernel_is_not_for_other_devices_types_and_bases():
     own = form(HEADS, SIZE)
-    assert not fits(torch.randn(1, 2, 1, SIZE).half(), own.bases)
+    assert not fits(torch.randn(1, 2, 1, SIZE).half(), own.bases, 1.0)

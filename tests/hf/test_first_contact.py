@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GptOssConf
 import kvfold
 from driving import close, feed
 from fakes import fresh, text
+from families.builder import small_model
 from kvfold.errors import ModelError
 from kvfold.hf.foreign import refuse_foreign
 
@@ -117,4 +118,20 @@ def small_encoder_decoder():
 def test_what_cannot_be_folded_is_refused_in_one_line_when_a_cache_is_asked_for(make, words):
     with pytest.raises(ModelError, match=words) as error:
         refuse_foreign(make())  # the first step of kvfold.cache(), whose types are checked here
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("falcon", "its FalconAttention computes attention by itself"),
+        ("jetmoe", "works on the rows that it stored before it attends .key_states.repeat."),
+        ("deepseek_v3", "its layers cache latents"),
+        ("rwkv", "no layer of it stores keys and values"),
+        ("blt", "transformers makes no cache of its configuration"),
+    ],
+)
+def test_a_family_that_cannot_be_folded_is_refused_by_what_its_attention_does(family, words):
+    with pytest.raises(ModelError, match=words) as error:
+        kvfold.cache(small_model(family), "full")
     assert "\n" not in str(error.value)

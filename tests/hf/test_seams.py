@@ -92,7 +92,7 @@ def test_dropout_and_other_patterns_are_refused():
 
 def test_a_model_whose_layers_all_slide_is_refused_at_once():
     sizes = {**fakes._SIZES, "sliding_window": 8}
-    with pytest.raises(ModelError, match="all its 3 layers slide over a window"):
+    with pytest.raises(ModelError, match="none of its 3 layers attends to the whole text"):
         kvfold.cache(MistralForCausalLM(MistralConfig(**sizes)), "full")
 
 

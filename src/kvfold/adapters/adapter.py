@@ -17,6 +17,7 @@ from kvfold.adapters.scorer import SlotScorer, TokenFeatures
 from kvfold.attention.rotary import Rotary, unrotate
 from kvfold.errors import ModelError
 from kvfold.hf.binding import ModelBinding
+from kvfold.hf.decoder import decoder_of
 from kvfold.hf.rotary import rotary_of
 
 _SCORER, _SCORER_AS_SAVED = "scorer.", "salience."  # version 1 of the files has the second name
@@ -57,7 +58,7 @@ class Adapter(nn.Module):
         """Make a fresh adapter over every linear layer of a model's decoder, its rows near the mean embedding."""
         layers = [
             (name, module.in_features, module.out_features)
-            for name, module in model.get_decoder().named_modules()
+            for name, module in decoder_of(model).named_modules()
             if isinstance(module, nn.Linear)
         ]
         embeddings = model.get_input_embeddings().weight.detach().float()
@@ -72,7 +73,7 @@ class Adapter(nn.Module):
     def attach(self, model: Any) -> "Adapter":
         """Let this adapter act on a model's layers. It does nothing until it is active."""
         self._rotary = rotary_of(model) if self.scorer.features.keys else None
-        modules = dict(model.get_decoder().named_modules())
+        modules = dict(decoder_of(model).named_modules())
         self._updates.belong_to({modules[name]: number for number, name in enumerate(self.names)})
         return self
 

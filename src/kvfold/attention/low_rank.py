@@ -16,6 +16,7 @@ from torch import Tensor
 from kvfold.attention.basis import Bases, Basis, LatentBlock
 from kvfold.attention.kernels.cuda import wide_product
 from kvfold.attention.partial import Partial
+from kvfold.attention.soft_cap import cap_of, capped
 
 # Measured on one thread with 16,384 slots of a 135 M shape; docs/log/dynakv.md has the runs. Keys of all heads take
 # 1.09 ms a layer in tiles of 512 slots, 1.00 in tiles of 2,048 or 4,096. Keys that lie dimension by dimension take
@@ -67,7 +68,7 @@ def attend_latents(
     packed = grouped.flatten(1, 2)  # H, group x Q, D
     slots = sum(block.slots for block in blocks)
     step = max(_SCORES // (heads * slots), 1)  # query rows of a head at a time
-    pieces = [_attend(some, blocks, bases) for some in packed.split(step, dim=1)]
+    pieces = [_attend(some, blocks, bases, scale) for some in packed.split(step, dim=1)]
     output, log_sum_exp = pieces[0]
     if len(pieces) > 1:
         output = torch.cat([piece[0] for piece in pieces], dim=1)
@@ -81,6 +82,7 @@ def _attend(
     queries: Float[Tensor, "H Q D"],
     blocks: Sequence[LatentView],
     bases: Bases,
+    scale: float,
 ) -> tuple[Float[Tensor, "H Q E"], Float[Tensor, "H Q"]]:
     """Output and log-sum-exp of scaled queries, those of a group side by side."""
     heads, new, _ = queries.shape
@@ -90,6 +92,9 @@ def _attend(
     else:
         scores = _written_scores(queries, blocks, bases)
         shift = None
+    if cap_of(scale) is not None:  # a cap bends whole scores, so what all slots share must be in them
+        whole = scores if shift is None else scores + shift.view(-1, 1)
+        scores, shift = capped(whole, scale), None
     # Rows are those of all heads: [H x Q, S], and one maximum a row keeps the exponentials finite.
     highest = scores.amax(dim=1, keepdim=True)
     weights = scores.sub_(highest).exp_()

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from kvfold.attention.kernels.cuda import attend_cuda, has_kernel
 from kvfold.attention.reference import attend_part, causal_mask
+from kvfold.attention.soft_cap import CappedScale
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_SCORES = 1 << 26  # scores that are written out at a time: 256 MiB of float32
 _FAST_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -48,12 +50,13 @@ def partial(
     same_type = queries.dtype == keys.dtype == values.dtype
     plain = same_type and queries.dtype in _FAST_TYPES and queries.device.type == "cpu" and not torch.is_grad_enabled()
     fast = plain or _has_kernel(queries, keys, values)  # the first is a step of decoding, which need not ask further
+    fast = fast and type(scale) is not CappedScale  # no kernel bends scores
     if causal and (mask is not None or not fast):
         triangle = causal_mask(new, stored, keys.device)
         mask = triangle if mask is None else triangle & mask
         causal = False
     if not fast:
-        return Partial(*attend_part(queries, keys, values, scale=scale, mask=mask))
+        return _by_reference(queries, keys, values, scale, mask)
     asked = queries
     if not causal and (mask is None or new == 1):  # all queries of a group see the same slots
         # They lie side by side under their key/value head, so that each key is read once for its group.
@@ -68,6 +71,21 @@ def partial(
     output = output.reshape(queries.shape)
     log_sum_exp = log_sum_exp.reshape(queries.shape[:-1])
     return Partial(output, log_sum_exp)
+
+
+def _by_reference(queries: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None) -> Partial:
+    """Attend with scores written out, of so many queries at a time as memory bears."""
+    new = queries.shape[2]
+    step = max(_SCORES // (queries.shape[0] * queries.shape[1] * keys.shape[2]), 1)
+    if new <= step:
+        return Partial(*attend_part(queries, keys, values, scale=scale, mask=mask))
+    pieces = []
+    for start in range(0, new, step):
+        some = slice(start, start + step)
+        seen = mask if mask is None or mask.shape[2] == 1 else mask[:, :, some]
+        pieces.append(attend_part(queries[:, :, some], keys, values, scale=scale, mask=seen))
+    outputs, sums = zip(*pieces, strict=True)
+    return Partial(torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
 
 
 def _without_blind(

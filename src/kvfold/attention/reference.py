@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kvfold.attention.soft_cap import capped
+
 
 def attend_part(
     queries: Float[Tensor, "B G Q D"],
@@ -26,7 +28,7 @@ def attend_part(
     every_key = keys.to(wide).repeat_interleave(group, dim=1)  # B G S D
     every_value = values.to(wide).repeat_interleave(group, dim=1)  # B G S E
     scores = queries.to(wide) @ every_key.mT  # B G Q S
-    scores = scores * scale
+    scores = capped(scores * scale, scale)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     log_sum_exp = scores.logsumexp(dim=-1)  # B G Q

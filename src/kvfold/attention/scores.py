@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
+from kvfold.attention.soft_cap import cap_of, capped
+
 POOL = 7  # neighbours over which a score is averaged
 _DECAY = 0.9999  # of a score per token of distance: so near 1 that a top token's neighbour outranks all lower tops
 _BLOCK = (256, 1024)  # queries and slots of a block of weights, for each row and query head: it stays cached
@@ -46,6 +48,7 @@ def attention_sums(
             head_keys,
             log_sum_exp[:, of_group],
             causal=causal,
+            scale=scale,
         )
     return sums / group
 
@@ -57,9 +60,11 @@ def _add_sums(
     log_sum_exp: Float[Tensor, "B G Q"],
     *,
     causal: bool,
+    scale: float,
 ) -> None:
-    """Add the attention of one key/value head's group of queries to `sums`, in place and block by block."""
+    """Add the attention of one key/value head's group of scaled queries to `sums`, in place and block by block."""
     new, stored = queries.shape[2], keys.shape[1]
+    uncapped = cap_of(scale) is None
     query_block, slot_block = _CUDA_BLOCK if keys.device.type == "cuda" else _BLOCK
     for first in range(0, new, query_block):
         last = min(first + query_block, new)
@@ -71,7 +76,10 @@ def _add_sums(
         for start in range(0, visible, slot_block):
             stop = min(start + slot_block, visible)
             some_keys = keys[:, start:stop]
-            log_weights = torch.baddbmm(subtracted, block, some_keys.mT)
+            if uncapped:
+                log_weights = torch.baddbmm(subtracted, block, some_keys.mT)
+            else:
+                log_weights = capped(block @ some_keys.mT, scale) + subtracted
             weights = log_weights.exp_()  # B, group x Q, S
             if causal and stop > first + 1:  # else even the first query of the block sees all these slots
                 hidden = _later(range(first, last), range(start, stop), keys.device)
@@ -104,7 +112,7 @@ def max_attention_scores(
         head_keys = keys[:, head, None].float()  # B 1 S D, for all queries of the group
         scores = queries[:, of_group].float() @ head_keys.mT  # B, group, Q, S
         subtracted = log_sum_exp[:, of_group, :, None]
-        log_weights = scores * scale - subtracted
+        log_weights = capped(scores * scale, scale) - subtracted
         log_weights = log_weights.masked_fill(~seen[:, None], -torch.inf)
         highest.append(log_weights.amax(dim=(1, 2)).exp())
     return torch.stack(highest, dim=1)

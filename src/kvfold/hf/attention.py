@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kvfold.attention.soft_cap import with_cap
 from kvfold.errors import CacheError, ModelError
 from kvfold.hf.batched import BatchedRows
 from kvfold.hf.binding import ModelBinding
@@ -102,7 +103,7 @@ class FoldedMask:
 
     def __init__(self, request: dict[str, Any], write: Callable[..., Any]) -> None:
         self.columns: Tensor | None = request.get("attention_mask")  # fed columns that are tokens; None when all are
-        self.is_causal = request.get("mask_function", causal_mask_function) is causal_mask_function
+        self.is_causal = _is_causal(request)
         self._request, self._write = request, write
         self._written: Any = self
 
@@ -111,6 +112,16 @@ class FoldedMask:
         if self._written is self:
             self._written = self._write(**self._request)
         return self._written
+
+
+def _is_causal(request: dict[str, Any]) -> bool:
+    """Tell whether the mask that is asked for is the causal one, up to pads."""
+    if request.get("mask_function", causal_mask_function) is causal_mask_function:
+        return True
+    # Families with images ask for a pattern of their own also where there is no image: then it is causal after all.
+    write: Any = sdpa_mask
+    whole = {**request, "allow_is_causal_skip": False, "kv_length": int(request["kv_length"])}
+    return torch.equal(write(**whole), write(**{**whole, "mask_function": causal_mask_function}))
 
 
 def _mask_over(before: str) -> Callable[..., Any]:
@@ -136,7 +147,7 @@ def _attention_over(before: str) -> Callable[..., Any]:
         if isinstance(key, BatchedRows):
             return _batched(before, module, query, key, attention_mask, kwargs), None
         if isinstance(key, PassRows):
-            scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+            scale = _scale_of(query, kwargs.get("scaling"), kwargs.get("softcap"))
             output = key.attend(query, scale=scale, sink_logits=kwargs.get("s_aux"))
             return output.transpose(1, 2).contiguous(), None
         if isinstance(attention_mask, FoldedMask):  # a stock layer beside folding ones
@@ -168,6 +179,7 @@ def _folded(
     scaling: float | None = None,
     dropout: float = 0.0,
     s_aux: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Attend in one folding layer, which takes the new rows."""
@@ -186,7 +198,7 @@ def _folded(
         hidden_states=cache.lease.take_hidden_states(rows.index) if cache.lease.records_hidden_states else None,
         sink_logits=s_aux,
     )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = scaling if scaling is not None and softcap is None else _scale_of(query, scaling, softcap)
     output = running.forward.attend(rows.index, new, scale=scale, valid=read.past)
     running.is_complete = rows.index == running.last
     return output.transpose(1, 2).contiguous()
@@ -222,6 +234,7 @@ def _batched_folding(
     scaling: float | None = None,
     dropout: float = 0.0,
     s_aux: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Attend in one folding layer of every row."""
@@ -232,7 +245,7 @@ def _batched_folding(
         _read_positions(batch, given, query)
     reader = next((cache.lease for cache in caches if cache.lease.records_hidden_states), None)
     states = None if reader is None else reader.take_hidden_states(index)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = _scale_of(query, scaling, softcap)
     outputs = []
     for row, cache in enumerate(caches):
         one = slice(row, row + 1)
@@ -263,6 +276,11 @@ def _read_positions(batch: BatchedRows, given: Tensor | None, query: Tensor) -> 
     for row, cache in enumerate(batch.cache.rows):
         one = slice(row, row + 1)
         cache.running.columns = _new_columns(cache, None, wanted[one], query[one])
+
+
+def _scale_of(query: Tensor, scaling: float | None, softcap: float | None) -> float:
+    """The factor of the scores as the model gives it, with its cap."""
+    return with_cap(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
 
 
 def _new_columns(cache: FoldedCache, columns: Tensor | None, positions: Tensor | None, query: Tensor) -> NewColumns:

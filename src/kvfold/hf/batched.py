@@ -39,6 +39,8 @@ class BatchedCache(Cache):
         """Add a row behind the others. Raises CacheError for a cache of another model, of several rows, or a twin."""
         if row.batch_size not in (-1, 1):
             _refuse(f"a cache of {row.batch_size} rows was to join", "each row is one conversation", "give one row")
+        if row.stock.has_recurrent:
+            _refuse(f"a cache of {row.lease.name} was to join", "recurrent layers go row by row", "decode it by itself")
         if row in self.rows:
             _refuse("a cache was to join twice", "a past goes one way only", "join cache.fork() instead")
         if self.rows and row.lease.binding is not self.rows[0].lease.binding:

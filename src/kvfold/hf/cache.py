@@ -12,8 +12,7 @@ from typing import Any, Unpack
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin
 
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError
@@ -23,6 +22,7 @@ from kvfold.hf.budgets import NewBudget, rebudgeted
 from kvfold.hf.forward import RunningForward
 from kvfold.hf.handle import FoldingLayer, NewRows
 from kvfold.hf.passes import ModelPasses
+from kvfold.hf.recurrent import RecurrentSeams, folding_layer, unfolded_layer
 from kvfold.hf.stock_layers import StockLayers, StockState
 from kvfold.integers import MOST, integer
 from kvfold.memory.accounting import account, device_of
@@ -32,7 +32,7 @@ from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
 
 
-class FoldedCache(Cache):
+class FoldedCache(RecurrentSeams):
     """The past of one model, folded by a plan. It changes with every forward."""
 
     def __init__(
@@ -40,11 +40,11 @@ class FoldedCache(Cache):
         *,
         memory: Memory,
         plan: Plan,
-        stock: Sequence[CacheLayerMixin],
+        stock: Sequence[Any],
         lease: ModelLease,
         adapter: RowAdapter | None,
     ) -> None:
-        layers = [FoldingLayer(memory) if stock_layers.folds(layer) else layer for layer in stock]
+        layers: list[Any] = [folding_layer(one, memory) if stock_layers.folds(one) else one for one in stock]
         super().__init__(layers=layers)
         self.memory = memory
         self.plan = plan
@@ -52,8 +52,8 @@ class FoldedCache(Cache):
         self.adapter = adapter
         memory.access = ModelPasses(self, adapter)
         self._empty = memory.mark()
-        self._stock = StockLayers({index: layer for index, layer in enumerate(layers) if index not in memory.layers})
-        self.running = RunningForward(memory, self._stock, lease, last=len(layers) - 1)
+        self.stock = StockLayers({at: layer for at, layer in enumerate(layers) if type(layer) is not FoldingLayer})
+        self.running = RunningForward(memory, self.stock, lease, last=len(layers) - 1)
         self._branched = False  # rows are beams of one past
 
     def update(
@@ -61,9 +61,9 @@ class FoldedCache(Cache):
     ) -> tuple[Any, Any]:
         """Take one layer's new rows: stock layers store them at once, folding ones when their queries are known."""
         running = self.running
-        if running.reached < 0 or layer_idx <= running.reached:
+        if running.forward is None or layer_idx <= running.attended:
             self.begin(key_states.shape[0], key_states.shape[2])
-        running.reached = layer_idx
+        running.reached = running.attended = layer_idx
         if layer_idx in self.memory.layers:
             rows = NewRows(self, layer_idx, key_states, value_states)
             return rows, rows
@@ -91,6 +91,8 @@ class FoldedCache(Cache):
         if isinstance(query_length, int) and query_length == 0:
             raise CacheError("a forward of no tokens was asked for; there is nothing to attend with; feed at least one")
         layer: Any = self.layers[layer_idx]
+        if not isinstance(layer, CacheLayerMixin):  # a recurrent layer is asked for the mask of all
+            layer = self.layers[next(iter(self.memory.layers))]
         return layer.get_mask_sizes(query_length)
 
     def crop(self, tokens_to_remove: int | Tensor) -> None:
@@ -131,7 +133,7 @@ class FoldedCache(Cache):
         """Forget everything; plan and model stay."""
         self.running.undo()
         self.memory.restore(self._empty)
-        self._stock.reset()
+        self.stock.reset()
         self.running.may_roll_back = False
         self._branched = False
 
@@ -175,14 +177,14 @@ class FoldedCache(Cache):
 
     def _account(self) -> Ledger:
         adapter_bytes = 0 if self.adapter is None else self.adapter.size_bytes
-        sizes = {"other_bytes": self._stock.size_bytes, "adapter_bytes": adapter_bytes}
+        sizes = {"other_bytes": self.stock.size_bytes, "adapter_bytes": adapter_bytes}
         return account(self.memory, plan=str(self.plan), device=device_of(self.memory), **sizes)
 
     def fork(self) -> "FoldedCache":
         """A second cache with the same past that goes its own way; folded parts are shared until one changes them."""
         self.running.undo()
         stock: list[Any] = [
-            DynamicLayer() if index in self.memory.layers else copy.deepcopy(layer)
+            unfolded_layer(layer) if index in self.memory.layers else copy.deepcopy(layer)
             for index, layer in enumerate(self.layers)
         ]
         twin = FoldedCache(
@@ -192,23 +194,25 @@ class FoldedCache(Cache):
             lease=self.lease.again(),
             adapter=self.adapter,
         )
+        twin.stock.put_back(self.stock.states())
         twin._branched = self._branched
         return twin
 
     def mark(self) -> tuple[Mark, dict[int, StockState]]:
         """A moment to come back to by `restore`, over several forwards."""
         self.running.undo()
-        return self.memory.mark(), self._stock.states()
+        return self.memory.mark(), self.stock.states()
 
     def restore(self, mark: tuple[Mark, dict[int, StockState]]) -> None:
         """Everything as it was at the mark."""
         self.running.undo()
         self.memory.restore(mark[0])
-        self._stock.put_back(mark[1])
+        self.stock.put_back(mark[1])
 
     def begin(self, rows: int, new: int) -> None:
         """Begin a forward of some rows; more rows than are held repeat the past, as beam search wants it."""
-        self.running.undo()
+        if not self.running.awaits_attention:
+            self.running.undo()
         held = len(self.memory.seen)
         if self._branched and new > 1:
             raise CacheError(
@@ -227,4 +231,4 @@ class FoldedCache(Cache):
     def _take_rows(self, rows: Sequence[int]) -> None:
         self.running.undo()
         self.memory.take_rows(rows)
-        self._stock.take_rows(rows)
+        self.stock.take_rows(rows)

@@ -1,7 +1,7 @@
 """What kvfold cannot serve, refused when a cache is asked for: no model, a wrapper, an encoder-decoder, own attention.
 
-A family whose attention does not go through transformers' interface cannot be reached; that is found out by asking
-transformers, without a list of names.
+A family whose attention does not go through transformers' interface cannot be reached, nor one that works on stored
+rows by itself; that is read in the source of its attention, without a list of names.
 """
 
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from kvfold.errors import ModelError
+from kvfold.hf.attention_source import obstacle, own_cache, storing_classes
+from kvfold.hf.decoder import decoder_of
 
 
 def refuse_foreign(model: Any) -> None:
@@ -29,15 +31,33 @@ def refuse_foreign(model: Any) -> None:
             f"a cache of {name} was asked for; it is an encoder with a decoder, whose cross-attention is not folded; "
             "use its stock cache, or a decoder-only model"
         )
-    strange = [type(module).__name__ for module in _models(model) if not module._can_set_attn_implementation()]
-    if strange:
+    _refuse_own_ways(model, name)
+
+
+def _refuse_own_ways(model: PreTrainedModel, name: str) -> None:
+    """Raise ModelError for a decoder whose attention or cache goes its own way."""
+    if vars(model.config.get_text_config(decoder=True)).get("kv_lora_rank") is not None:
         raise ModelError(
-            f"a cache of {name} was asked for; {strange[0]} computes attention by itself, not through transformers' "
-            "attention interface; use its stock cache, or a family that does (docs/models.md)"
+            f"a cache of {name} was asked for; its layers cache latents (multi-head latent attention), not keys and "
+            "values, and are small already; use its stock cache, or a model with plain attention"
         )
-
-
-def _models(model: PreTrainedModel) -> list[PreTrainedModel]:
-    """List the models that a forward of the text decoder goes through."""
-    decoder = model.get_decoder()
-    return [model, *([decoder] if isinstance(decoder, PreTrainedModel) and decoder is not model else [])]
+    decoder = decoder_of(model)
+    wanted = own_cache(type(decoder))
+    if wanted is not None:
+        raise ModelError(
+            f"a cache of {name} was asked for; its forward takes a {wanted} and no other cache; "
+            "use it as it is, or a family that is right in docs/models.md"
+        )
+    storing = storing_classes(decoder)
+    if not storing:
+        raise ModelError(
+            f"a cache of {name} was asked for; no layer of it stores keys and values in a cache of transformers; "
+            "use it as it is, or a model with attention (docs/models.md)"
+        )
+    for kind in storing:
+        truth = obstacle(kind)
+        if truth is not None:
+            raise ModelError(
+                f"a cache of {name} was asked for; its {kind.__name__} {truth}; use its stock cache, or a family that "
+                "is right in docs/models.md"
+            )

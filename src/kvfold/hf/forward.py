@@ -47,11 +47,12 @@ class RunningForward:
         self._any_may_go = False  # as it was before
         self.last = last  # index of the model's last layer
         self.reached = -1  # the newest layer of the running forward; layers come in order
+        self.attended = -1  # the newest attention layer; a layer may be recurrent and attend
         self.is_complete = False  # the last layer is done
         self.columns: NewColumns | None = None  # read by the first folding layer
         self._memory, self._stock, self._lease = memory, stock, lease
         self.forward: Any = None  # the memory's, through which folding layers attend; None between forwards
-        self._before: dict[int, StockState] = {}  # stock layers as they were when it began
+        self._before: dict[int, StockState] | None = None  # stock layers as they were when it began
         self._kept: list[_Kept] = []  # pieces of the newest forward, where tokens may be taken back
         self._continues = False  # the next forward is another piece of the same
         self._held = contextlib.ExitStack()  # what is on the model while `generate` speculates
@@ -60,7 +61,8 @@ class RunningForward:
         """Begin a forward of `new` columns. Raises ModelError where transformers would drop the cache on its way."""
         if self._lease.drop_watch is not None:
             self._lease.drop_watch.refuse_recomputing(self._memory.fed, new)
-        self._before = self._stock.states()
+        if self._before is None:  # recurrent layers before the first attention layer may have been reached
+            self._before = self._stock.states()
         text = self._text(rows, new, plan)  # before a fold that runs text itself
         self._lease.note_running(None)  # a fold may run the decoder, whose end is not this forward's
         reading = WHOLE if self.call is None else self.call.reading(self._memory.fed, new)
@@ -70,6 +72,24 @@ class RunningForward:
             self._kept.clear()
         self.forward = self._memory.begin(new, text=text, reading=reading)
         self._lease.note_running(self)
+
+    def reach_recurrent(self, index: int) -> None:
+        """Note that a recurrent layer is reached, in a hybrid model often before the first attention layer."""
+        if index < self.reached:  # an earlier forward never ended
+            self.undo()
+        if self._before is None:
+            self._before = self._stock.states()
+        self.reached = index
+
+    @property
+    def awaits_attention(self) -> bool:
+        """Whether recurrent layers were reached, and no attention layer yet."""
+        return self.forward is None and self.reached >= 0
+
+    @property
+    def stock_before(self) -> dict[int, StockState]:
+        """Stock layers as they were before the running forward, or as they are."""
+        return self._stock.states() if self._before is None else self._before
 
     def commit(self) -> None:
         """Keep the forward's tokens: the decoder is done."""
@@ -88,7 +108,8 @@ class RunningForward:
             return
         if self.forward is not None:
             self._memory.restore(self.forward.before)
-        self._stock.put_back(self._before)
+        if self._before is not None:
+            self._stock.put_back(self._before)
         self._end()
 
     def crop(self, columns: int) -> None:
@@ -113,8 +134,8 @@ class RunningForward:
             if isinstance(error, CacheError):
                 raise
             raise CacheError(
-                f"asked to remove {columns} tokens; a sliding layer has dropped what they pushed out of its window; "
-                "call activate_past_recording() before they are fed"
+                f"asked to remove {columns} tokens; a sliding layer has dropped what they pushed out of its window, or "
+                "a recurrent one has no way back; call activate_past_recording() before they are fed, or use marks"
             ) from error
 
     def begin_call(self, given: GivenText) -> None:
@@ -165,7 +186,8 @@ class RunningForward:
             self._continues = before
 
     def _end(self) -> None:
-        self.forward, self.columns, self.reached, self.is_complete, self._before = None, None, -1, False, {}
+        self.forward, self.columns, self._before = None, None, None
+        self.reached, self.attended, self.is_complete = -1, -1, False
 
     def _text(self, rows: int, new: int, plan: str) -> Text:
         """Read the new tokens as text, as far as the plan wants them.

@@ -13,6 +13,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from kvfold.hf.decoder import decoder_of
 from kvfold.hf.hooks import ForwardHook
 
 
@@ -37,7 +38,7 @@ class ForwardEnd(ForwardHook):
         """Watch the decoder's end."""
         model: Any = self._model()
         assert model is not None, "a cache is made of a model that is there"
-        return [model.get_decoder().register_forward_hook(self)]
+        return [decoder_of(model).register_forward_hook(self)]
 
     def note(self, running: Running | None) -> None:
         """Note the forward that this thread runs; None: none."""

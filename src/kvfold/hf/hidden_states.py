@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from kvfold.errors import ModelError
+from kvfold.hf.decoder import decoder_of
 from kvfold.hf.hooks import ForwardHook
 
 
@@ -61,7 +62,7 @@ class HiddenStateRecorder(ForwardHook):
 def attention_modules(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, nn.Module]:
     """Find the self-attention module of each of these layers, by layer index; modules without one are left out."""
     found: dict[int, nn.Module] = {}
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     for module in decoder.modules():  # an outer module comes before those inside it
         index: Any = getattr(module, "layer_idx", None)
         # A decoder layer and its feed-forward part may have an index as well; only attention says what it masks.

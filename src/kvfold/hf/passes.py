@@ -7,7 +7,7 @@ the folding layers are the answer. Sliding layers and all counters stay as they 
 
 import contextlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from kvfold.attention.partial import Partial, partial, softmax_sinks
 from kvfold.attention.scores import max_attention_scores
 from kvfold.errors import CacheError
 from kvfold.hf.argument import given
+from kvfold.hf.decoder import decoder_of
 from kvfold.memory.context import NO_ROW, ReplayText, RowAdapter, Rows
 from kvfold.memory.state import LayerState
 from kvfold.memory.step import AttentionStep
@@ -45,11 +46,13 @@ class ModelPasses:
 
     def run(self, states: States, rows: Rows) -> dict[int, Made]:
         """Run rows over what the layers hold; give their keys and values by layer."""
-        return run(self._model, self._past, states, rows, self.adapter)
+        with _recurrent_states_kept(self._past):
+            return run(self._model, self._past, states, rows, self.adapter)
 
     def replay(self, states: States, text: ReplayText) -> dict[int, Tensor]:
         """Run text over what the layers hold; give the maximum attention to each column of the tail by layer."""
-        return replay(self._model, self._past, states, text)
+        with _recurrent_states_kept(self._past):
+            return replay(self._model, self._past, states, text)
 
     @property
     def _past(self) -> Any:
@@ -68,6 +71,20 @@ class ModelPasses:
         return binding.model
 
 
+@contextlib.contextmanager
+def _recurrent_states_kept(past: Any) -> Iterator[None]:
+    """Inside, recurrent layers go on from where the text ends that is folded; afterwards they are as they were."""
+    if not past.stock.has_recurrent:
+        yield
+        return
+    now = past.stock.states()
+    past.stock.put_back(past.running.stock_before)
+    try:
+        yield
+    finally:
+        past.stock.put_back(now)
+
+
 def run(model: PreTrainedModel, past: Cache, states: States, rows: Rows, adapter: RowAdapter | None) -> dict[int, Made]:
     """Run rows through the model's decoder; give their keys and values in every folding layer.
 
@@ -81,7 +98,7 @@ def run(model: PreTrainedModel, past: Cache, states: States, rows: Rows, adapter
             assert adapter is not None, "a method that runs rows of an adapter has one"
             embedded = adapter.embed(rows.rows).to(model.dtype)
             active.enter_context(adapter.active())
-        decoder: Any = model.get_decoder()
+        decoder: Any = decoder_of(model)
         decoder(inputs_embeds=embedded, position_ids=rows.positions.long(), use_cache=True, **given(decoder, reader))
     return reader.made
 
@@ -89,7 +106,7 @@ def run(model: PreTrainedModel, past: Cache, states: States, rows: Rows, adapter
 def replay(model: PreTrainedModel, past: Cache, states: States, text: ReplayText) -> dict[int, Tensor]:
     """Run text once more; give the maximum attention [B, H, columns] to each column of every folding layer's tail."""
     found: dict[int, Tensor] = {}
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     order = (~text.real).to(torch.int8).argsort(dim=1, stable=True)  # a row's tokens first
     ids, real = text.ids.gather(1, order), text.real.gather(1, order)
     for start in range(0, int(real.sum(dim=1).max()), _PIECE):

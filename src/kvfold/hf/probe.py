@@ -20,7 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kvfold.errors import ModelError
 from kvfold.hf.binding import ModelBinding
+from kvfold.hf.decoder import decoder_of
 
 NAME = "kvfold-probe"
 
@@ -74,7 +76,7 @@ def parallel_forward(
     # With a two-dimensional mask of ones, transformers does not take jumps in positions for packed sequences.
     ones = torch.ones_like(positions)
     with _probed(model, masks=masks):
-        output = model.get_decoder()(
+        output = decoder_of(model)(
             input_ids=ids,
             inputs_embeds=embeddings,
             position_ids=positions,
@@ -101,7 +103,7 @@ def _implementation(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the decoder attends by `_attention`. Vision towers and the like keep what they have."""
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation(NAME)
     try:
@@ -123,6 +125,12 @@ def _attention(
     probe = _PROBE.get()
     index: Any = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    bent = [name for name in ("softcap", "s_aux") if more.get(name) is not None]
+    if bent:
+        raise ModelError(
+            f"a method was to learn from the attention of a {type(module).__name__}; it attends with {bent[0]}, which "
+            "is not learned with; use a method that learns nothing of a model"
+        )
     if index in probe.layers:
         if probe.observer is not None:
             probe.observer(index, query, key, value, scale)

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from kvfold.attention.rotary import Rotary
 from kvfold.errors import ModelError
 from kvfold.hf.binding import ModelBinding
+from kvfold.hf.decoder import decoder_of
 
 _CHANGING = ("dynamic", "longrope")
 
 
 def rotary_of(model: PreTrainedModel) -> Rotary:
     """Take the cosines and sines of a model's full-attention layers. Raises ModelError where none stay the same."""
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     config = ModelBinding.of(model).text_config
     module = getattr(decoder, "rotary_emb", None)
     settings = str(getattr(config, "rope_parameters", None) or {})

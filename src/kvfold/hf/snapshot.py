@@ -4,6 +4,7 @@ memory/snapshot.py does the memory; here the stock layers are read and filled. W
 to check (hf/load.py has the fingerprint). No files.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from kvfold.hf.cache import FoldedCache
 from kvfold.memory import snapshot
 from kvfold.memory.snapshot import Snapshot
 
-_STOCK = "stock"
+_STOCK, _RECURRENT = "stock", "recurrent"
 
 
 def take(cache: FoldedCache) -> Snapshot:
@@ -22,11 +23,15 @@ def take(cache: FoldedCache) -> Snapshot:
     memory = snapshot.take(cache.memory)
     tensors: dict[str, Tensor] = dict(memory.tensors)
     stock: dict[str, Any] = {}
+    recurrent: dict[str, Any] = {}
     for index, state in mark[1].items():
-        if state.keys is not None and state.values is not None:
-            tensors[f"{_STOCK}.{index}.keys"], tensors[f"{_STOCK}.{index}.values"] = state.keys, state.values
-            stock[str(index)] = state.cumulative_length
-    return Snapshot(tensors=tensors, plain={**memory.plain, _STOCK: stock})
+        held = dict(state.tensors())
+        tensors |= {f"{_STOCK}.{index}.{name}": tensor for name, tensor in held.items()}
+        if "keys" in held:
+            stock[str(index)] = state.held["cumulative_length"]
+        if "has_previous_state" in state.held:
+            recurrent[str(index)] = sorted(number for number, has in state.held["has_previous_state"].items() if has)
+    return Snapshot(tensors=tensors, plain={**memory.plain, _STOCK: stock, _RECURRENT: recurrent})
 
 
 def put_back(cache: FoldedCache, taken: Snapshot) -> None:
@@ -45,3 +50,17 @@ def put_back(cache: FoldedCache, taken: Snapshot) -> None:
         keys, values = (taken.tensors[f"{_STOCK}.{index}.{name}"] for name in ("keys", "values"))
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values, layer.cumulative_length = keys, values, length
+    for index, numbers in taken.plain.get(_RECURRENT, {}).items():  # earlier files have none
+        for number in numbers:
+            _fill(cache.layers[int(index)], f"{_STOCK}.{index}", number, taken.tensors)
+
+
+def _fill(layer: Any, prefix: str, number: int, tensors: Mapping[str, Tensor]) -> None:
+    """Let one numbered recurrent state hold what the snapshot says."""
+    for name in ("conv_states", "recurrent_states"):
+        state = tensors.get(f"{prefix}.{name}.{number}")
+        if state is not None:
+            layer.lazy_initialization(**{name: state, "state_idx": number})
+            getattr(layer, name)[number].copy_(state)
+            layer.device = state.device
+    layer.has_previous_state[number] = True

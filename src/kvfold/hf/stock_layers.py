@@ -1,21 +1,48 @@
 """The cache layers that stay transformers' own: which a model has, how they are put back, what they hold.
 
-Sliding-window layers keep the stock layer: they are small already. Their updates make new tensors, so the old ones
-can be put back after an interrupt. Nothing here knows what a folding layer does.
+Sliding windows, recurrent states and convolutions are small already, and stay as transformers keeps them. What they
+hold can be noted, and put back after an interrupt. Nothing here knows what a folding layer does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from kvfold.errors import ModelError
 
-_KNOWN = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+_FOLD = (DynamicLayer, LinearAttentionAndFullAttentionLayer)
+_KNOWN = {
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "LinearAttentionLayer",
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "DummyLayer",  # of a layer without attention, such as experts only
+}
+
+# What a sliding window and what recurrent states are, by the names of transformers' attributes.
+_WINDOW = ("keys", "values", "is_initialized", "cumulative_length")
+_RECURRENT = (
+    "conv_states",
+    "recurrent_states",
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+    "has_previous_state",
+    "conv_kernel_size",
+    "device",
+    "dtype",
+)
 
 
 def stock_layers(config: PretrainedConfig, name: str) -> list[Any]:
@@ -23,20 +50,22 @@ def stock_layers(config: PretrainedConfig, name: str) -> list[Any]:
 
     Raises ModelError unless each layer is of full or sliding attention and one at least is of full attention.
     """
-    if getattr(config, "kv_lora_rank", None) is not None:
+    try:
+        layers = DynamicCache(config=config).layers
+    except (AttributeError, KeyError, ValueError) as error:
         raise ModelError(
-            f"{name} was to be folded; its layers cache latents, not keys and values; use a model with plain attention"
-        )
-    layers = DynamicCache(config=config).layers
+            f"{name} was to be folded; transformers makes no cache of its configuration ({error}); "
+            "use a model of one decoder"
+        ) from error
     strange = {type(layer).__name__ for layer in layers} - _KNOWN
     if strange:
         raise ModelError(
             f"{name} was to be folded; it has layers of kind {', '.join(sorted(strange))}; "
-            "use a model of full and sliding attention layers only"
+            "use a model of attention, recurrent and convolution layers only"
         )
     if not any(folds(layer) for layer in layers):
         raise ModelError(
-            f"{name} was to be folded; all its {len(layers)} layers slide over a window, so nothing would be; "
+            f"{name} was to be folded; none of its {len(layers)} layers attends to the whole text, so nothing folds; "
             "use its stock cache, or a configuration without a sliding window"
         )
     return layers
@@ -44,29 +73,49 @@ def stock_layers(config: PretrainedConfig, name: str) -> list[Any]:
 
 def folds(layer: object) -> bool:
     """Tell whether kvfold takes a layer over: one of full attention."""
-    return type(layer) is DynamicLayer
+    return type(layer) in _FOLD
+
+
+def is_recurrent(layer: object) -> bool:
+    """Tell whether a layer has recurrent or convolution states."""
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
 @dataclass(frozen=True, slots=True)
 class StockState:
-    """A sliding layer at one moment."""
+    """A stock layer at one moment: its attributes that change. Windows are replaced, recurrent states written over."""
 
-    keys: Tensor | None
-    values: Tensor | None
-    is_initialized: bool
-    cumulative_length: int
+    held: Mapping[str, Any]
 
     @classmethod
-    def of(cls, layer: DynamicSlidingWindowLayer) -> "StockState":
+    def of(cls, layer: object) -> "StockState":
         """Note what a layer holds now."""
-        return cls(layer.keys, layer.values, layer.is_initialized, layer.cumulative_length)
+        return cls({name: _copied(getattr(layer, name)) for name in _changing(layer)})
 
     def put_back(self, layer: Any) -> None:
         """Let a layer hold this again."""
-        layer.keys = self.keys
-        layer.values = self.values
-        layer.is_initialized = self.is_initialized
-        layer.cumulative_length = self.cumulative_length
+        for name, value in self.held.items():
+            setattr(layer, name, _copied(value))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor by name; those of states are numbered."""
+        for name, value in self.held.items():
+            numbered = value.items() if isinstance(value, dict) else ()
+            named = [(name, value), *((f"{name}.{number}", one) for number, one in numbered)]
+            yield from ((at, one) for at, one in named if isinstance(one, Tensor))
+
+
+def _changing(layer: object) -> tuple[str, ...]:
+    """List the attributes of a layer that a forward changes; keys and values that fold are the memory's."""
+    window = _WINDOW if "cumulative_length" in vars(layer) else ()
+    return window + (_RECURRENT if is_recurrent(layer) else ())
+
+
+def _copied(value: Any) -> Any:
+    """Copy numbered states, which are written in place; a window's tensors never are."""
+    if not isinstance(value, dict):
+        return value
+    return {number: one.clone() if isinstance(one, Tensor) else one for number, one in value.items()}
 
 
 def release_long_storage(layer: Any) -> None:
@@ -79,7 +128,9 @@ def release_long_storage(layer: Any) -> None:
 
 def bytes_of(layer: object) -> int:
     """Count the bytes of the distinct storages of one layer."""
-    held = [thing.untyped_storage() for thing in vars(layer).values() if isinstance(thing, Tensor)]
+    things = [*vars(layer).values()]
+    states = [state for thing in things if isinstance(thing, dict) for state in thing.values()]
+    held = [thing.untyped_storage() for thing in (*things, *states) if isinstance(thing, Tensor)]
     distinct = {storage.data_ptr(): storage.nbytes() for storage in held}
     return sum(distinct.values())
 
@@ -89,6 +140,12 @@ class StockLayers:
 
     def __init__(self, layers: Mapping[int, Any]) -> None:
         self._layers = layers
+        self._empty = self.states()
+
+    @property
+    def has_recurrent(self) -> bool:
+        """Whether any layer has recurrent or convolution states."""
+        return any(is_recurrent(layer) for layer in self._layers.values())
 
     @property
     def size_bytes(self) -> int:
@@ -113,15 +170,19 @@ class StockLayers:
         """Let layers that recorded their past, so that tokens may be taken back, hold their window only."""
         for layer in self._layers.values():
             if getattr(layer, "record_past", False):
-                layer.crop(0)
+                if not is_recurrent(layer) or all(layer.is_conv_states_initialized.values()):
+                    layer.crop(0)
                 layer.record_past = False
 
     def take_rows(self, rows: Sequence[int]) -> None:
         """Pick these rows, in this order, repeats allowed."""
+        indices: Any = torch.tensor(list(rows))
         for layer in self._layers.values():
-            layer.batch_select_indices(torch.tensor(list(rows)))
+            if is_recurrent(layer) and layer.device is not None:
+                LinearAttentionLayer.reorder_cache(layer, indices)
+            if not is_recurrent(layer) or "cumulative_length" in vars(layer):
+                layer.batch_select_indices(indices)
 
     def reset(self) -> None:
         """Forget everything."""
-        for layer in self._layers.values():
-            layer.reset()
+        self.put_back(self._empty)

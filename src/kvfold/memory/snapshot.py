@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from torch import Tensor
 
+from kvfold.attention.soft_cap import cap_of, with_cap
 from kvfold.errors import CacheError, FileError
 from kvfold.memory.forward import Boundaries, Mark
 from kvfold.memory.memory import Memory
@@ -72,7 +73,7 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
     for index, layer in memory.layers.items():
         of_layer = _grouped(grouped.get(str(index), {}))
         states[index] = _state(plain["layers"][str(index)], of_layer, layer.rules, transcript)
-        layer.scale = plain["layers"][str(index)]["scale"]
+        layer.scale = _scale(plain["layers"][str(index)])
     # States go in only when every layer's has been built: a bad file leaves the memory's as they were.
     memory.restore(
         Mark(
@@ -87,8 +88,8 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
 def _of_layer(state: LayerState, scale: float | None) -> tuple[dict[str, Tensor], Plain]:
     """Give the tensors and plain values of one layer."""
     tensors: dict[str, Tensor] = {}
-    plain: Plain = {"seen": list(state.seen), "scale": scale, "sinks": None, "folded": None, "tail": None}
-    plain["records"] = {}
+    plain: Plain = {"seen": list(state.seen), "scale": scale, "cap": cap_of(scale)}
+    plain |= {"sinks": None, "folded": None, "tail": None, "records": {}}
     for name, holder in state.holders():
         if isinstance(holder, Part):
             plain[name], held = holder.state()
@@ -100,6 +101,12 @@ def _of_layer(state: LayerState, scale: float | None) -> tuple[dict[str, Tensor]
             held = dict(tight.tensors())
         tensors |= {f"{name}.{inner}": tensor for inner, tensor in held.items()}
     return tensors, plain
+
+
+def _scale(plain: Plain) -> float | None:
+    """Read a layer's scale, with its soft cap; files of earlier versions have none."""
+    scale = plain["scale"]
+    return None if scale is None else with_cap(scale, plain.get("cap"))
 
 
 def _grouped(tensors: Tensors) -> dict[str, dict[str, Tensor]]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvfold.attention.partial import Partial
+from kvfold.attention.soft_cap import capped
 from kvfold.memory.pages import Pages
 from kvfold.place.working_set import WorkingSet
 
@@ -65,5 +66,6 @@ def mean_of_unselected(
     key = (sums.keys - keys.float().sum(dim=1)) / number
     value = (sums.values - values.float().sum(dim=1)) / number
     # `left` equal scores have a log-sum-exp of one score plus log(left).
-    scores = (queries.float() @ key[:, None, :, None])[..., 0] * scale + left.log()[:, None, None]
+    scores = (queries.float() @ key[:, None, :, None])[..., 0] * scale
+    scores = capped(scores, scale) + left.log()[:, None, None]
     return Partial(value.to(queries.dtype)[:, None, None].expand(*queries.shape[:3], -1), scores)

@@ -79,7 +79,10 @@ class PageIndex:
         *,
         scale: float,
     ) -> Float[Tensor, "N K M"]:
-        """Score each page for each query, by the better of its centres; float32, up to a constant a query."""
+        """Score each page for each query, by the better of its centres; float32, up to a constant a query.
+
+        A soft cap is left out: it changes no query's order.
+        """
         assert self.centres is not None, "an index without pages has no scores"
         heads, pages, centres, size = self.centres.shape
         wide = queries.to(self.centres.dtype)  # bfloat16, as the digests

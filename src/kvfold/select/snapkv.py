@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from kvfold.attention.soft_cap import capped
 from kvfold.errors import PlanError
 from kvfold.memory.candidates import Candidates
 from kvfold.memory.recent_queries import RecentQueries
@@ -59,7 +60,8 @@ class SnapKV(PerLayerSelect):
         assert recent is not None, "recent queries are recorded"
         heads = kv.keys.shape[1]
         queries = recent.queries.float().unflatten(1, (heads, -1))  # B H group W D
-        logits = queries @ kv.keys.float()[:, :, None].mT * candidates.scale  # B H group W S
+        products = queries @ kv.keys.float()[:, :, None].mT  # B H group W S
+        logits = capped(products * candidates.scale, candidates.scale)
         weights = (logits - recent.log_sum_exp.unflatten(1, (heads, -1))[..., None]).exp()
         visible = recent.positions[:, None, :, None] >= kv.positions[:, :, None]  # B H W S
         return torch.where(visible[:, :, None], weights, 0.0).mean(dim=2).sum(dim=2)

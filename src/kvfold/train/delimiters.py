@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kvfold.attention.reference import attend_part, causal_mask
 from kvfold.errors import DataError
+from kvfold.hf.decoder import decoder_of
 from kvfold.hf.probe import replace_attention
 from kvfold.place.sentences import BEST, ENDS, WORST, Ends
 
@@ -97,7 +98,7 @@ def _leaning(model: Any, ids: Tensor) -> Tensor:
         return output.to(queries.dtype)
 
     with replace_attention(model, attend):
-        model.get_decoder()(ids, use_cache=False)
+        decoder_of(model)(ids, use_cache=False)
     return torch.stack(by_layer).mean(dim=0)
 
 

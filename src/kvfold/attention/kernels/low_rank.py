@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kvfold.attention.basis import Bases
 from kvfold.attention.partial import Partial
+from kvfold.attention.soft_cap import cap_of
 
 
 def _module(name: str) -> Any:
@@ -50,8 +51,8 @@ def _jit(function: Callable[..., Any]) -> Any:
     return triton.jit(written)
 
 
-def fits(queries: Float[Tensor, "B G Q D"], bases: Bases) -> bool:
-    """Whether these queries can go through the kernel here."""
+def fits(queries: Float[Tensor, "B G Q D"], bases: Bases, scale: float) -> bool:
+    """Whether these queries can go through the kernel here; it bends no scores."""
     return (
         queries.device.type == "cuda"
         and queries.dtype in HALVES
@@ -59,6 +60,7 @@ def fits(queries: Float[Tensor, "B G Q D"], bases: Bases) -> bool:
         and bases.rotary is None
         and bases.values.parts == 1
         and triton is not None
+        and cap_of(scale) is None
     )
 
 

@@ -102,7 +102,7 @@ class LowRankPart(Part):
     def attend(self, step: AttentionStep) -> tuple[Partial, "LowRankPart"]:
         """Attend every query to every slot of its row."""
         queries, scale = step.queries, step.scale
-        if self.form.planes is None and fits(queries, self.form.bases) and self.slots:
+        if self.form.planes is None and fits(queries, self.form.bases, scale) and self.slots:
             answer = attend_rows(
                 queries,
                 self.form.bases,

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from kvfold.hf.decoder import decoder_of
+
 
 class Update(nn.Module):
     """A low-rank matrix that is added to one weight; it is zero until it is trained."""
@@ -49,5 +51,5 @@ def settle(twin: Any) -> None:
 
 def _projections(model: Any) -> list[Any]:
     """The linear layers of attention; their names hold `attn` in every model that is served."""
-    named = model.get_decoder().named_modules()
+    named = decoder_of(model).named_modules()
     return [module for name, module in named if isinstance(module, nn.Linear) and "attn" in name]
