@@ -12,7 +12,7 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest check docs records families
+.PHONY: help setup demo peers test newest faults check docs records families
 
 help:  ## what each word does
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -56,6 +56,9 @@ newest: setup  ## what meets transformers, on the newest one that can be install
 
 families: setup  ## judge every family of models anew: tests/families/verdicts.json and docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/families/survey.py
+
+faults: setup  ## the whole campaign of damaged files, kills and failed folds; `make test` runs a small part of it
+	KVFOLD_FAULTS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults
 
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -113,6 +113,27 @@ class Plan:
         return placement
 
     @property
+    def reaches(self) -> tuple[str, ...]:
+        """The settings that name files, folders or adapters of others, as `name='value'`."""
+        named = [(member, name) for member in (self.select, self.encode, self.place) for name in member.names_files]
+        values = [(name, getattr(member, name), member) for member, name in named]
+        defaults = {(type(member), field.name): field.default for member, _ in named for field in fields(member)}
+        return tuple(
+            f"{name}={value!r:.200}" for name, value, member in values if value != defaults[type(member), name]
+        )
+
+    def reads_what_is_saved_by(self, other: "Plan") -> bool:
+        """Whether a memory that the other plan has folded can go on by this one: budgets and files may differ."""
+        ours, theirs = self.encode, other.encode
+        files = {name: getattr(ours, name) for name in ours.names_files}
+        return (
+            type(self.select) is type(other.select)
+            and type(self.place) is type(other.place)
+            and type(ours) is type(theirs)
+            and replace(theirs, **files) == ours
+        )
+
+    @property
     def keep(self) -> float | None:
         """The nominal kept fraction of the select member, where it has one."""
         return self.select.keep

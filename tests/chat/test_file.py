@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from kvfold import seal
 from kvfold.chat import file
 from kvfold.chat.chat import Chat
 from kvfold.errors import CacheError, FileError
@@ -142,23 +143,25 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def rewritten(path, change):
-    """The file with another header of ours."""
+    """The file with another header of ours, sealed anew."""
     from safetensors.torch import load_file, save_file
 
     header = file.read_header(path)
     change(header)
-    save_file(load_file(path), path, metadata={file.KIND: json.dumps(header)})
+    held = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(held, path, metadata={file.KIND: json.dumps(header | {"seal": seal.BLANK})})
+    file._seal(path)
 
 
 def test_a_newer_file_says_to_upgrade(saved):
-    rewritten(saved, lambda header: header.update(format_version=2, kvfold="9.9"))
-    with pytest.raises(FileError, match=r"kvfold 9\.9 wrote it in format 2, newer than 1; upgrade kvfold"):
+    rewritten(saved, lambda header: header.update(format_version=3, kvfold="9.9"))
+    with pytest.raises(FileError, match=r"kvfold 9\.9 wrote it in format 3, newer than 2; upgrade kvfold"):
         file.read_header(saved)
 
 
 def test_a_header_that_lacks_something_is_refused(saved):
     rewritten(saved, lambda header: header.pop("ids"))
-    with pytest.raises(FileError, match="its header lacks ids"):
+    with pytest.raises(FileError, match="ids Field required"):
         file.read_header(saved)
 
 

@@ -11,7 +11,7 @@ import source
 
 RANKS = (
     ("errors", "shapes", "version"),
-    ("integers",),
+    ("files", "integers", "seal"),
     ("budget", "data", "attention"),
     ("memory",),
     ("select", "encode", "place"),
@@ -25,7 +25,7 @@ RANKS = (
 )
 RANK = {folder: rank for rank, folders in enumerate(RANKS) for folder in folders}
 EVERYWHERE = ("__init__", "__main__")  # the public face and the door of the command line name what they offer
-NO_TORCH = ("errors", "integers", "shapes", "version", "data", "cli", "__init__", "__main__")
+NO_TORCH = ("errors", "files", "integers", "seal", "shapes", "version", "data", "cli", "__init__", "__main__")
 FOREIGN = ("bench", "peers", "programs")  # run by rivals' interpreters, by path; no part of kvfold when it runs
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "matplotlib", "jinja2", "accelerate", "rich"}
 MAY = {"data": {"tokenizers"}}  # it makes the shipped tokenizer; tokenizers is small and brings no torch

@@ -16,11 +16,11 @@ from kvfold.chat.reply import Reply
 from kvfold.chat.saved import SavedChat
 from kvfold.chat.template import Template
 from kvfold.chat.turns import Past, Turn, folded_until
-from kvfold.errors import CacheError, DataError, KvfoldError, ModelError, PlanError
+from kvfold.errors import CacheError, DataError, FileError, KvfoldError, ModelError, PlanError
 from kvfold.hf import snapshot
 from kvfold.hf.budgets import NewBudget
 from kvfold.hf.cache import FoldedCache
-from kvfold.hf.generation import Model, Settings, Tokenizer, feed, settings_for, stream
+from kvfold.hf.generation import Model, Settings, Tokenizer, feed, is_finite, settings_for, stream
 from kvfold.integers import integer, integer_or_none
 from kvfold.memory.forward import Boundaries
 from kvfold.open import LEAST, PLAN, SINKS, cache_with
@@ -153,19 +153,30 @@ class Chat:
 
     @classmethod
     def load(
-        cls, path: str | Path, model: Model, tokenizer: Tokenizer, *, generation: Settings | None = None
+        cls,
+        path: str | Path,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        generation: Settings | None = None,
+        plan: Plan | str | None = None,
+        trust: bool = False,
     ) -> "Chat":
         """Load a saved conversation, to go on with the model that it was saved with.
 
-        Raises FileError for a file that is no whole saved chat, CacheError for another model, dtype or tokenizer.
+        A file whose plan names folders, files or adapters is loaded with `trust`, or by your own `plan` of the same
+        members. Raises FileError for a file that is no whole saved chat, CacheError for another model, dtype,
+        tokenizer or kind of plan, and for a plan that is not trusted.
         """
         place = Path(path).expanduser()
         saved = SavedChat.read(place, model)
         settings = saved.settings
-        chat = cls(model, tokenizer, saved.plan, generation=generation or saved.generation, **settings)
+        chosen = saved.chosen_plan(place, plan, trust=trust)
+        chat = cls(model, tokenizer, chosen, generation=generation or saved.generation, **settings)
         saved.refuse_other_tokenizer(place, chat._template, pinned=chat._pinned)
         snapshot.put_back(chat._cache, saved.snapshot)
         chat._past = saved.past
+        _refuse_unusable(place, chat)
         return chat
 
     # One turn ---------------------------------------------------------------------------------------------------
@@ -227,6 +238,20 @@ class Chat:
                 f"a chat was to {asked} in the middle of a turn; its reply is still being read; take the rest of its "
                 "pieces, or close the iterator to undo the turn"
             )
+
+
+def _refuse_unusable(path: Path, chat: Chat) -> None:
+    """Feed one token to a copy of a loaded history. Raises FileError where the model cannot attend to what is there."""
+    limit, ids = chat.cache.lease.text_limit, chat.ids
+    if not ids or (limit is not None and len(ids) >= limit):
+        return
+    try:
+        answers = is_finite(chat.model, chat.cache.fork(), ids[-1])
+        fault = "" if answers else "the model answers no numbers"
+    except Exception as error:  # tensors that do not fit each other fail in any way
+        fault = " ".join(str(error).split())[:200] or type(error).__name__
+    if fault:
+        raise FileError(f"{path} was to be read; its history cannot be used ({fault}); get a sound copy")
 
 
 def _fold(cache: FoldedCache, until: int) -> None:

@@ -1,20 +1,19 @@
 """A saved chat as a file: safetensors, with one JSON header that says which kind of file it is and what it holds.
 
-The header can be read without torch. Files that are cut short, foreign or newer are refused. A file is written under
-another name in the same folder and then renamed, so it is whole or not there. saved.py knows what the header means.
+The header can be read without torch. Files that are cut short, foreign, newer or changed by a bit are refused: format 2
+has a seal over header and tensors. A file is written under another name in the same folder and then renamed, so it is
+whole or not there. schema.py knows what a header may say, saved.py what it means.
 """
 
-import contextlib
 import json
-import os
 import struct
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeAlias
 
+from kvfold import seal
 from kvfold.errors import FileError
+from kvfold.files import draft_of, put_in_place, refuse_special
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +22,12 @@ if TYPE_CHECKING:
 Header: TypeAlias = dict[str, Any]
 
 KIND = "kvfold-chat"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FIRST_SEALED = 2
 
 COUNTERS = ("fed", "seen", "slots", "stored_bytes", "full_bytes", "other_bytes")  # of the ledger when it was saved
-PROMISED = (
-    *("kvfold", "model", "fingerprint", "dtype", "plan", "pinned", "raw_turns", "stride", "counters"),
-    *("messages", "turns", "ids", "generation", "cache"),
-)
-
 _LENGTH_BYTES = 8  # safetensors begins with the length of its header, little-endian
-_LONGEST_BYTES = 1 << 30  # no header is longer: a larger number is no length, so the file is of another kind
+_LONGEST_BYTES = 1 << 28  # no header is longer: a larger number is no length, so the file is of another kind
 
 
 def write(path: Path, header: Header, tensors: "Mapping[str, Tensor]") -> None:
@@ -41,73 +36,105 @@ def write(path: Path, header: Header, tensors: "Mapping[str, Tensor]") -> None:
     from safetensors.torch import save_file
 
     # One entry, because safetensors writes several in any order: equal chats shall make equal files.
-    metadata = {KIND: json.dumps({"format_version": FORMAT_VERSION, **header})}
+    metadata = {KIND: json.dumps({"format_version": FORMAT_VERSION, "seal": seal.BLANK} | header)}
     try:
-        with _draft_of(path) as draft:
+        with draft_of(path) as draft:
             save_file(_unshared(tensors), draft, metadata=metadata)
-            _flush(draft)
-            os.replace(draft, path)
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:
+            _seal(draft)
+            put_in_place(draft, path)
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: a name with a NUL in it
         _refuse(path, "written", f"that failed ({error})", "choose a folder that can be written to and has room")
 
 
 def read_header(path: Path) -> Header:
     """Read the header of a file without its tensors. Raises FileError for all but a whole saved chat."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            outer = _read_outer(path, file.read(_LENGTH_BYTES), size, file)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        _refuse(path, "read", reason[:1].lower() + reason[1:], "give the path of a chat that was saved")
-    metadata = outer.pop("__metadata__", None) or {}
-    if KIND not in metadata:
+    from kvfold.chat.schema import ChatHeader, ValidationError, first_fault
+
+    refuse_special(path, "a chat that was saved")
+    head, outer = _read_head(path)
+    metadata = outer.get("__metadata__")
+    if not isinstance(metadata, dict) or KIND not in metadata:
         _refuse(path, "read as a chat", "it is another kind of safetensors file", "give one that `save` wrote")
     try:
         header = json.loads(metadata[KIND])
-        version = header["format_version"]
-    except (ValueError, KeyError, TypeError):
+        version = int(header["format_version"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         _refuse(path, "read as a chat", "its header cannot be read", "get a sound copy")
     if version > FORMAT_VERSION:
-        newer = f"kvfold {header.get('kvfold')} wrote it in format {version}, newer than {FORMAT_VERSION}"
+        newer = f"kvfold {header.get('kvfold')!s:.40} wrote it in format {version}, newer than {FORMAT_VERSION}"
         _refuse(path, "read", newer, "upgrade kvfold")
-    missing = [name for name in PROMISED if name not in header]
-    if missing:
-        _refuse(path, "read", f"its header lacks {', '.join(missing)}", "get a sound copy")
+    if version >= FIRST_SEALED and not seal.is_whole(head, header.get("seal")):
+        _refuse(path, "read", "its header is not as it was written", "get a sound copy")
+    try:
+        ChatHeader.model_validate(header)
+    except (ValidationError, RecursionError) as error:
+        fault = first_fault(error) if isinstance(error, ValidationError) else "it is too deep"
+        _refuse(path, "read", f"its header is none of a chat ({fault})", "get a sound copy")
     return header
 
 
-def read_tensors(path: Path, *, device: "torch.device | str") -> "dict[str, Tensor]":
-    """Read the tensors of a file whose header was found whole, into memory: the file may be removed after that."""
+def read_tensors(path: Path, header: Header, *, device: "torch.device | str") -> "dict[str, Tensor]":
+    """Read the tensors of a file with this header, into memory: the file may be removed after that.
+
+    Raises FileError where they are not those that were sealed.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
+        if "seal" in header:
+            with path.open("rb") as file:
+                file.seek(_LENGTH_BYTES + _length(file.read(_LENGTH_BYTES)))
+                seal.refuse_other_data(file, header["seal"], path)
         mapped = load_file(path, device=str(device))  # on the CPU these tensors are views of the mapped file
         return {name: tensor.clone() for name, tensor in mapped.items()}
     except (OSError, SafetensorError) as error:
         _refuse(path, "read", f"its tensors cannot be ({error})", "get a sound copy")
 
 
-def _read_outer(path: Path, begin: bytes, size: int, file: Any) -> dict[str, Any]:
-    """Read the header of safetensors, which holds ours. The file must be exactly as long as it says."""
-    length = struct.unpack("<Q", begin)[0] if len(begin) == _LENGTH_BYTES else 0
+def _seal(draft: Path) -> None:
+    """Fill in the blank seal of a file that was just written."""
+    with draft.open("r+b") as file:
+        begin = file.read(_LENGTH_BYTES)
+        head = begin + file.read(_length(begin))
+        whole = seal.sealed(head, seal.digest_of(file))
+        file.seek(0)
+        file.write(whole)
+
+
+def _length(begin: bytes) -> int:
+    return struct.unpack("<Q", begin)[0] if len(begin) == _LENGTH_BYTES else 0
+
+
+def _read_head(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Read the head of a file, as bytes and as JSON. The file must be exactly as long as it says."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = _head(path, size, file)
+    except OSError as error:
+        _refuse(path, "read", (error.strerror or str(error)).lower(), "give the path of a chat that was saved")
+    try:
+        outer = json.loads(head[_LENGTH_BYTES:])
+        tensors = [entry for name, entry in outer.items() if name != "__metadata__"]
+        data_bytes = max((entry["data_offsets"][1] for entry in tensors), default=0)
+        whole = len(head) + int(data_bytes)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
+        _refuse(path, "read as a chat", "it is another kind of file", "give one that `save` wrote")
+    if size != whole:
+        _cut_short(path, size, whole)
+    return head, outer
+
+
+def _head(path: Path, size: int, file: BinaryIO) -> bytes:
+    begin = file.read(_LENGTH_BYTES)
+    length = _length(begin)
     inside = file.read(min(length, _LONGEST_BYTES))
     if not inside.startswith(b"{") or length > _LONGEST_BYTES:
         _refuse(path, "read as a chat", "it is another kind of file", "give one that `save` wrote")
     if len(inside) < length:
         _cut_short(path, size, _LENGTH_BYTES + length)
-    try:
-        outer = json.loads(inside)
-        tensors = [entry for name, entry in outer.items() if name != "__metadata__"]
-        data_bytes = max((entry["data_offsets"][1] for entry in tensors), default=0)
-        whole = _LENGTH_BYTES + length + data_bytes
-    except (ValueError, KeyError, TypeError, AttributeError):
-        _refuse(path, "read as a chat", "it is another kind of file", "give one that `save` wrote")
-    if size != whole:
-        _cut_short(path, size, whole)
-    return outer
+    return begin + inside
 
 
 def _cut_short(path: Path, size: int, whole: int) -> NoReturn:
@@ -116,27 +143,6 @@ def _cut_short(path: Path, size: int, whole: int) -> NoReturn:
 
 def _refuse(path: Path, verb: str, truth: str, remedy: str) -> NoReturn:
     raise FileError(f"{path} was to be {verb}; {truth}; {remedy}")
-
-
-@contextmanager
-def _draft_of(path: Path) -> Iterator[Path]:
-    """Make an empty file in the same folder. It is gone afterwards unless it was renamed."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-
-
-def _flush(path: Path) -> None:
-    """Write a file's bytes, or a folder's entries, through to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _unshared(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

@@ -3,6 +3,7 @@
 file.py knows how such a file is written and read as a whole, this file what its header means. It generates nothing.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from kvfold.chat import file
 from kvfold.chat.template import Template
 from kvfold.chat.turns import Past, Turn
 from kvfold.data import Message
-from kvfold.errors import CacheError
+from kvfold.errors import CacheError, FileError
 from kvfold.hf.generation import Model, Settings, plain_settings, settings_from
 from kvfold.hf.load import fingerprint
 from kvfold.memory.snapshot import Snapshot
+from kvfold.plan import Plan
 from kvfold.version import __version__
 
 
@@ -64,6 +66,9 @@ class SavedChat:
         """Read a file. Raises FileError for one that is no whole saved chat, CacheError for another model or dtype."""
         header = file.read_header(path)
         _refuse_other_model(path, header, model)
+        _refuse_other_words(path, header, model)
+        if header["format_version"] < file.FIRST_SEALED:
+            warnings.warn(f"{path} is of an older format without a digest; save it again to seal it", stacklevel=3)
         past = Past(
             messages=tuple(Message(role=said["role"], content=said["content"]) for said in header["messages"]),
             ids=tuple(header["ids"]),
@@ -76,9 +81,31 @@ class SavedChat:
             stride=header["stride"],
             least=header.get("least", 0),  # chats of earlier versions had no floor
             past=past,
-            generation=settings_from(header["generation"]),
-            snapshot=Snapshot(tensors=file.read_tensors(path, device=model.device), plain=header["cache"]),
+            generation=_settings(path, header),
+            snapshot=Snapshot(tensors=file.read_tensors(path, header, device=model.device), plain=header["cache"]),
         )
+
+    def chosen_plan(self, path: Path, given: Plan | str | None, *, trust: bool) -> Plan:
+        """Choose the plan to load by: the caller's, or the file's if it reaches no file or the caller trusts it.
+
+        Raises CacheError for a plan of the caller's under which what is saved means nothing.
+        """
+        ours = Plan.parse(self.plan)
+        if given is None:
+            reached = ours.reaches
+            if reached and not trust:
+                raise CacheError(
+                    f"{path} was to be loaded; its plan names {', '.join(reached)}, which loading would read or write; "
+                    "give trust=True if the file is yours, or plan= with paths of your own"
+                )
+            return ours
+        plan = Plan.parse(given) if isinstance(given, str) else given
+        if not plan.reads_what_is_saved_by(ours):
+            raise CacheError(
+                f"{path} was to be loaded by {plan}; it was saved by {ours}; give a plan of the same members that "
+                "differs in budgets and paths only"
+            )
+        return plan
 
     def refuse_other_tokenizer(self, path: Path, template: Template, *, pinned: int) -> None:
         """Raise CacheError if the template and its tokenizer encode the first message in other tokens than were fed."""
@@ -106,6 +133,27 @@ def _refuse_other_model(path: Path, header: file.Header, model: Model) -> None:
             f"{path} was to be loaded with a model in {_dtype(model)}; it was saved in {header['dtype']}; "
             f"load the model with dtype=torch.{header['dtype']}"
         )
+
+
+def _refuse_other_words(path: Path, header: file.Header, model: Model) -> None:
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
+    highest = max(header["ids"], default=0)
+    if highest >= vocabulary:
+        raise FileError(
+            f"{path} was to be read; it has token {highest}, and the model knows {vocabulary}; get a sound copy"
+        )
+
+
+def _settings(path: Path, header: file.Header) -> Settings:
+    """Read the settings of replies. Raises FileError for what transformers does not take."""
+    try:
+        return settings_from(header["generation"])
+    except Exception as error:  # of whatever kind transformers raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FileError(
+            f"{path} was to be read; its generation settings are none ({reason}); get a sound copy"
+        ) from error
 
 
 def _name(model: Model) -> str:

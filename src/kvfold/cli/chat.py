@@ -32,6 +32,7 @@ def chat(
     plan: Annotated[str | None, typer.Option(help=f"How the history is folded; {PLAN} unless a file says so.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt; it is never folded.")] = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a saved chat, with the model that it names.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Let a saved chat's plan name folders and adapters.")] = False,
     save: Annotated[Path | None, typer.Option(help="Save the chat here when leaving.")] = None,
     least: Annotated[
         int | None, typer.Option(min=0, help="Tokens that a fraction leaves in any case; 256 unless a file says so.")
@@ -54,7 +55,7 @@ def chat(
         floor = {} if least is None else {"least": least}
         begun = Chat(base, tokenizer, plan or PLAN, system=system, generation=generation, **floor)
     else:
-        begun = Chat.load(load, base, tokenizer, generation=generation)
+        begun = Chat.load(load, base, tokenizer, generation=generation, trust=trust)
         tell_loaded(begun)
     talk = Talk(begun, save)
     try:

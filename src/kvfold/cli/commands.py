@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvfold.cli.printing import escaped
 from kvfold.errors import BudgetError, FileError, KvfoldError
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ def status(ledger: "Ledger") -> str:
 
 
 def tell(line: str) -> None:
-    """Say something that is no reply."""
-    print(line, file=sys.stderr, flush=True)
+    """Say something that is no reply, with control characters made visible."""
+    print("\n".join(escaped(part) for part in line.splitlines()), file=sys.stderr, flush=True)
 
 
 def _number(command: str, value: str, usage: str) -> float:

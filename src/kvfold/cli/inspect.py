@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kvfold.cli.printing import escaped
 from kvfold.errors import FileError
 
 
@@ -26,12 +27,12 @@ def inspect(
     folder = shipped if not file.exists() and (shipped / "config.json").is_file() else file
     held = _model(folder) if folder.is_dir() else _chat(file)
     if json:
-        typer.echo(words.dumps(held, ensure_ascii=False))
+        typer.echo(escaped(words.dumps(held, ensure_ascii=False)))  # inside strings, these escapes are JSON's
         return
     shown = {name.replace("_", " "): value for name, value in held.items() if name != "messages"}
     width = max(len(name) for name in shown)
     for name, value in shown.items():
-        typer.echo(f"{name:<{width}}  {_written(value)}")
+        typer.echo(f"{name:<{width}}  {escaped(_written(value))}")
 
 
 def _chat(path: Path) -> dict[str, Any]:

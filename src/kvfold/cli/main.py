@@ -5,6 +5,7 @@ exit code 130. Verbs import what they need when they run; this file imports type
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 import kvfold
 from kvfold.cli import bench, chat, delimiters, demo, inspect, listing, ranks, report, train
+from kvfold.cli.printing import escaped
 from kvfold.errors import KvfoldError
 
 INTERRUPTED = 130  # what shells expect of a program stopped by Ctrl-C
@@ -63,7 +65,12 @@ def usage_line(error: typer.TyperException) -> str:
 
 def complain(line: str) -> None:
     """Say it on standard error as one line, whatever line breaks the message carries."""
-    print("kvfold:", " ".join(line.split()), file=sys.stderr)
+    print("kvfold:", escaped(" ".join(line.split())), file=sys.stderr)
+
+
+def remark(message: Warning | str, *rest: object, **more: object) -> None:
+    """Say a warning as one line, without the line of code that gave it."""
+    complain(str(message))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +78,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = command.main(args=words or ["--help"], prog_name="kvfold", standalone_mode=False)
+        with warnings.catch_warnings():  # puts the way of showing them back
+            warnings.showwarning = remark
+            code = command.main(args=words or ["--help"], prog_name="kvfold", standalone_mode=False)
     except KvfoldError as error:
         complain(str(error))
         return REFUSED

@@ -4,6 +4,7 @@ With `--json`, standard output holds one record per line and nothing else. Table
 chooses where they go and how progress looks on a terminal or in a log.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +14,15 @@ import typer
 if TYPE_CHECKING:
     from kvfold.bench.report.live import LiveTable, PlainLines
     from kvfold.bench.run.record import Record
+
+
+# Control characters, and those that turn the direction of a line: a terminal would act on them.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def escaped(text: str) -> str:
+    """Write control characters, which come from others' files, as `\\u001b`."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class Encode(ABC):
 
     lossless: ClassVar[bool] = False
     shared_heads: ClassVar[bool] = False  # whether all heads of a layer must keep the same slots
+    names_files: ClassVar[tuple[str, ...]] = ()  # settings that name files, folders or adapters
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})  # older names of settings, with their names of today
     paper: ClassVar[str | None] = None
 
@@ -143,6 +144,7 @@ class Learned(Encode):
 
     adapter: str = "shipped"  # or a folder or Hub name of one
 
+    names_files: ClassVar[tuple[str, ...]] = ("adapter",)
     shared_heads: ClassVar[bool] = True
 
     @property

@@ -119,6 +119,14 @@ def feed(model: Model, cache: Cache, ids: Sequence[int]) -> None:
             model(input_ids=columns, use_cache=True, logits_to_keep=1, **given(model, cache))
 
 
+def is_finite(model: Model, cache: Cache, token: int) -> bool:
+    """Feed one token to a cache, and tell whether the model answers with numbers."""
+    with torch.no_grad():
+        column = torch.tensor([[token]], device=model.device)
+        logits = model(input_ids=column, past_key_values=cache, use_cache=True).logits
+    return bool(logits.isfinite().any())
+
+
 class _Worker(BaseStreamer):
     """One `generate` call in a second thread, and the queue through which its tokens come. It changes as they do."""
 

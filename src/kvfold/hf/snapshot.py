@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvfold.errors import CacheError
+from kvfold.errors import CacheError, KvfoldError
 from kvfold.hf.cache import FoldedCache
 from kvfold.memory import snapshot
 from kvfold.memory.snapshot import Snapshot
@@ -35,7 +35,19 @@ def take(cache: FoldedCache) -> Snapshot:
 
 
 def put_back(cache: FoldedCache, taken: Snapshot) -> None:
-    """Make a fresh cache of the same model and plan hold what the snapshot says."""
+    """Make a fresh cache of the same model and plan hold what the snapshot says.
+
+    Raises CacheError for another model's, and FileError for one that contradicts itself, in whatever way.
+    """
+    try:
+        _put_back(cache, taken)
+    except KvfoldError:
+        raise
+    except Exception as error:  # tensors of others may be anything
+        snapshot.contradiction(" ".join(str(error).split())[:200] or type(error).__name__)
+
+
+def _put_back(cache: FoldedCache, taken: Snapshot) -> None:
     sliding = {str(index) for index in range(len(cache.layers)) if index not in cache.memory.layers}
     stock = taken.plain[_STOCK]
     if not stock.keys() <= sliding:

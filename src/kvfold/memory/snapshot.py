@@ -73,6 +73,7 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
     for index, layer in memory.layers.items():
         of_layer = _grouped(grouped.get(str(index), {}))
         states[index] = _state(plain["layers"][str(index)], of_layer, layer.rules, transcript)
+        _refuse_strange(states[index], plain["fed"])
         layer.scale = _scale(plain["layers"][str(index)])
     # States go in only when every layer's has been built: a bad file leaves the memory's as they were.
     memory.restore(
@@ -139,9 +140,26 @@ def _state(
             seen=tuple(plain["seen"]),
         )
     except ValueError as error:
-        _contradiction(str(error))
+        contradiction(str(error))
     except (KeyError, TypeError) as error:
-        _contradiction(f"{error} is missing or strange")
+        contradiction(f"{error} is missing or strange")
+
+
+def _refuse_strange(state: LayerState, fed: int) -> None:
+    """Raise FileError where rows, heads and columns of a layer do not agree."""
+    tail = state.tail
+    if tail is None:
+        if state.sinks is not None or state.folded is not None or any(state.seen) or fed:
+            contradiction(f"{fed} tokens were fed, and a layer has no tail")
+        return
+    rows, heads, columns = tail.keys.shape[:3]
+    if tail.start + tail.length != fed or max(state.seen, default=0) > fed or len(state.seen) != rows:
+        contradiction(f"{fed} tokens were fed, and rows of {list(state.seen)[:9]} end at {tail.start + tail.length}")
+    if tail.values.shape[:3] != (rows, heads, columns) or tail.positions.shape != (rows, columns):
+        contradiction("keys, values and positions are of different columns")
+    for part in (state.sinks, state.folded):
+        if part is not None and [len(row) for row in part.counts] != [heads] * rows:
+            contradiction(f"a part has other rows or heads than the {rows} x {heads} of the tail")
 
 
 def _folded(
@@ -162,5 +180,7 @@ def _tail(plain: Plain, tensors: dict[str, Tensor]) -> Tail:
     return Tail(**tensors, **plain)
 
 
-def _contradiction(what: str) -> NoReturn:
-    raise FileError(f"a saved cache was to be read; it contradicts itself ({what}); get a sound copy of the file")
+def contradiction(what: str) -> NoReturn:
+    """Raise FileError for a snapshot that contradicts itself."""
+    said = " ".join(what.split())[:300]  # other libraries say why in many lines
+    raise FileError(f"a saved cache was to be read; it contradicts itself ({said}); get a sound copy of the file")

@@ -18,6 +18,7 @@ from kvfold.memory.part import Placement
 class Place(ABC):
     """A placement of folded parts."""
 
+    names_files: ClassVar[tuple[str, ...]] = ()  # settings that name files, folders or adapters
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})  # older names of settings, with their names of today
     paper: ClassVar[str | None] = None
 

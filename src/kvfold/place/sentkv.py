@@ -59,6 +59,7 @@ class SentKV(Place):
     offload_above: int = 2048  # raw tokens beyond which the older ones are offloaded, while a prompt is read
 
     paper: ClassVar[str | None] = "https://openreview.net/forum?id=T0ii3nAxk4"
+    names_files: ClassVar[tuple[str, ...]] = ("directory", "delimiters")
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"votes": "query_scores", "rest": "mean_of_unselected", "spill": "offload_above", "ends": "delimiters"}
     )

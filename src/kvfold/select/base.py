@@ -34,6 +34,7 @@ class Select(ABC):
 
     query_aware: ClassVar[bool]  # whether it looks at recent queries, which may be the question itself
     paper: ClassVar[str | None]
+    names_files: ClassVar[tuple[str, ...]] = ()  # settings that name files, folders or adapters
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})  # older names of settings, with their names of today
     chooses_jointly: ClassVar[bool] = False  # for all layers at once; a segment is then folded once, never again
 

@@ -34,6 +34,7 @@ class Sonic(JointSelect):
     verbatim: float = VERBATIM  # share of a segment's slots that goes to the most salient ones, word for word
     adapter: str = "shipped"  # or a folder, or a name on the Hub
 
+    names_files: ClassVar[tuple[str, ...]] = ("adapter",)
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2601.21927"
 
     def __post_init__(self) -> None:
