@@ -1,5 +1,7 @@
+import time
+
 import pytest
-from stub_judge import be_silent, hang_up, refuse, say
+from stub_judge import be_silent, hang_up, refuse, say, stub_judge
 
 from kvfold.bench.judging.endpoint import Endpoint
 from kvfold.bench.judging.rubric import rating
@@ -100,3 +102,66 @@ def test_pauses_double_and_a_server_may_ask_for_longer_ones(judge, monkeypatch):
 def test_an_endpoint_that_cannot_work_is_refused(judge, settings):
     with pytest.raises(SuiteError, match="give"):
         endpoint(judge, **settings)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_carries_no_key_anywhere(judge, monkeypatch, status):
+    monkeypatch.setenv("KVFOLD_JUDGE_KEY", "secret-123")
+    with stub_judge() as other:
+        judge.answers = [refuse(status, Location=other.url + "/chat/completions?key=secret-123")]
+        with pytest.raises(SuiteError, match=f"refuses with {status} .*where no key is sent") as caught:
+            endpoint(judge).ask(QUESTION, rating)
+        assert other.asked == []
+    assert "secret-123" not in str(caught.value)
+
+
+@pytest.mark.parametrize("trouble", [refuse(503, "key secret-123"), refuse(401, "key secret-123"), "not secret-123",
+                                     say(b"secret-123")])  # fmt: skip
+def test_a_key_that_is_echoed_is_masked(judge, monkeypatch, trouble):
+    monkeypatch.setenv("KVFOLD_JUDGE_KEY", "secret-123")
+    judge.answers = [trouble]
+    with pytest.raises(SuiteError, match=r"\*\*\*") as caught:
+        endpoint(judge, tries=1).ask(QUESTION, rating)
+    assert "secret-123" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "a b", "schlüssel"])
+def test_a_key_that_is_none_is_refused_without_showing_it(judge, monkeypatch, key):
+    monkeypatch.setenv("KVFOLD_JUDGE_KEY", key)
+    with pytest.raises(SuiteError, match="give it as it is") as caught:
+        endpoint(judge).ask(QUESTION, rating)
+    assert key not in str(caught.value)
+    assert judge.asked == []
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "http://" + "a" * 5000, "http://a..b/v1", "http://x:99999/"])
+def test_addresses_that_cannot_be_are_one_line(url):
+    with pytest.raises(SuiteError) as caught:
+        Endpoint(url=url, model="wise", tries=1, limit_seconds=2.0).ask(QUESTION, rating)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def drip(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def pour(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b" " * (1 << 18))
+
+
+@pytest.mark.parametrize(("trouble", "words"), [
+    (drip, "not whole after"), (pour, "longer than"), (say(b"[" * 100_000), "no chat completion"),
+])  # fmt: skip
+def test_an_answer_is_bounded_in_time_size_and_depth(judge, trouble, words):
+    judge.answers = [trouble]
+    with pytest.raises(SuiteError, match=words):
+        endpoint(judge, tries=1, limit_seconds=0.8).ask(QUESTION, rating)
