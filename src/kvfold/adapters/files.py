@@ -53,22 +53,33 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
     """
     folder = folder_for(source, model, kind=kind)
     words = words_for(folder, model, kind=kind, needed=_OF_UPDATES)
-    adapter = Adapter(
-        rows=words["rows"],
-        width=words["width"],
-        layers=[tuple(layer) for layer in words["layers"]],
-        rank=words["rank"],
-        scale=words["scale"],
-        features=TokenFeatures(**words["reads"]),
-    )
     try:
-        learned = load_file(folder / TENSORS)
-        adapter.load_state_dict({name: tensor.float() for name, tensor in learned.items()})
+        learned = read_tensors(folder)
+        with torch.device("meta"):  # takes no room: sizes are promises until they are those of the tensors
+            adapter = Adapter(
+                rows=words["rows"],
+                width=words["width"],
+                layers=[tuple(layer) for layer in words["layers"]],
+                rank=words["rank"],
+                scale=words["scale"],
+                features=TokenFeatures(**words["reads"]),
+            )
+        adapter.load_state_dict({name: tensor.float() for name, tensor in learned.items()}, assign=True)
+        adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
+        adapter.scorer.float()  # close scores differ only in float32
+        return adapter.attach(model)
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
-        raise FileError(f"{source} was asked for; its tensors cannot be read ({error}); get a sound copy") from error
-    adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
-    adapter.scorer.float()  # close scores differ only in float32
-    return adapter.attach(model)
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise FileError(f"{source} was asked for; its tensors cannot be read ({said}); get a sound copy") from error
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of an adapter. Raises ValueError where one holds other things than numbers."""
+    learned = load_file(folder / TENSORS)
+    for name, tensor in learned.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds what is no number")
+    return learned
 
 
 def find_adapter(model: Any, select: Select) -> Adapter | None:
@@ -146,16 +157,22 @@ def _called(model: Any) -> str:
 
 
 def _folder(source: str | Path) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
+    try:
+        if Path(source).is_dir():
+            return Path(source)
+    except OSError as error:  # a name that is too long
+        raise FileError(
+            f"the adapter {str(source)[:100]!r}... was asked for; its name cannot be one ({error.strerror}); give a folder"
+        ) from error
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(source), allow_patterns=[TENSORS, WORDS]))
     except Exception as error:  # whatever keeps the Hub from answering, the user must give another source
-        first = str(error).splitlines()[0]
+        first = " ".join(str(error).split())[:300] or type(error).__name__
         raise FileError(
-            f"the adapter {source} was asked for; it is no folder and the Hub has none ({first}); give a folder"
+            f"the adapter {str(source)!r:.300} was asked for; it is no folder and the Hub has none ({first}); "
+            "give a folder"
         ) from error
 
 
@@ -163,7 +180,9 @@ def _words(folder: Path, needed: Sequence[str]) -> dict[str, Any]:
     try:
         words = json.loads((folder / WORDS).read_text(encoding="utf-8"))
         missing = {*_ALWAYS, *needed} - set(words)
-    except (OSError, ValueError) as error:
+        if not isinstance(words, dict) or type(words.get("version", 1)) is not int:
+            raise ValueError("it is no adapter's")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise FileError(
             f"the adapter {folder} was asked for; its {WORDS} cannot be read ({error}); get a sound copy"
         ) from error

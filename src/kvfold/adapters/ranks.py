@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from kvfold.adapters import measured
-from kvfold.adapters.files import TENSORS, WORDS, folder_for, words_for, write_folder
+from kvfold.adapters.files import WORDS, folder_for, read_tensors, words_for, write_folder
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
 from kvfold.encode.base import Encode
@@ -72,14 +71,15 @@ def load_ranks(source: str | Path, model: Any) -> Ranks:
     folder = folder_for(source, model, kind=KIND)
     words = words_for(folder, model, kind=KIND, needed=("bases",))
     try:
-        learned = load_file(folder / TENSORS)
+        learned = read_tensors(folder)
         tensors = {name: tensor.to(model.device) for name, tensor in learned.items()}
         bases = {name: _basis_ranks(name, basis, tensors, model) for name, basis in words["bases"].items()}
         without_gates = measured.read(words.get("measured", {}), tensors, model)
     except ModelError:
         raise
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
-        raise FileError(f"{source} was asked for; its tensors cannot be read ({error}); get a sound copy") from error
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise FileError(f"{source} was asked for; its tensors cannot be read ({said}); get a sound copy") from error
     return Ranks(bases=bases, measured=without_gates, default=words.get("default"))
 
 
