@@ -123,7 +123,7 @@ def is_finite(model: Model, cache: Cache, token: int) -> bool:
     """Feed one token to a cache, and tell whether the model answers with numbers."""
     with torch.no_grad():
         column = torch.tensor([[token]], device=model.device)
-        logits = model(input_ids=column, past_key_values=cache, use_cache=True).logits
+        logits = model(input_ids=column, use_cache=True, **given(model, cache)).logits
     return bool(logits.isfinite().any())
 
 
