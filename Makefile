@@ -12,10 +12,10 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest faults check docs records families
+.PHONY: help setup demo peers test newest faults check docs records records-smollm2 families
 
 help:  ## what each word does
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
 
 setup: $(STAMP)  ## bring .venv up to date, tests and all (nothing to do: no time spent)
 
@@ -110,12 +110,27 @@ dynakv-needle_ASKS := needle --n 60 --set tokens=4096 --set question=seen
 dynakv-longqa_ASKS = longqa --n 96 --set score=likelihood --set question=seen --data "$(DATA)"
 sentkv-needle_ASKS := needle --n 60 --set tokens=4096
 sentkv-longqa_ASKS = longqa --n 48 --set score=likelihood --set answer=singly --data "$(DATA)"
+# SmolLM2, in float32, which most processors are quickest in. Each folder ends after its minutes, with what is finished
+# by then, and goes on at the next sample when the same word is given again; two at a time they take at most five hours.
+ON_SMOLLM2_PLANS ?= int8; int4; kvtc(bits=4.0); pca(rate=0.3); dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); streaming_llm; h2o; \
+  snapkv; chunkkv; kvzip; snapkv + int8; sentkv(budget=0.1)
+ON_SMOLLM2_KEEPS ?= 0.5,0.2,0.1
+ON_SMOLLM2_RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; transformers:QuantizedCache(backend='fp8')
+ruler-smollm2_ASKS := ruler --n 55 --set tokens=2048 --minutes 150
+ruler-seen-smollm2_ASKS := ruler --n 33 --set tokens=2048 --set question=seen --minutes 100
+ruler-4096-smollm2_ASKS := ruler --n 22 --set tokens=4096 --set question=seen --minutes 120
+longqa-smollm2_ASKS = longqa --n 24 --set tokens=2048 --set score=likelihood --minutes 80 --data "$(DATA)"
+dialogue-smollm2_ASKS = dialogue --n 48 --set score=likelihood --minutes 75 --data "$(DATA)"
+fidelity-smollm2_ASKS = fidelity --n 24 --minutes 75 --data "$(DATA)"
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
+ON_SMOLLM2 := ruler-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 $(if $(DATA),longqa-smollm2 dialogue-smollm2 fidelity-smollm2)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
 OF_SMALL := dynakv-needle $(if $(DATA),dynakv-longqa)
 OF_SENTKV := sentkv-needle $(if $(DATA),sentkv-longqa)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
+$(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS) --peers "$(ON_SMOLLM2_RIVALS)"
+$(ON_SMOLLM2:%=$(RECORDS)/%): DTYPE := float32
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
@@ -124,13 +139,18 @@ $(OF_SENTKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SENTKV)"
 
 records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
 	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
-	$(MAKE) -j $(JOBS) $(ALL_RECORDS)
+	$(MAKE) -j $(JOBS) $(filter-out $(ON_SMOLLM2:%=$(RECORDS)/%),$(ALL_RECORDS))
+
+records-smollm2: setup peers  ## the records of SmolLM2: at most five hours of two cores, or call it again; DATA as above
+	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
+	$(MAKE) -j $(JOBS) $(ON_SMOLLM2:%=$(RECORDS)/%)
 
 # Lines say whose they are; a failure is not lost in the pipe.
-ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))
+ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(ON_SMOLLM2) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))
+DTYPE := bfloat16
 .PHONY: $(ALL_RECORDS)
 $(RECORDS)/%: SHELL := /bin/bash
 $(RECORDS)/%: .SHELLFLAGS := -o pipefail -c
 $(ALL_RECORDS): $(RECORDS)/%:
-	@OMP_NUM_THREADS=1 $(BIN)/kvfold bench $($*_ASKS) --dtype bfloat16 --threads 1 $(ASKS) --out $@ 2>&1 > /dev/null \
+	@OMP_NUM_THREADS=1 $(BIN)/kvfold bench $($*_ASKS) --dtype $(DTYPE) --threads 1 $(ASKS) --out $@ 2>&1 > /dev/null \
 	  | sed -u 's/^/$*: /'

@@ -4,17 +4,19 @@ What a model's layers fold by comes from the plan, what was learned for the mode
 sees from hf/. Nothing else puts these together.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from kvfold.adapters.files import find_adapter
 from kvfold.adapters.ranks import layout_for
-from kvfold.errors import BudgetError, PlanError
+from kvfold.errors import BudgetError, ModelError, PlanError
 from kvfold.hf.attention import AttentionService
 from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.budgets import refuse_small
 from kvfold.hf.cache import FoldedCache
 from kvfold.integers import integer, integer_or_none
 from kvfold.memory.forward import Boundaries
+from kvfold.memory.handover import hand_over
 from kvfold.memory.hidden_states import HiddenStates
 from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
@@ -64,14 +66,20 @@ def cache_with(
     pinned: int = SINKS,
     least: int = LEAST,
     tokenizer: Any = None,
+    for_plans: Sequence[Plan] = (),
 ) -> FoldedCache:
-    """Make a folded cache that folds at these boundaries. Raises as `cache` does."""
+    """Make a folded cache that folds at these boundaries. Raises as `cache` does.
+
+    What the methods of `for_plans` read is recorded too, so that forks may go on by them (`fork_under`).
+    """
     chosen = Plan.parse(plan) if isinstance(plan, str) else plan
     binding = ModelBinding.of(model)
     folding = binding.folding_layers
     pinned = integer("pinned", pinned, least=0, error=PlanError)
     least = integer("least", least, least=0, error=BudgetError)
-    rules = chosen.rules(pinned=pinned, layers=len(folding), least=least, layout=layout_for(model, chosen.encode))
+    also = tuple(recorder for other in for_plans for recorder in other.select.records)
+    layout = layout_for(model, chosen.encode)
+    rules = chosen.rules(pinned=pinned, layers=len(folding), least=least, layout=layout, also=also)
     refuse_small(rules, None, binding)
     return FoldedCache(
         memory=Memory(rules, layers=folding, boundaries=boundaries),
@@ -86,3 +94,24 @@ def cache_with(
         ),
         adapter=find_adapter(model, chosen.select),
     )
+
+
+def fork_under(read: FoldedCache, plan: Plan | str) -> FoldedCache:
+    """Fork a cache that has read a text and not folded yet; the fork folds when asked to, by another plan.
+
+    >>> read = cache_with(model, "full", boundaries=Boundaries(prompt=0), for_plans=plans)
+    >>> model(prompt, past_key_values=read)
+    >>> forks = [fork_under(read, plan) for plan in plans]
+
+    Raises ModelError where the model is gone, CacheError where something is folded, or not recorded that the plan
+    needs, and for a plan that places slots, and as `cache` does.
+    """
+    binding = read.lease.binding
+    if binding is None:
+        raise ModelError(f"a cache of {read.lease.name} was to be forked; the model is gone; keep it alive")
+    rules = read.memory.rules
+    fork = cache_with(binding.model, plan, boundaries=Boundaries(prompt=0), pinned=rules.pinned, least=rules.least)
+    twin = read.fork()
+    hand_over(twin.memory, fork.memory)
+    fork.restore((fork.memory.mark(), twin.mark()[1]))  # the layers that never fold
+    return fork

@@ -24,6 +24,7 @@ from kvfold.encode.dense import Dense
 from kvfold.errors import BudgetError, KvfoldError, PlanError
 from kvfold.memory.attention_sums import AttentionSums
 from kvfold.memory.part import Layout, Placement
+from kvfold.memory.recorders import Recorder
 from kvfold.memory.rules import Rules
 from kvfold.place.base import Place
 from kvfold.place.device import Device
@@ -78,9 +79,11 @@ class Plan:
         least: int = 0,
         layout: Layout | None = None,
         opened: Placement | None = None,
+        also: tuple[Recorder, ...] = (),
     ) -> Rules:
         """What the layers of a model fold by; `layout` is the encode member's, bound to what was learned of the model,
         `opened` the place member's, if their cache has one already. Fractions leave `least` tokens in any case.
+        `also` is recorded for other plans.
 
         Raises BudgetError for a budget that cannot hold the pinned tokens.
         """
@@ -95,6 +98,7 @@ class Plan:
             layers=layers,
             least=least,
             placement=self._placement(pinned, least) if opened is None else opened,
+            also=also,
         )
 
     def rules_after(self, old: Rules) -> Rules:
@@ -137,6 +141,11 @@ class Plan:
     def keep(self) -> float | None:
         """The nominal kept fraction of the select member, where it has one."""
         return self.select.keep
+
+    @property
+    def shares_prefill(self) -> bool:
+        """Whether its cache holds a text, before the first fold, as other plans' caches do: nothing is placed."""
+        return isinstance(self.place, Device)
 
     @property
     def has_budget(self) -> bool:

@@ -1,7 +1,7 @@
 """A suite without a model, for the tests of the runner: each plan answers a fixed share of the samples.
 
 It counts how often it is asked, so that a test can hold that finished work is not done again, and it can be told to
-fail at a plan, as a killed run would.
+fail at a plan, from a sample on, as a killed run would.
 """
 
 from kvfold.bench.subject import Subject
@@ -16,9 +16,9 @@ class Coins(Suite):
 
     name, version, rows = "coins", 3, 4
 
-    def __init__(self, breaks_at: str | None = None, error: type[BaseException] = RuntimeError):
+    def __init__(self, breaks_at: str | None = None, error: type[BaseException] = RuntimeError, after: int = 0):
         self.asked: list[tuple[str, int]] = []
-        self._breaks_at, self._error = breaks_at, error
+        self._breaks_at, self._error, self._after = breaks_at, error, after
 
     @property
     def settings(self):
@@ -31,7 +31,7 @@ class Coins(Suite):
         return {"heads": 0.2, "tails": 0.4}
 
     def ask(self, subject, plan, samples):
-        if plan == self._breaks_at:
+        if plan == self._breaks_at and samples[0][0] >= self._after:
             raise self._error("told to")
         self.asked.append((plan, len(samples)))
         share = SHARES[plan]

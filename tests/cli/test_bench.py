@@ -51,9 +51,15 @@ def test_ctrl_c_in_the_middle_keeps_what_was_finished_and_the_next_call_goes_on(
     assert bench(breaks_at=PLAN, error=KeyboardInterrupt) == 130
     err = capsys.readouterr().err
     assert err.splitlines()[-1] == "kvfold: stopped by Ctrl-C; what was finished before is kept"
-    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2 * 4  # of two plans
     assert bench("--json") == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_minutes_that_are_no_time_at_all_are_said_in_one_line(bench, capsys):
+    assert bench("--minutes", "0") == 2
+    assert "--minutes" in capsys.readouterr().err
 
 
 def test_an_unknown_suite_names_what_is_near(capsys):

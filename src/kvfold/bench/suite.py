@@ -5,7 +5,7 @@ The runner chooses the plans and keeps the records; a suite knows nothing of fil
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +29,7 @@ class Outcome:
     full_bytes: float
     ttft_seconds: float  # from the question to the first token of the answer
     tpot_seconds: float  # per token after the first
+    shared_prefill: bool = False  # the text was read once for several plans
     claimed: float | None = None  # the kept fraction that a rival reports; None for our plans
     metrics: Mapping[str, float] = field(default_factory=dict)  # further measurements, by their keys in records
 
@@ -42,9 +43,11 @@ class Suite(ABC):
     name: str
     version: int
     rows: int  # samples that are asked together
+    opens_with: int = 0  # samples of the first batch, so that something is known early; 0: as many as of any
     query_aware: bool = False  # is the question known when the history folds
     has_floor: bool = True  # does forgetting everything score low; where it does not, no record warns of it
     data_file: str = ""  # the file that is read where `--data` is a folder
+    shares_prefill: bool = False  # are plans that read alike asked together
     scopes: tuple[str, ...] = ()  # scopes in which an evicting plan is run when its text names none
 
     @property
@@ -76,3 +79,32 @@ class Suite(ABC):
     @abstractmethod
     def ask(self, subject: Subject, plan: str, samples: Sequence[Any]) -> list[Outcome]:
         """Put samples, at most `rows` of them, to the model under a plan; one outcome each, in order."""
+
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[Any]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Put the same samples to the model under several plans; yield a plan and outcomes as they become known.
+
+        Outcomes are by the number of their sample among those given. In the end every plan has all.
+        """
+        for plan in plans:
+            yield plan, dict(enumerate(self.ask(subject, plan, samples)))
+
+
+class SharingSuite(Suite):
+    """A suite whose plans share the reading of a text. It writes `ask_each`; `ask` is that with one plan."""
+
+    shares_prefill = True
+
+    @abstractmethod
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[Any]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Put the same samples to the model under several plans, as `Suite` says."""
+
+    def ask(self, subject: Subject, plan: str, samples: Sequence[Any]) -> list[Outcome]:
+        """Put samples to the model under one plan, which shares with none."""
+        found: dict[int, Outcome] = {}
+        for _, some in self.ask_each(subject, [plan], samples):
+            found |= some
+        return [found[number] for number in range(len(samples))]

@@ -21,8 +21,8 @@ from kvfold.hf.argument import given
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, stock_cache
-from kvfold.open import SINKS
-from kvfold.open import cache as folded_cache
+from kvfold.memory.forward import Boundaries
+from kvfold.open import SINKS, cache_with, fork_under
 from kvfold.plan import Plan
 
 
@@ -49,17 +49,28 @@ class Rows:
     >>> rows.answer([question, other_question], max_new_tokens=16, stop={end})
     """
 
-    def __init__(self, model: Model, plan: Plan | str | None, *, rows: int, pinned: int = SINKS, pad: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan | str | None,
+        *,
+        rows: int,
+        pinned: int = SINKS,
+        pad: int = 0,
+        for_plans: Sequence[Plan] = (),
+    ) -> None:
         """Make a cache for `rows` conversations, folded by `plan`; None is the stock cache, which never folds.
 
-        `pad` is the token in the columns that a row does not fill. Raises PlanError, BudgetError, ModelError.
+        `pad` is the token in the columns that a row does not fill, `for_plans` those that `under` will be called with.
+        Raises PlanError, BudgetError, ModelError.
         """
         self.model = model
         self.pad = pad
         self.folded: FoldedCache | None = None
         if plan is not None:
             # No prompt: nothing folds by itself, neither in the middle of a turn nor in an answer.
-            self.folded = folded_cache(model, plan, pinned=pinned, prompt_tokens=0, least=0)
+            boundaries = Boundaries(prompt=0)
+            self.folded = cache_with(model, plan, boundaries=boundaries, pinned=pinned, least=0, for_plans=for_plans)
         self.cache = stock_cache(model) if self.folded is None else self.folded
         self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=model.device)
         self.fed_tokens = [0] * rows  # real tokens that each row has read; answers are not counted
@@ -121,6 +132,14 @@ class Rows:
             self.mask, self.cache = mask, stock
             if self.folded is not None and before is not None:
                 self.folded.restore(before)
+
+    def under(self, plan: Plan | str) -> "Rows":
+        """Fork the rows before their first fold, to go on by another plan. Raises as `fork_under` does."""
+        assert self.folded is not None, "a stock cache folds by no plan"
+        twin = copy.copy(self)  # masks and counts are values
+        twin.folded = twin.cache = fork_under(self.folded, plan)
+        twin.pace = None
+        return twin
 
     def ledger(self) -> Ledger | None:
         """Count what the rows hold together; None for the stock cache."""

@@ -1,6 +1,6 @@
 """`kvfold bench SUITE`: one suite, one model, any plans; a record per plan, kept in a folder.
 
-A run that was stopped goes on where it stopped when the same command is given again. Progress goes to standard
+A run that was stopped goes on at its next sample when the same command is given again. Progress goes to standard
 error; standard output has the final table, or with `--json` one record per line and nothing else.
 """
 
@@ -16,6 +16,7 @@ from kvfold.cli.hardware import Device, Dtype
 from kvfold.cli.printing import progress, show_lines, show_tables
 
 if TYPE_CHECKING:
+    from kvfold.bench.run.clock import Clock
     from kvfold.bench.run.job import Job
     from kvfold.bench.run.record import Record
 
@@ -51,7 +52,8 @@ Threads = Annotated[int | None, typer.Option(help="Processor threads; torch's ow
 Executor = Annotated[str, typer.Option(help="Where the work is done: here, processes or ray.")]
 Workers = Annotated[int, typer.Option(help="How many workers, each with its own threads.", min=1)]
 Minutes = Annotated[
-    float | None, typer.Option(help="End in time: what is finished is kept, and the same command goes on.", min=0)
+    float | None,
+    typer.Option(help="Stop in time; what is finished by then is shown, and the same command goes on.", min=0.1),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")]
 
@@ -73,7 +75,7 @@ def carry_out(
     executor: str = "here",
     workers: int = 2,
     peers: str = "",
-    minutes: float | None = None,
+    clock: "Clock | None" = None,
 ) -> "Sequence[Record]":
     """Run what the words of a command line mean, and return the records."""
     import torch
@@ -82,7 +84,6 @@ def carry_out(
     from kvfold.bench.peers.rivals import Rivals
     from kvfold.bench.run import runner
     from kvfold.bench.run.executors import open_executor
-    from kvfold.bench.run.pace import Pace
     from kvfold.bench.run.setting import Setting
     from kvfold.bench.subject import open_subject
     from kvfold.bench.suites import find
@@ -95,8 +96,7 @@ def carry_out(
         subject = open_subject(model, dtype=dtype, device=device)
         with Rivals(subject=subject, threads=count) if rivals else nullcontext() as called, progress() as watcher:
             setting = Setting(suite=chosen, subject=replace(subject, rivals=called), n=n, seed=seed, threads=count)
-            pace = Pace(minutes=minutes, say=watcher.note)
-            return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher, pace=pace)
+            return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher, clock=clock)
 
 
 def bench(
@@ -137,7 +137,7 @@ def bench(
         executor=executor,
         workers=workers,
         peers=peers,
-        minutes=minutes,
+        clock=_started(minutes),  # opening the model counts
     )
     _show(records, out, as_json=json)
 
@@ -149,6 +149,13 @@ def _wanted(plans: str, keep: str | None, peers: str, *, scopes: Sequence[str]) 
     sizes = jobs.sizes(keep, usual=KEEPS)
     rivals = jobs.parse_rivals(peers, **sizes)
     return [*jobs.parse_jobs(plans, **sizes, scopes=tuple(scopes)), *rivals], [*rivals]
+
+
+def _started(minutes: float | None) -> "Clock":
+    """The clock of a run, started now."""
+    from kvfold.bench.run.clock import Clock
+
+    return Clock(minutes)
 
 
 def _show(records: "Sequence[Record]", out: Path, *, as_json: bool) -> None:

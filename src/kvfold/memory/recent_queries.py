@@ -38,6 +38,13 @@ class RecentQueries(Recorder):
             width=self.count,
         )
 
+    def narrowed(self, record: Record) -> "QueryWindow":
+        """Keep the newest `count` queries."""
+        assert isinstance(record, QueryWindow)
+        newest = record.last(self.count)
+        held = {name: tensor.clone() for name, tensor in newest.tensors()}  # views would keep the rest alive
+        return replace(newest, **held, width=self.count)
+
     def joined(self, other: Recorder) -> "RecentQueries":
         """Record the larger count of the two settings."""
         assert isinstance(other, RecentQueries)

@@ -92,6 +92,10 @@ class Recorder(ABC):
     def restore(self, plain: dict[str, Any], tensors: dict[str, Tensor]) -> Record:
         """Build a record from what it saved. Raises ValueError for what contradicts itself."""
 
+    def narrowed(self, record: Record) -> Record:
+        """Give a record as this setting alone would have made it, from one that was made for others too."""
+        return record
+
     def joined(self, other: "Recorder") -> "Recorder":
         """Combine two settings of one kind of record, such that both are served."""
         return self

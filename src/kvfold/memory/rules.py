@@ -72,6 +72,7 @@ class Rules:
     layers: int  # layers that fold: a budget in bytes is split over them
     least: int = 0  # tokens that a budget in fractions leaves in any case
     placement: Placement | None = None  # None: parts lie where they are made
+    also: tuple[Recorder, ...] = ()  # recorded too, for other rules that will fold the same text (handover.py)
 
     folds: bool = field(init=False)  # whether a fold changes anything
     recorders: tuple[Recorder, ...] = field(init=False)  # of every layer, for the method and for the place
@@ -87,14 +88,14 @@ class Rules:
         unlimited = select.budget is None and not select.chooses_jointly
         lossless = unlimited and self.layout.lossless  # a fold moves slots and changes none
         of_place = () if placement is None else placement.records
-        asked = (*select.records, *of_place)
+        asked = (*select.records, *of_place, *self.also)
         # Ids are kept by the transcript, not by layers.
         recorders = combined([recorder for recorder in asked if not isinstance(recorder, TokenIds)])
-        sums = any(not recorder.allows_crop for recorder in select.records)  # attention is added up
+        sums = any(not recorder.allows_crop for recorder in (*select.records, *self.also))  # attention is added up
         derived = {
             "folds": not lossless or placement is not None,
             "recorders": recorders,
-            "reads_ids": any(isinstance(recorder, TokenIds) for recorder in select.records),
+            "reads_ids": any(isinstance(recorder, TokenIds) for recorder in (*select.records, *self.also)),
             "delimiters": None if placement is None else placement.delimiters,
             # Tokens may go early only where the method would keep them all as they are.
             "offload_above": placement.offload_above if placement is not None and lossless else None,

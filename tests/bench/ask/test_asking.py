@@ -5,7 +5,7 @@ import pytest
 import torch
 from strangers import stranger
 
-from kvfold.bench.ask.asking import ask, group_by_length, has_sliding_layers, read_and_fold, stop_tokens
+from kvfold.bench.ask.asking import ask_each, group_by_length, has_sliding_layers, read_once, stop_tokens
 from kvfold.bench.ask.prompts import Prompt
 from kvfold.bench.suites import find
 
@@ -20,6 +20,18 @@ def prompts(lengths, *, reply_tokens=6):
         )
         for row, length in enumerate(lengths)
     ]
+
+
+def ask(subject, plan, asked):
+    (answers,) = [found for _, found in gathered(subject, [plan], asked).items()]
+    return [answers[number] for number in range(len(asked))]
+
+
+def gathered(subject, plans, asked):
+    found = {plan: {} for plan in plans}
+    for plan, answers in ask_each(subject, plans, asked):
+        found[plan] |= answers
+    return found
 
 
 @pytest.mark.parametrize("plan", ["full", "snapkv(keep=0.3)", "streaming_llm(keep=0.3) + int8"])
@@ -57,7 +69,8 @@ def test_asking_leaves_the_fold_as_it_was():
     from kvfold.bench.ask.asking import ask_rows
 
     one = prompts([300])[0]
-    rows = read_and_fold(stranger(), "snapkv(keep=0.2)", [one.context])
+    rows = read_once(stranger(), ["snapkv(keep=0.2)"], [one.context]).under("snapkv(keep=0.2)")
+    rows.fold()
     first, again = (ask_rows(stranger(), rows, [one])[0] for _ in range(2))
     assert first.tokens == again.tokens
     assert rows.fed_tokens == [300]

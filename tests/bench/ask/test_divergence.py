@@ -6,6 +6,7 @@ from strangers import stranger
 
 from kvfold.bench.ask import divergence
 from kvfold.bench.ask.divergence import CachePair, compare, joined
+from kvfold.bench.ask.reader import open_rows
 from kvfold.chat.rows import Rows
 
 PLANS = ["none", "streaming_llm(keep=0.4)", "h2o(keep=0.4) + int8", "snapkv(keep=0.4)", "int4"]
@@ -16,9 +17,15 @@ def words(count, seed):
     return torch.randint(300, 2000, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def opened(plan, *, rows, subject=None):
+    """A pair of caches that has read nothing."""
+    folded, full = (open_rows(subject or stranger(), one, count=rows) for one in (plan, "full"))
+    return CachePair(subject or stranger(), folded, full)
+
+
 def read_all(plan, rows, *, model=None):
     """Each row in chunks, folded after each, compared from the second on."""
-    pair = CachePair(model or stranger(), plan, rows=len(rows))
+    pair = opened(plan, rows=len(rows), subject=model or stranger())
     pair.feed([chunks[0] for chunks in rows])
     pair.fold()
     found = []
@@ -92,7 +99,7 @@ def test_memory_bounds_the_width_of_a_forward_and_changes_no_result(monkeypatch)
 
 def test_right_means_that_the_true_token_would_be_said():
     chunks = [words(30, 1), words(6, 2)]
-    pair = CachePair(stranger(), "snapkv(keep=0.4)", rows=1)
+    pair = opened("snapkv(keep=0.4)", rows=1)
     pair.feed([chunks[0]])
     pair.fold()
     said = pair.folded.answer([chunks[1]], max_new_tokens=5)[0]
@@ -104,7 +111,7 @@ def test_right_means_that_the_true_token_would_be_said():
 @pytest.mark.parametrize("plan", ["full", "int8", "snapkv(keep=0.4)", "none"])
 def test_greedy_counts_the_tokens_said_alike_and_leaves_the_rows_as_they_were(plan):
     histories, prompts = [words(40, 1), words(31, 2)], [words(3, 3), words(5, 4)]
-    pair = CachePair(stranger(), plan, rows=2)
+    pair = opened(plan, rows=2)
     pair.feed(histories)
     pair.fold()
     alike, pace = pair.greedy(prompts, most=12)

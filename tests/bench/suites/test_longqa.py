@@ -62,13 +62,13 @@ def test_too_many_samples_say_how_many_there_are(tales):
 
 def counted(monkeypatch):
     fed = []
-    fold = longqa.read_and_fold
+    read = longqa.read_once
 
-    def watching(subject, plan, contexts):
+    def watching(subject, plans, contexts):
         fed.append([len(context) for context in contexts])
-        return fold(subject, plan, contexts)
+        return read(subject, plans, contexts)
 
-    monkeypatch.setattr(longqa, "read_and_fold", watching)
+    monkeypatch.setattr(longqa, "read_once", watching)
     return fed
 
 

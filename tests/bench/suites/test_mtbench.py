@@ -38,6 +38,14 @@ def subject():
     return Subject(name="random", model=model, tokenizer=tokenizer, fingerprint="0", dtype="float32", device="cpu")
 
 
+def replies(subject, plan, dialogues, *, reply_tokens):
+    """The replies under one plan, which shares its reading with none."""
+    found = {}
+    for _, some in replying.replies_each(subject, [plan], dialogues, reply_tokens=reply_tokens):
+        found |= some
+    return [found[number] for number in range(len(dialogues))]
+
+
 @pytest.fixture
 def judge(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -122,7 +130,7 @@ def log(subject, monkeypatch):
 def test_golden_replies_stand_in_the_history_of_mtbench101_and_each_turn_is_folded(subject, data, log):
     chosen = suite("mtbench101", data)
     dialogue = next(dialogue for dialogue in chosen.samples(n=26, seed=0) if dialogue.name == "TS 1")
-    replying.replies(subject, "full", [dialogue], reply_tokens=4)
+    replies(subject, "full", [dialogue], reply_tokens=4)
     said = {i: entry[2] for i, entry in enumerate(log) if entry[0] == "ask"}
     q = [f"<|user|> Question {i} of TS 1?<|end|>" for i in range(3)]
     assert log == [
@@ -139,7 +147,7 @@ def test_golden_replies_stand_in_the_history_of_mtbench101_and_each_turn_is_fold
 def test_the_models_own_reply_stands_in_the_history_of_mtbench(subject, data, log):
     chosen = suite("mtbench", data)
     dialogue = chosen.samples(n=1, seed=0)[0]
-    found = replying.replies(subject, "full", [dialogue], reply_tokens=4)[0]
+    found = replies(subject, "full", [dialogue], reply_tokens=4)[0]
     assert [entry[0] for entry in log] == ["ask", "feed", "fold", "ask"]
     assert log[1][1].endswith(f"<|assistant|> {found.texts[0]}<|end|>".replace("  ", " "))
     assert log[3][1] == "<|user|> And doubled?<|end|><|assistant|>"
@@ -156,9 +164,26 @@ def test_the_first_turn_of_six_tasks_only_sets_the_scene(data):
 def test_rows_are_answered_as_they_would_be_alone(subject, data):
     dialogues = suite("mtbench101", data).samples(n=26, seed=0)
     dialogues = [dialogue for dialogue in dialogues if dialogue.task in ("TS", "CM", "IC")]
-    together = replying.replies(subject, HALF.plan, dialogues, reply_tokens=4)
-    alone = [replying.replies(subject, HALF.plan, [dialogue], reply_tokens=4)[0] for dialogue in dialogues]
+    together = replies(subject, HALF.plan, dialogues, reply_tokens=4)
+    alone = [replies(subject, HALF.plan, [dialogue], reply_tokens=4)[0] for dialogue in dialogues]
     assert [one.tokens for one in together] == [one.tokens for one in alone]
+
+
+def test_plans_share_the_first_turn_and_reply_as_they_would_alone(subject, data, log):
+    dialogues = suite("mtbench", data).samples(n=2, seed=0)
+    plans = ["full", HALF.plan, "snapkv(keep=0.5)"]
+    found = {plan: {} for plan in plans}
+    for plan, some in replying.replies_each(subject, plans, dialogues, reply_tokens=4):
+        found[plan] |= some
+    first = [entry for entry in log if entry[0] == "ask" and "And doubled?" not in entry[1]]
+    assert len(first) == len(replying._groups(subject, dialogues)), "the first question was asked more than once"
+    for plan in plans:
+        alone = replies(subject, plan, dialogues, reply_tokens=4)
+        for number, one in enumerate(alone):
+            assert found[plan][number].tokens == one.tokens
+            assert found[plan][number].cost["stored_bytes"] == one.cost["stored_bytes"]
+            assert found[plan][number].cost["shared_prefill"]
+            assert not one.cost["shared_prefill"]
 
 
 def test_samples_take_the_families_in_turn_and_follow_from_the_seed(data):
@@ -173,7 +198,7 @@ def test_the_judge_sees_golden_history_own_reply_and_reference_where_the_task_ha
     chosen = judged("mtbench101", data, judge)
     dialogue = next(dialogue for dialogue in chosen.samples(n=26, seed=0) if dialogue.name == "MR 1")
     chosen.ask(subject, "full", [dialogue])
-    reply = replying.replies(subject, "full", [dialogue], reply_tokens=4)[0].texts[-1]
+    reply = replies(subject, "full", [dialogue], reply_tokens=4)[0].texts[-1]
     shown = judge.asked[-1]["messages"][1]["content"]
     assert len(judge.asked) == 3
     assert "Golden MR 1 0." in shown

@@ -24,15 +24,14 @@ def parrot(monkeypatch):
     """Answers with prepared replies, and writes down what was asked."""
     asked = []
 
-    def say(subject, plan, prompts):
+    def say(subject, plans, prompts):
         asked.extend(prompts)
-        return [
-            Answer(tokens=subject.tokenizer(f" {said}", add_special_tokens=False)["input_ids"], cost=COST)
-            for said in say.replies
-        ]
+        for number, said in enumerate(say.replies):
+            tokens = subject.tokenizer(f" {said}", add_special_tokens=False)["input_ids"]
+            yield plans[0], {number: Answer(tokens=tokens, cost=COST)}
 
     say.asked = asked
-    monkeypatch.setattr(needle, "ask", say)
+    monkeypatch.setattr(needle, "ask_each", say)
     return say
 
 

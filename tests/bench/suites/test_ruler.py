@@ -41,14 +41,13 @@ def prompts(tmp_path):
 def parrot(monkeypatch):
     """Answers with prepared replies, and writes down what was asked."""
 
-    def say(subject, plan, prompts):
+    def say(subject, plans, prompts):
         say.asked = list(prompts)
-        return [
-            Answer(tokens=subject.tokenizer(f" {said}", add_special_tokens=False)["input_ids"], cost=COST)
-            for said in say.replies
-        ]
+        for number, said in enumerate(say.replies):
+            tokens = subject.tokenizer(f" {said}", add_special_tokens=False)["input_ids"]
+            yield plans[0], {number: Answer(tokens=tokens, cost=COST)}
 
-    monkeypatch.setattr(ruler, "ask", say)
+    monkeypatch.setattr(ruler, "ask_each", say)
     return say
 
 

@@ -4,13 +4,14 @@ Rows of like length go together, so that hardly any column is a pad; models with
 because pads would shorten their windows. It knows tokens, not how good an answer is.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvfold.bench.ask.cost import pace_fields, size_fields
 from kvfold.bench.ask.prompts import Prompt
-from kvfold.bench.ask.reader import Reader, open_rows
+from kvfold.bench.ask.reader import Reader
+from kvfold.bench.ask.shared import SharedRows
 from kvfold.bench.subject import Subject
 from kvfold.budget.ledger import Ledger
 from kvfold.chat.rows import Rows
@@ -26,26 +27,38 @@ class Answer:
     tokens: list[int]
     cost: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)  # of parts in far tiers; empty for others
+    shared: bool = False  # the context was read once for several plans
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Give the fields of an Outcome that do not depend on what was asked."""
+        return {**self.cost, "shared_prefill": self.shared}
 
 
-def ask(subject: Subject, plan: str, prompts: Sequence[Prompt]) -> list[Answer]:
-    """Answer every prompt on a context that it has to itself, in order."""
-    answers: dict[int, Answer] = {}
+def ask_each(
+    subject: Subject, plans: Sequence[str], prompts: Sequence[Prompt]
+) -> Iterator[tuple[str, dict[int, Answer]]]:
+    """Answer every prompt on a context that it has to itself, under every plan; yield answers by number.
+
+    Contexts are read once for all plans that read alike.
+    """
     lengths = [len(prompt.context) for prompt in prompts]
     for group in group_by_length(lengths, alone=has_sliding_layers(subject)):
         chosen = [prompts[i] for i in group]
-        rows = read_and_fold(subject, plan, [prompt.context for prompt in chosen])
-        answers |= zip(group, ask_rows(subject, rows, chosen), strict=True)
-    return [answers[i] for i in range(len(prompts))]
+        read = read_once(subject, plans, [prompt.context for prompt in chosen])
+        for plan in plans:
+            rows = read.under(plan)
+            rows.fold()
+            answers = ask_rows(subject, rows, chosen)
+            yield plan, dict(zip(group, [replace(one, shared=read.shares(plan)) for one in answers], strict=True))
 
 
-def read_and_fold(subject: Subject, plan: str, contexts: Sequence[Sequence[int]]) -> Reader:
-    """Open rows, let each read its context in pieces, and fold once at the end."""
-    rows = open_rows(subject, plan, count=len(contexts))
+def read_once(subject: Subject, plans: Sequence[str], contexts: Sequence[Sequence[int]]) -> SharedRows:
+    """Read each row's context in pieces, for all of these plans, and fold nothing."""
+    rows = SharedRows(subject, plans, count=len(contexts))
     longest = max(len(context) for context in contexts)
     for start in range(0, longest, PIECE):
         rows.feed([context[start : start + PIECE] for context in contexts])
-    rows.fold()
     return rows
 
 

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.bench.ask.reader import open_rows
+from kvfold.bench.ask.reader import Reader
+from kvfold.bench.ask.shared import SharedRows
 from kvfold.bench.subject import Subject
 from kvfold.budget.ledger import Ledger
 from kvfold.chat.rows import Pace
 
+FULL = "full"
 PIECE = 512  # columns of one forward while a context is read
 LOGITS = 2**24  # entries over the vocabulary that one forward may give, for each of the two caches
 
@@ -38,11 +40,11 @@ class Comparison:
 class CachePair:
     """Rows under a plan and the same rows under `full`. It changes with every feed and fold."""
 
-    def __init__(self, subject: Subject, plan: str, *, rows: int) -> None:
-        self.folded = open_rows(subject, plan, count=rows)
-        self.full = open_rows(subject, "full", count=rows)
+    def __init__(self, subject: Subject, folded: Reader, full: Reader) -> None:
+        """Both have read the same, and folded nothing yet."""
+        self.folded, self.full = folded, full
         vocabulary = subject.model.get_output_embeddings().weight.shape[0]
-        self._width = max(1, LOGITS // (vocabulary * rows))
+        self._width = max(1, LOGITS // (vocabulary * len(folded.fed_tokens)))
 
     def feed(self, chunks: Chunks) -> None:
         """Read a chunk a row and compare nothing."""
@@ -82,6 +84,26 @@ class CachePair:
         ledger = self.folded.ledger()
         assert ledger is not None, "a plan has a ledger"
         return ledger
+
+
+class SharedPairs:
+    """What pairs of caches read before their first fold, once for several plans and `full`."""
+
+    def __init__(self, subject: Subject, plans: Sequence[str], chunks: Chunks) -> None:
+        self._subject = subject
+        self._read = SharedRows(subject, [*plans, FULL], count=len(chunks))
+        for piece in _pieces(chunks, PIECE):
+            self._read.feed(piece)
+
+    def shares(self, plan: str) -> bool:
+        """Say whether a plan goes on from what was read for all."""
+        return self._read.shares(plan)
+
+    def pair(self, plan: str) -> CachePair:
+        """Give a plan's cache and the full one, and fold both."""
+        pair = CachePair(self._subject, self._read.under(plan), self._read.under(FULL))
+        pair.fold()
+        return pair
 
 
 def compare(folded: Float[Tensor, "T V"], full: Float[Tensor, "T V"], truth: Int[Tensor, " T"]) -> Comparison:

@@ -44,6 +44,12 @@ class Notebook:
             self._catch_up()
             return self._entries.get(key)
 
+    def values(self, name: str) -> set[Any]:
+        """Collect what all entries say under one name."""
+        with self._lock:
+            self._catch_up()
+            return {entry.get(name) for entry in self._entries.values()}
+
     def write(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep an entry; when this returns, it is on the disk."""
         line = json.dumps({"key": key, **value}, ensure_ascii=False, allow_nan=False) + "\n"

@@ -6,7 +6,7 @@ differs, and records say so (`scored_by`). Replies and judgements are kept in th
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -17,10 +17,10 @@ from kvfold.bench.judging.dialogues import JudgedDialogue
 from kvfold.bench.judging.endpoint import Endpoint
 from kvfold.bench.judging.judge import Judge
 from kvfold.bench.judging.notebook import Notebook, key_of, open_notebook
-from kvfold.bench.judging.replies import Replies, replies
+from kvfold.bench.judging.replies import Replies, replies_each
 from kvfold.bench.judging.rubric import VERSION
 from kvfold.bench.subject import Subject
-from kvfold.bench.suite import Outcome, Suite
+from kvfold.bench.suite import Outcome, SharingSuite
 from kvfold.errors import DataError, SuiteError
 
 REPLIES, JUDGEMENTS = "replies.jsonl", "judgements.jsonl"
@@ -29,7 +29,7 @@ _NOT_RECORDED = ("judge_url", "judge_model", "judge_seconds", "judge_tries", "ju
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedSuite(Suite):
+class JudgedSuite(SharingSuite):
     """Dialogues that a model replies to and a judge grades."""
 
     data: Path | None = None
@@ -90,14 +90,22 @@ class JudgedSuite(Suite):
     def shortcut(self, samples: Sequence[JudgedDialogue]) -> None:
         """Give None: no shortcut could be measured."""
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[JudgedDialogue]) -> list[Outcome]:
-        """Reply, or find the replies of an earlier run, and score them."""
-        made = self._replies(subject, plan, samples)
-        scores = self._judged(samples, made) if self.judge_url else self._agreement(subject, plan, samples, made)
-        return [
-            Outcome(family=dialogue.task, score=self.of_dialogue(each), metrics=self.of_turns(each), **one.cost)
-            for dialogue, one, each in zip(samples, made, scores, strict=True)
-        ]
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[JudgedDialogue]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Reply, or find the replies of an earlier run, and score them; what precedes the first fold is made once."""
+        needed = list(plans) if self.judge_url else list(dict.fromkeys([FULL, *plans]))  # full is compared with
+        full: list[Replies] = []
+        for plan, made in self._replies(subject, needed, samples):
+            full = made if plan == FULL else full
+            if plan not in plans:
+                continue
+            scores = self._judged(samples, made) if self.judge_url else _agreement(made, full)
+            outcomes = [
+                Outcome(family=dialogue.task, score=self.of_dialogue(each), metrics=self.of_turns(each), **one.cost)
+                for dialogue, one, each in zip(samples, made, scores, strict=True)
+            ]
+            yield plan, dict(enumerate(outcomes))
 
     @abstractmethod
     def dialogues(self, path: Path) -> list[JudgedDialogue]:
@@ -127,22 +135,35 @@ class JudgedSuite(Suite):
     def _notebook(self, name: str) -> Notebook | None:
         return None if self.folder is None else open_notebook(self.folder / name)
 
-    def _replies(self, subject: Subject, plan: str, samples: Sequence[JudgedDialogue]) -> list[Replies]:
-        """The replies under a plan; those that the notebook knows are not made again."""
+    def _replies(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[JudgedDialogue]
+    ) -> Iterator[tuple[str, list[Replies]]]:
+        """The replies under each plan, as they become known; those in the notebook are not made again."""
         notebook = self._notebook(REPLIES)
+        keys = {plan: self._keys(subject, plan, samples) for plan in plans}
+        found: dict[str, dict[int, Replies]] = {}
+        lacking: dict[tuple[int, ...], list[str]] = {}  # plans that lack the same dialogues
+        for plan in plans:
+            entries = [None if notebook is None else notebook.find(key) for key in keys[plan]]
+            found[plan] = {i: Replies.from_json(entry) for i, entry in enumerate(entries) if entry is not None}
+            lacking.setdefault(tuple(i for i, entry in enumerate(entries) if entry is None), []).append(plan)
+        for missing, which in sorted(lacking.items(), key=lambda each: FULL not in each[1]):
+            if not missing:
+                yield from ((plan, _in_order(found[plan])) for plan in which)
+                continue
+            chosen = [samples[i] for i in missing]
+            for plan, fresh in replies_each(subject, which, chosen, reply_tokens=self.reply_tokens):
+                found[plan] |= {missing[at]: one for at, one in fresh.items()}
+                where = {"suite": self.name, "model": subject.name, "plan": plan}
+                for at, one in fresh.items() if notebook is not None else ():
+                    entry = where | {"dialogue": chosen[at].name} | one.as_json()
+                    notebook.write(keys[plan][missing[at]], entry)
+                if len(found[plan]) == len(samples):
+                    yield plan, _in_order(found[plan])
+
+    def _keys(self, subject: Subject, plan: str, samples: Sequence[JudgedDialogue]) -> list[str]:
         setting = [subject.fingerprint, subject.dtype, subject.device, plan, self.version, self.reply_tokens]
-        keys = [key_of(*setting, asdict(dialogue)) for dialogue in samples]
-        known = [None if notebook is None else notebook.find(key) for key in keys]
-        missing = [i for i, entry in enumerate(known) if entry is None]
-        found = {i: Replies.from_json(entry) for i, entry in enumerate(known) if entry is not None}
-        if missing:
-            fresh = replies(subject, plan, [samples[i] for i in missing], reply_tokens=self.reply_tokens)
-            found |= zip(missing, fresh, strict=True)
-        if notebook is not None:
-            for i in missing:
-                where = {"suite": self.name, "model": subject.name, "plan": plan, "dialogue": samples[i].name}
-                notebook.write(keys[i], where | found[i].as_json())
-        return [found[i] for i in range(len(samples))]
+        return [key_of(*setting, asdict(dialogue)) for dialogue in samples]
 
     def _judged(self, samples: Sequence[JudgedDialogue], made: Sequence[Replies]) -> list[list[float]]:
         judge = Judge(endpoint=self._endpoint(), notebook=self._notebook(JUDGEMENTS), at_a_time=self.judge_at_a_time)
@@ -153,14 +174,18 @@ class JudgedSuite(Suite):
         scores = iter(judge.scores([prompt for each in prompts for prompt in each]))
         return [[next(scores) for _ in each] for each in prompts]
 
-    def _agreement(
-        self, subject: Subject, plan: str, samples: Sequence[JudgedDialogue], made: Sequence[Replies]
-    ) -> list[list[float]]:
-        full = made if plan == FULL else self._replies(subject, FULL, samples)
-        return [
-            [agreement(reply, full_reply) for reply, full_reply in zip(one.tokens, other.tokens, strict=True)]
-            for one, other in zip(made, full, strict=True)
-        ]
+
+def _in_order(found: Mapping[int, Replies]) -> list[Replies]:
+    """The replies by the number of their dialogue."""
+    return [found[number] for number in sorted(found)]
+
+
+def _agreement(made: Sequence[Replies], full: Sequence[Replies]) -> list[list[float]]:
+    """How far the replies to each dialogue agree with those of the full cache."""
+    return [
+        [agreement(reply, full_reply) for reply, full_reply in zip(one.tokens, other.tokens, strict=True)]
+        for one, other in zip(made, full, strict=True)
+    ]
 
 
 def agreement(reply: Sequence[int], full: Sequence[int]) -> float:

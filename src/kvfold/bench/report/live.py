@@ -33,6 +33,10 @@ class PlainLines:
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
         """Print nothing: a log is read afterwards."""
 
+    def samples(self, done: int, n: int, seconds_left: float) -> None:
+        """Print how many samples are finished under every plan, and how long the others take at this pace."""
+        self._print(pace(done, n, seconds_left))
+
     def finish(self, job: Job, record: Record) -> None:
         """Print what came out."""
         if record.failure is not None:
@@ -55,6 +59,7 @@ class LiveTable:
         self._live = Live(console=console, refresh_per_second=4)
         self._rows: dict[Job, tuple[str, ...]] = {}
         self._wanted = 0
+        self._pace = ""
 
     def __enter__(self) -> "LiveTable":
         self._live.__enter__()
@@ -76,12 +81,16 @@ class LiveTable:
         kept = fmean(outcome.stored for outcome in so_far)
         self._show(job, (job.plan, f"{len(so_far)}/{self._wanted}", f"{score:.3f}", f"{kept:.3f}", ""))
 
+    def samples(self, done: int, n: int, seconds_left: float) -> None:
+        """Say below the table how many samples are finished, and how long the others take."""
+        self._pace = pace(done, n, seconds_left)
+
     def finish(self, job: Job, record: Record) -> None:
         """Close the row."""
         if record.failure is not None:
             self._show(job, (job.plan, "failed", record.failure, "", ""))
             return
-        done = f"{record.n}/{record.n}"
+        done = f"{len(record.outcomes)}/{record.n}"
         seconds = f"{record.wall_seconds:.1f} s"
         self._show(job, (job.plan, done, f"{record.score:.3f}", f"{record.stored:.3f}", seconds))
 
@@ -91,10 +100,18 @@ class LiveTable:
 
     def _show(self, job: Job, words: tuple[str, ...]) -> None:
         self._rows[job] = words
-        grid = Grid(*COLUMNS)
+        grid = Grid(*COLUMNS, caption=self._pace or None, caption_justify="left")
         for row in self._rows.values():
             grid.add_row(*row)
         self._live.update(grid, refresh=True)
+
+
+def pace(done: int, n: int, seconds_left: float) -> str:
+    """Say how many samples are finished under every plan, and how long the others take."""
+    if done == n:
+        return f"{done} of {n} samples"
+    wait = f"{seconds_left:.0f} seconds" if seconds_left < 100 else f"{seconds_left / 60:.0f} minutes"
+    return f"{done} of {n} samples; the others take about {wait} at this pace"
 
 
 def drawn(shown: Table, *, width: int | None = None) -> Grid:

@@ -97,7 +97,8 @@ def _standing(record: Record, others: Sequence[Record]) -> str:
     if record.score == best.score:
         equals = [other for other in others if other.score == best.score]
         return "best" if len(equals) == 1 else "tie"
-    return "tie" if difference(record.outcomes, best.outcomes).tie else ""
+    lost = _paired(record, best)
+    return "tie" if lost is not None and lost.tie else ""
 
 
 def _from_rival(record: Record, others: Sequence[Record]) -> Difference | None:
@@ -107,7 +108,13 @@ def _from_rival(record: Record, others: Sequence[Record]) -> Difference | None:
     if not rivals or not comparable:
         return None
     best = max(rivals, key=lambda rival: rival.score)
-    return difference(record.outcomes, best.outcomes)
+    return _paired(record, best)
+
+
+def _paired(record: Record, other: Record) -> Difference | None:
+    """How much one scores above the other on the same samples; None where one was stopped earlier."""
+    same = len(record.outcomes) == len(other.outcomes)
+    return difference(record.outcomes, other.outcomes) if same else None
 
 
 def _warnings(records: Sequence[Record]) -> tuple[str, ...]:
@@ -132,7 +139,7 @@ def table(records: Sequence[Record]) -> Table:
         others = [other for other in shown if other.keep == record.keep and other.failure is None]
         lost = None
         if full is not None and record is not full and record.failure is None:
-            lost = difference(record.outcomes, full.outcomes)
+            lost = _paired(record, full)
         rows.append(
             Row(
                 record=record,
@@ -143,7 +150,9 @@ def table(records: Sequence[Record]) -> Table:
             )
         )
     one = shown[0]
-    run = f"{one.dtype}, {one.n} samples, seed {one.seed}"
+    fewest = min((len(record.outcomes) for record in shown if record.failure is None), default=one.n)
+    count = f"{one.n}" if fewest == one.n else f"{fewest} of {one.n}"
+    run = f"{one.dtype}, {count} samples, seed {one.seed}"
     return Table(
         title=f"{one.suite} {one.suite_version} on {one.model} ({run})",
         rows=tuple(rows),

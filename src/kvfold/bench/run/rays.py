@@ -1,6 +1,6 @@
 """Work spread by Ray, over this machine or a cluster: `RAY_ADDRESS` says which; no address starts a Ray here.
 
-Every batch is one task; Ray gives it to another worker when its worker dies. The records are the same, bit for bit,
+Ray gives a task to another worker when its worker dies. The records are the same, bit for bit,
 where workers have the same processor and threads. Ray is an extra and is imported when this executor is opened.
 """
 
@@ -9,9 +9,10 @@ import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kvfold.bench.run.clock import Clock
 from kvfold.bench.run.executor import ATTEMPTS, Executor, given_up, work
 from kvfold.bench.run.setting import Setting
-from kvfold.bench.suite import Outcome
+from kvfold.bench.run.task import Part, Task
 from kvfold.errors import KvfoldError, SuiteError
 
 
@@ -42,18 +43,22 @@ class Rays(Executor):
         if self._started_here:
             self._ray.shutdown()
 
-    def map(self, setting: Setting, plan: str, batches: Sequence[range]) -> Iterator[list[Outcome]]:
-        """Give out all batches, yield their outcomes in order. A mistake of the user's is not tried again."""
+    def map(self, setting: Setting, tasks: Sequence[Task], clock: Clock) -> Iterator[Part]:
+        """Give out all tasks, yield what comes out in order. A mistake of the user's is not tried again."""
         pickled = self._ray.put(pickle.dumps(setting))
-        task = self._ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1, retry_exceptions=[OSError, RuntimeError])(work)
-        references = [task.remote(pickled, plan, batch) for batch in batches]
-        for batch, reference in zip(batches, references, strict=True):
+        remote = self._ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1, retry_exceptions=[OSError, RuntimeError])(work)
+        references = [remote.remote(pickled, task) for task in tasks]
+        for number, task in enumerate(tasks):
             try:
-                yield self._ray.get(reference)
+                yield from self._ray.get(references[number], timeout=clock.left)
+            except self._ray.exceptions.GetTimeoutError:
+                for late in references[number:]:
+                    self._ray.cancel(late, force=True)
+                return
             except self._ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 if isinstance(cause, KvfoldError):
                     raise cause from None
-                raise given_up(plan, batch, cause) from error
+                raise given_up(task, cause) from error
             except self._ray.exceptions.RayError as error:
-                raise given_up(plan, batch, error) from error
+                raise given_up(task, error) from error

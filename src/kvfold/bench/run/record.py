@@ -55,8 +55,14 @@ class Record:
     claimed: float | None = None  # the kept fraction that a rival reports; `stored` is what it really stores
     failure: str | None = None  # how it failed: kind and one line; what would have been measured is then null
     remarks: tuple[str, ...] = ()  # what a reader must know before believing the score
+    shared_prefill: bool = False  # the text was read once for several plans; a key of the line where it is true
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # each is a key of the line
     metric_intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # like `interval`
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every sample was asked; a run whose time was up has fewer."""
+        return len(self.outcomes) == self.n
 
     @property
     def samples(self) -> str:
@@ -72,13 +78,15 @@ class Record:
         """Write the record as one line of JSON, without a line break."""
         assert not set(self.metrics) & set(KEYS), "a metric has a key that no field has"
         values = {name: getattr(self, name) for name in KEYS} | dict(self.metrics)
+        values |= {"shared_prefill": True} if self.shared_prefill else {}
         values |= {"metric_intervals": dict(self.metric_intervals)} if self.metric_intervals else {}
         values |= {name: None for name in UNMEASURED if self.failure is not None}
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
 SAMPLE_KEYS = ("suite", "suite_version", "settings", "fingerprint", "dtype", "seed", "n")
-KEYS = tuple(field.name for field in dataclasses.fields(Record) if field.name not in ("metrics", "metric_intervals"))
+_APART = ("metrics", "metric_intervals", "shared_prefill")  # not in every line: lines of older versions lack the last
+KEYS = tuple(field.name for field in dataclasses.fields(Record) if field.name not in _APART)
 
 _FRACTIONS = ("score", "stored", "resident", "attended", "ttft_seconds", "tpot_seconds")
 _SIZES = ("stored_bytes", "resident_bytes", "full_bytes")
@@ -113,6 +121,7 @@ def from_line(line: str, *, where: str) -> Record:
         ) from None
     given = values if isinstance(values, dict) else {}
     intervals = given.pop("metric_intervals", {})
+    shared = given.pop("shared_prefill", False) is True
     metrics = {name: value for name, value in given.items() if name not in KEYS and type(value) in (int, float)}
     if set(given) - set(metrics) != set(KEYS):
         odd = ", ".join(sorted((set(given) - set(metrics)) ^ set(KEYS))[:4])
@@ -126,6 +135,7 @@ def from_line(line: str, *, where: str) -> Record:
         values[name] = tuple(values[name])
     return Record(
         **{name: values[name] for name in KEYS},
+        shared_prefill=shared,
         metrics=metrics,
         metric_intervals={name: tuple(bounds) for name, bounds in intervals.items()},
     )

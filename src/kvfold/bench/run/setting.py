@@ -5,7 +5,7 @@ the model of the same name, checks that the weights are the same, and draws the 
 no plan, no file and no executor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,13 +53,18 @@ class Setting:
 
     @property
     def batches(self) -> list[range]:
-        """The numbers of the samples that are asked together, in pieces of the suite's rows."""
+        """The numbers of the samples that are asked together, in pieces of the suite's rows; few at first."""
         every, rows = len(self.samples), self.suite.rows
-        return [range(start, min(start + rows, every)) for start in range(0, every, rows)]
+        first = min(self.suite.opens_with or rows, every)
+        starts = [0, *range(first, rows, rows), *range(rows, every, rows)]
+        starts = [start for start in starts if start < every]
+        return [range(start, stop) for start, stop in zip(starts, [*starts[1:], every], strict=True)]
 
-    def ask(self, plan: str, batch: range) -> list[Outcome]:
-        """Put one batch to the model under a plan."""
-        return self.suite.ask(self.subject, plan, self.samples[batch.start : batch.stop])
+    def ask_each(self, plans: Sequence[str], numbers: Sequence[int]) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Put samples to the model under some plans; yield a plan and outcomes by the numbers of their samples."""
+        samples = [self.samples[number] for number in numbers]
+        for plan, outcomes in self.suite.ask_each(self.subject, plans, samples):
+            yield plan, {numbers[i]: outcome for i, outcome in outcomes.items()}
 
 
 def _opened_again(

@@ -37,7 +37,10 @@ def summarise(
     edges: Edges,
     shortcut: Mapping[str, float] | None,
 ) -> Record:
-    """Make the record of a plan whose every sample has an outcome."""
+    """Make the record of a plan from the outcomes of its samples, all of them or those of a run whose time was up.
+
+    The scores of `edges` are of the same samples.
+    """
     scores, families = scores_of(outcomes), _by_family(outcomes)
     full = fmean(edges[CEILING])
     claims = [outcome.claimed for outcome in outcomes if outcome.claimed is not None]
@@ -51,6 +54,7 @@ def summarise(
         "outcomes": scores,
         "wall_seconds": seconds,
         "claimed": fmean(claims) if claims else None,
+        "shared_prefill": all(outcome.shared_prefill for outcome in outcomes),
         "metrics": setting.suite.metrics(outcomes),
         "metric_intervals": intervals(outcomes, setting.suite.metrics),
     }
@@ -58,7 +62,10 @@ def summarise(
         values[name] = fmean(getattr(outcome, name) for outcome in outcomes)
     for name in _BYTES:
         values[name] = round(fmean(getattr(outcome, name) for outcome in outcomes))
-    return Record(**_run_fields(setting, job, edges), **values)
+    fields = _run_fields(setting, job, edges)
+    if len(scores) < setting.n:
+        fields["remarks"] += (f"{len(scores)} of {setting.n} samples: the time was up",)
+    return Record(**fields, **values)
 
 
 def failed(setting: Setting, job: Job, error: Exception, *, edges: Edges) -> Record:

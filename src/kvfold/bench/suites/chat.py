@@ -5,15 +5,17 @@ are scripted; each finished turn is fed and folded; only the last answer is gene
 program. Every question is a collision: only the binding of key to value answers it. Version 1 is frozen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from kvfold.bench.ask.asking import ask_rows, has_sliding_layers
+from kvfold.bench.ask.asking import Answer, ask_rows, has_sliding_layers
 from kvfold.bench.ask.prompts import Prompt
-from kvfold.bench.ask.reader import open_rows
+from kvfold.bench.ask.reader import Reader
 from kvfold.bench.ask.script import Script, script
+from kvfold.bench.ask.shared import SharedRows
 from kvfold.bench.subject import Subject
-from kvfold.bench.suite import Outcome, Suite
+from kvfold.bench.suite import Outcome, SharingSuite
 from kvfold.data import CHAT_VERSION, FAMILIES, Dialogue, best_shortcut, dialogue
 
 FEWEST_TURNS, MOST_TURNS = 16, 24
@@ -21,7 +23,7 @@ ANSWER_TOKENS = 96  # more than the longest canonical reply
 SPLIT = "heldout"
 
 
-class ChatSuite(Suite):
+class ChatSuite(SharingSuite):
     """Questions about things told many turns ago. Nothing in it changes."""
 
     name = "chat"
@@ -49,32 +51,43 @@ class ChatSuite(Suite):
         families = dict.fromkeys(sample.family for sample in samples)
         return {family: best_shortcut([one for one in samples if one.family == family]) for family in families}
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[Dialogue]) -> list[Outcome]:
-        """Feed, fold, ask."""
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[Dialogue]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Feed, fold, ask; the first turn is read once."""
         scripts = [script(subject.tokenizer, sample.messages) for sample in samples]
         groups = [list(range(len(samples)))]
         if has_sliding_layers(subject):
             groups = [[row] for row in groups[0]]  # pads would shorten the windows of sliding layers
-        return [
-            outcome
-            for group in groups
-            for outcome in _ask_together(subject, plan, [samples[i] for i in group], [scripts[i] for i in group])
-        ]
+        for group in groups:
+            chosen = [scripts[i] for i in group]
+            read = SharedRows(subject, plans, count=len(group))
+            read.feed(_turns(chosen, 0))
+            for plan in plans:
+                answers = _answers(subject, read.under(plan), chosen)
+                shared = read.shares(plan)
+                found = zip(group, answers, strict=True)
+                yield plan, {i: _outcome(subject, samples[i], replace(one, shared=shared)) for i, one in found}
 
 
-def _ask_together(subject: Subject, plan: str, samples: Sequence[Dialogue], scripts: Sequence[Script]) -> list[Outcome]:
-    """Read the dialogues turn by turn, fold after each turn, and ask the last question of every one."""
-    rows = open_rows(subject, plan, count=len(samples))
-    for turn in range(max(len(one.turns) for one in scripts)):
-        rows.feed([one.turns[turn] if turn < len(one.turns) else () for one in scripts])
+def _answers(subject: Subject, rows: Reader, scripts: Sequence[Script]) -> list[Answer]:
+    """Fold the first turn, read the dialogues turn by turn, fold after each, and ask the last question of every one."""
+    rows.fold()
+    for turn in range(1, max(len(one.turns) for one in scripts)):
+        rows.feed(_turns(scripts, turn))
         rows.fold()
     questions = [Prompt(context=(), question=one.question, reply_tokens=ANSWER_TOKENS) for one in scripts]
-    answers = ask_rows(subject, rows, questions, stop={subject.tokenizer.eos_token_id})
-    replies = [subject.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers]
-    return [
-        Outcome(family=sample.family, score=float(sample.correct(reply)), **answer.cost)
-        for sample, reply, answer in zip(samples, replies, answers, strict=True)
-    ]
+    return ask_rows(subject, rows, questions, stop={subject.tokenizer.eos_token_id})
+
+
+def _turns(scripts: Sequence[Script], turn: int) -> list[tuple[int, ...]]:
+    """One turn of every dialogue; nothing of those that have ended."""
+    return [one.turns[turn] if turn < len(one.turns) else () for one in scripts]
+
+
+def _outcome(subject: Subject, sample: Dialogue, answer: Answer) -> Outcome:
+    reply = subject.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
+    return Outcome(family=sample.family, score=float(sample.correct(reply)), **answer.fields)
 
 
 SUITE = ChatSuite()

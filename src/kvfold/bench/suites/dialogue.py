@@ -13,10 +13,10 @@ from typing import Literal
 
 from kvfold.bench.ask.asking import has_sliding_layers
 from kvfold.bench.ask.cost import pace_fields, size_fields
-from kvfold.bench.ask.divergence import CachePair, Comparison, joined
+from kvfold.bench.ask.divergence import CachePair, Comparison, SharedPairs, joined
 from kvfold.bench.ask.transcript import Form, Transcript, transcript
 from kvfold.bench.subject import Subject
-from kvfold.bench.suite import Outcome, Suite
+from kvfold.bench.suite import Outcome, SharingSuite
 from kvfold.data.values import History, histories
 from kvfold.errors import DataError, SuiteError
 
@@ -24,7 +24,7 @@ PACE_TOKENS = 8  # said greedily once at the end, only to see how long that take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DialogueSuite(Suite):
+class DialogueSuite(SharingSuite):
     """Values that replies repeat."""
 
     joined: int = 1  # dialogues that follow one another in one history
@@ -58,22 +58,29 @@ class DialogueSuite(Suite):
     def shortcut(self, samples: Sequence[History]) -> None:
         """Give None: what can be guessed without the history is what the floor scores."""
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[History]) -> list[Outcome]:
-        """Read every history through both caches, all together where the model allows it."""
-        groups = [[sample] for sample in samples] if has_sliding_layers(subject) else [samples]
-        return [outcome for group in groups for outcome in self._together(subject, plan, group)]
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[History]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Read every history through both caches, all together where the model allows it; the first turn only once."""
+        numbers = range(len(samples))
+        groups = [[i] for i in numbers] if has_sliding_layers(subject) else [list(numbers)]
+        for group in groups:
+            chosen = [samples[i] for i in group]
+            scripts = [transcript(subject.tokenizer, sample.messages, form=self.form) for sample in chosen]
+            # Nothing is folded before the first turn ends, so nothing is compared in it.
+            read = SharedPairs(subject, plans, [script.tokens[: script.turns[0].stop] for script in scripts])
+            for plan in plans:
+                outcomes = self._together(read.pair(plan), chosen, scripts, shared=read.shares(plan))
+                yield plan, dict(zip(group, outcomes, strict=True))
 
-    def _together(self, subject: Subject, plan: str, samples: Sequence[History]) -> Iterator[Outcome]:
-        scripts = [transcript(subject.tokenizer, sample.messages, form=self.form) for sample in samples]
-        pair = CachePair(subject, plan, rows=len(samples))
-        # Nothing is folded before the first turn ends, so nothing is compared in it.
-        pair.feed([script.tokens[: script.turns[0].stop] for script in scripts])
-        pair.fold()
+    def _together(
+        self, pair: CachePair, samples: Sequence[History], scripts: Sequence[Transcript], *, shared: bool
+    ) -> Iterator[Outcome]:
         turns = _later_turns(pair, scripts)
         compared = [joined(pieces) for pieces in zip(*turns, strict=True)]
         sizes = size_fields(pair.ledger(), rows=len(samples))
         _, pace = pair.greedy([_question(script) for script in scripts], most=PACE_TOKENS)
-        cost = sizes | pace_fields(pace)
+        cost = sizes | pace_fields(pace) | {"shared_prefill": shared}
         for sample, script, one in zip(samples, scripts, compared, strict=True):
             metrics = _metrics(sample, script, one)
             score = metrics["exact"] if self.score == "exact" else exp(metrics["value_log_likelihood"])

@@ -15,10 +15,10 @@ from typing import Any
 
 from kvfold.bench.ask.asking import has_sliding_layers
 from kvfold.bench.ask.cost import pace_fields, size_fields
-from kvfold.bench.ask.divergence import CachePair, Comparison, joined
+from kvfold.bench.ask.divergence import CachePair, Comparison, SharedPairs, joined
 from kvfold.bench.ask.transcript import Form, transcript
 from kvfold.bench.subject import Subject
-from kvfold.bench.suite import Outcome, Suite
+from kvfold.bench.suite import Outcome, SharingSuite
 from kvfold.data.passages import Passage, passages
 from kvfold.errors import SuiteError
 
@@ -37,7 +37,7 @@ class ChunkedText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FidelitySuite(Suite):
+class FidelitySuite(SharingSuite):
     """A plan's cache and the full one on the same tokens."""
 
     context: int | None = None  # tokens; none: 512 of a text, the first half of a dialogue turn by turn
@@ -83,11 +83,20 @@ class FidelitySuite(Suite):
             "divergence_tokens": sums["divergence_tokens"] / len(outcomes),
         }
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[Passage]) -> list[Outcome]:
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[Passage]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
         """Read every sample through both caches, all together where the model allows it."""
         texts = [self.chunks(subject.tokenizer, sample) for sample in samples]
-        groups = [[text] for text in texts] if has_sliding_layers(subject) else [texts]
-        return [outcome for group in groups for outcome in self._together(subject, plan, group)]
+        numbers = range(len(texts))
+        groups = [[i] for i in numbers] if has_sliding_layers(subject) else [list(numbers)]
+        for group in groups:
+            chosen = [texts[i] for i in group]
+            longest = max(len(text.context) for text in chosen)
+            read = SharedPairs(subject, plans, _begins(chosen, -longest))
+            for plan in plans:
+                outcomes = self._together(read.pair(plan), chosen, shared=read.shares(plan))
+                yield plan, dict(zip(group, outcomes, strict=True))
 
     def chunks(self, tokenizer: Any, sample: Passage) -> ChunkedText:
         """Tokenise a passage and cut it where its cache folds."""
@@ -112,16 +121,15 @@ class FidelitySuite(Suite):
         ends = [turn.stop for turn in read.turns]
         return _chunked(sample.family, read.tokens, ends, len(ends) // 2)
 
-    def _together(self, subject: Subject, plan: str, texts: Sequence[ChunkedText]) -> Iterator[Outcome]:
-        pair = CachePair(subject, plan, rows=len(texts))
-        # Contexts of fewer chunks start later, so that all of them end together.
+    def _together(self, pair: CachePair, texts: Sequence[ChunkedText], *, shared: bool) -> Iterator[Outcome]:
+        """Go on where the first chunk was read and folded."""
         longest = max(len(text.context) for text in texts)
-        for step in range(-longest, 0):
-            pair.feed([text.context[step] if -step <= len(text.context) else () for text in texts])
+        for step in range(1 - longest, 0):
+            pair.feed(_begins(texts, step))
             pair.fold()
         sizes = size_fields(pair.ledger(), rows=len(texts))
         same, pace = pair.greedy([text.scored[0][:1] for text in texts], most=self.greedy)
-        cost = sizes | pace_fields(pace)
+        cost = sizes | pace_fields(pace) | {"shared_prefill": shared}
         compared = [joined(pieces) for pieces in zip(*_scored(pair, texts), strict=True)]
         for text, one, same_tokens in zip(texts, compared, same, strict=True):
             top1 = float(one.agrees.double().mean())
@@ -134,6 +142,11 @@ class FidelitySuite(Suite):
                 "tokens": float(len(one.agrees)),
             }
             yield Outcome(family=text.family, score=top1, metrics=metrics, **cost)
+
+
+def _begins(texts: Sequence[ChunkedText], step: int) -> list[tuple[int, ...]]:
+    """Chunk number `step` of the contexts, counted from their ends: shorter ones start later, so all end together."""
+    return [text.context[step] if -step <= len(text.context) else () for text in texts]
 
 
 def _scored(pair: CachePair, texts: Sequence[ChunkedText]) -> Iterator[list[Comparison]]:

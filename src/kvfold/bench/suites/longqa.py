@@ -7,8 +7,8 @@ reference answer, which says more about small models; records hold both. Version
 
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from math import exp
@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import torch
 
-from kvfold.bench.ask.asking import ask_rows, read_and_fold
+from kvfold.bench.ask.asking import ask_rows, read_once
 from kvfold.bench.ask.prompts import Prompt, expected, prompt, reply, shortened
 from kvfold.bench.ask.reader import Reader
 from kvfold.bench.subject import Subject
-from kvfold.bench.suite import Outcome, Suite
+from kvfold.bench.suite import Outcome, SharingSuite
 from kvfold.data.dialogue import plain
 from kvfold.data.files import prose, read_rows
 from kvfold.errors import DataError, SuiteError
@@ -43,7 +43,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LongQaSuite(Suite):
+class LongQaSuite(SharingSuite):
     """Questions on real documents. Nothing in it changes."""
 
     tokens: int = 4096  # of a document; what is longer is cut there
@@ -93,21 +93,34 @@ class LongQaSuite(Suite):
     def shortcut(self, samples: Sequence[Question]) -> None:
         """None: the floor is what can be said without the document."""
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[Question]) -> list[Outcome]:
-        """Read and fold each document once, or once with each question; then reply, and score the reference."""
-        outcomes: list[Outcome] = []
-        for _, group in groupby(samples, key=lambda sample: sample.document):
-            questions = list(group)
-            text = shortened(subject.tokenizer, questions[0].text, self.tokens)
-            prompts = [self._prompt(subject.tokenizer, text, question) for question in questions]
-            rows = None if self.query_aware else read_and_fold(subject, plan, [prompts[0].context])
-            for question, one in zip(questions, prompts, strict=True):
-                assert rows is None or one.context == prompts[0].context, "one fold serves one text"
-                asked = read_and_fold(subject, plan, [one.context]) if rows is None else rows
-                outcomes.append(self._outcome(subject, asked, one, question, cut=text != question.text))
-        return outcomes
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[Question]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Read each document once, or once with each question; then fold, reply and score the reference."""
+        numbered = enumerate(samples)
+        for _, group in groupby(numbered, key=lambda one: one[1].document):
+            questions = dict(group)
+            whole = next(iter(questions.values())).text
+            text = shortened(subject.tokenizer, whole, self.tokens)
+            cut = float(text != whole)  # whether the document was longer than what was read
+            prompts = {i: self._prompt(subject.tokenizer, text, question) for i, question in questions.items()}
+            for numbers in self._on_one_fold(prompts):
+                read = read_once(subject, plans, [prompts[numbers[0]].context])
+                for plan in plans:
+                    rows = read.under(plan)
+                    rows.fold()
+                    outcomes = {i: self._outcome(subject, rows, prompts[i], questions[i], cut) for i in numbers}
+                    shared = read.shares(plan)
+                    yield plan, {i: replace(one, shared_prefill=shared) for i, one in outcomes.items()}
 
-    def _outcome(self, subject: Subject, rows: Reader, asked: Prompt, question: Question, *, cut: bool) -> Outcome:
+    def _on_one_fold(self, prompts: Mapping[int, Prompt]) -> list[list[int]]:
+        """The numbers of questions that are asked of one fold: all of a document, or each by itself."""
+        if self.query_aware:
+            return [[i] for i in prompts]
+        assert len({one.context for one in prompts.values()}) == 1, "one fold serves one text"
+        return [list(prompts)]
+
+    def _outcome(self, subject: Subject, rows: Reader, asked: Prompt, question: Question, cut: float) -> Outcome:
         (answer,) = ask_rows(subject, rows, [asked])
         said = reply(subject.tokenizer, answer.tokens)
         likely = _likelihood(subject, rows, asked, question, singly=self.answer == "singly")
@@ -116,7 +129,7 @@ class LongQaSuite(Suite):
             "f1": f1,
             "exact": float(_words(said) == _words(question.answer)),
             "log_likelihood": likely,
-            "cut": float(cut),  # whether the document was longer than what was read
+            "cut": cut,
         }
         score = f1 if self.score == "f1" else exp(likely)
         return Outcome(family=question.family, score=score, metrics=metrics | answer.metrics, **answer.cost)

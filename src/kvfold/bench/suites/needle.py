@@ -5,18 +5,18 @@ folded (unseen), or is folded with it (seen). A reply counts when it holds every
 Filler is generated chit-chat, or with `--data` sentences of real text. Version 1 is frozen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from math import comb
 from pathlib import Path
 from typing import Any, Literal
 
-from kvfold.bench.ask.asking import ask
+from kvfold.bench.ask.asking import Answer, ask_each
 from kvfold.bench.ask.prompts import length, prompt, reply
 from kvfold.bench.choices import as_json
 from kvfold.bench.subject import Subject
-from kvfold.bench.suite import Outcome, Suite
+from kvfold.bench.suite import Outcome, SharingSuite
 from kvfold.data import NEEDLES, Document, needle
 from kvfold.data.excerpts import source
 from kvfold.data.files import read_rows
@@ -53,7 +53,7 @@ class Hidden:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NeedleSuite(Suite):
+class NeedleSuite(SharingSuite):
     """Questions about sentences in a long document. Nothing in it changes."""
 
     tokens: int = 2048
@@ -64,6 +64,7 @@ class NeedleSuite(Suite):
     name = "needle"
     version = 1
     rows = 8
+    opens_with = 1
     data_file = "novels.jsonl.xz"
 
     def __post_init__(self) -> None:
@@ -95,8 +96,10 @@ class NeedleSuite(Suite):
             chances.setdefault(sample.kind, []).append(sample.shortcut())
         return {kind: sum(each) / len(each) for kind, each in chances.items()}
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[Hidden]) -> list[Outcome]:
-        """Write, feed, fold, ask."""
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[Hidden]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Write and feed, then fold and ask under every plan."""
         documents = [sample.document(subject.tokenizer) for sample in samples]
         prompts = [
             prompt(
@@ -108,16 +111,17 @@ class NeedleSuite(Suite):
             )
             for document in documents
         ]
-        answers = ask(subject, plan, prompts)
-        return [
-            Outcome(
-                family=document.kind,
-                score=float(document.correct(reply(subject.tokenizer, answer.tokens))),
-                metrics=answer.metrics,
-                **answer.cost,
-            )
-            for document, answer in zip(documents, answers, strict=True)
-        ]
+        for plan, answers in ask_each(subject, plans, prompts):
+            yield plan, {i: _outcome(subject, documents[i], answer) for i, answer in answers.items()}
+
+
+def _outcome(subject: Subject, document: Document, answer: Answer) -> Outcome:
+    return Outcome(
+        family=document.kind,
+        score=float(document.correct(reply(subject.tokenizer, answer.tokens))),
+        metrics=answer.metrics,
+        **answer.fields,
+    )
 
 
 @cache

@@ -6,17 +6,17 @@ of the outputs that the reply holds, for questions on documents whether it holds
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from kvfold.bench.ask.asking import ask
+from kvfold.bench.ask.asking import Answer, ask_each
 from kvfold.bench.ask.prompts import length, prompt, reply
 from kvfold.bench.choices import as_json
 from kvfold.bench.subject import Subject
-from kvfold.bench.suite import Outcome, Suite
+from kvfold.bench.suite import Outcome, SharingSuite
 from kvfold.data.excerpts import Source, source
 from kvfold.data.files import read_rows
 from kvfold.data.ruler import QUESTIONS, TASKS, Task, generate
@@ -52,7 +52,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RulerSuite(Suite):
+class RulerSuite(SharingSuite):
     """The tasks of RULER. Nothing in it changes."""
 
     tokens: int = 4096  # of prompt and reply; ready prompts are as long as they are
@@ -63,6 +63,7 @@ class RulerSuite(Suite):
     name = "ruler"
     version = 1
     rows = 8
+    opens_with = 1
 
     def __post_init__(self) -> None:
         odd = [task for task in self.tasks if task not in TASKS]
@@ -98,8 +99,10 @@ class RulerSuite(Suite):
     def shortcut(self, samples: Sequence[Recipe | Ready]) -> None:
         """None: RULER names none."""
 
-    def ask(self, subject: Subject, plan: str, samples: Sequence[Recipe | Ready]) -> list[Outcome]:
-        """Write, feed, fold, ask; the reply is made to begin as RULER begins it."""
+    def ask_each(
+        self, subject: Subject, plans: Sequence[str], samples: Sequence[Recipe | Ready]
+    ) -> Iterator[tuple[str, dict[int, Outcome]]]:
+        """Write and feed, then fold and ask under every plan; the reply is made to begin as RULER begins it."""
         tasks = [sample.task(subject.tokenizer) for sample in samples]
         prompts = [
             prompt(
@@ -112,16 +115,8 @@ class RulerSuite(Suite):
             )
             for task in tasks
         ]
-        answers = ask(subject, plan, prompts)
-        return [
-            Outcome(
-                family=task.task,
-                score=task.score(reply(subject.tokenizer, answer.tokens)),
-                metrics=answer.metrics,
-                **answer.cost,
-            )
-            for task, answer in zip(tasks, answers, strict=True)
-        ]
+        for plan, answers in ask_each(subject, plans, prompts):
+            yield plan, {i: _outcome(subject, tasks[i], answer) for i, answer in answers.items()}
 
     def _is_ready(self) -> bool:
         return self.data is not None and bool(_ready(self.data))
@@ -150,6 +145,15 @@ class RulerSuite(Suite):
         piles = [rng.sample(pile, len(pile)) for pile in piles]
         turns = [pile[turn] for turn in range(max(map(len, piles))) for pile in piles if turn < len(pile)]
         return [Ready(made=task) for task in turns[:n]]
+
+
+def _outcome(subject: Subject, task: Task, answer: Answer) -> Outcome:
+    return Outcome(
+        family=task.task,
+        score=task.score(reply(subject.tokenizer, answer.tokens)),
+        metrics=answer.metrics,
+        **answer.fields,
+    )
 
 
 @cache

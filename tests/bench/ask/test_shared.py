@@ -1,0 +1,105 @@
+"""What several plans read once is worth exactly what each would have read by itself, for every plan of the registry."""
+
+import pytest
+
+import plans as registry
+from kvfold.bench.ask.asking import ask_each
+from kvfold.bench.ask.prompts import Prompt
+from kvfold.bench.ask.shared import SharedRows, sharers
+from kvfold.bench.choices import choose
+from kvfold.bench.subject import open_subject
+from kvfold.bench.suites import find
+from kvfold.data import dialogue
+
+EVERY = list(dict.fromkeys(str(plan) for plan in (registry.lossy() | registry.lossless()).values()))
+TIMES = ("ttft_seconds", "tpot_seconds")
+SUITES = {
+    "needle": ["tokens=256", "kinds=single,multikey"],
+    "ruler": ["tokens=512", "tasks=vt"],
+    "fidelity": ["context=96", "continuation=24", "stride=12", "greedy=4"],
+    "chat": [],
+}
+SOME = ["full", "h2o(keep=0.3)", "kvzip(keep=0.3)", "sentkv(budget=0.3)"]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return open_subject("tiny")
+
+
+def prompts(tokenizer, replies=3):
+    texts = [" ".join(m.content for m in dialogue("recall", split="train", turns=8, seed=s).messages) for s in (1, 2)]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    return [
+        Prompt(context=tuple(one[:length]), question=tuple(one[length : length + 5]), reply_tokens=replies)
+        for one, length in zip(ids, (90, 88), strict=True)  # of like length: rows of one group, one with pads
+    ]
+
+
+def untimed(cost):
+    return {name: value for name, value in cost.items() if name not in TIMES}
+
+
+def gathered(subject, plans, asked):
+    found = {plan: {} for plan in plans}
+    for plan, answers in ask_each(subject, plans, asked):
+        found[plan] |= answers
+    return found
+
+
+def test_every_plan_answers_from_the_shared_reading_as_from_its_own(tiny):
+    asked = prompts(tiny.tokenizer)
+    shared = gathered(tiny, EVERY, asked)
+    for plan in EVERY:
+        alone = gathered(tiny, [plan], asked)[plan]
+        for number, one in shared[plan].items():
+            assert one.tokens == alone[number].tokens, plan
+            assert untimed(one.cost) == untimed(alone[number].cost), plan
+            assert one.shared == (plan in sharers(EVERY)), plan
+            assert not alone[number].shared
+    assert len(sharers(EVERY)) > 20
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_scores_the_same_with_and_without_sharing(tiny, name):
+    suite = choose(find(name), given=SUITES[name])
+    samples = suite.samples(n=2, seed=0)
+    found = {plan: {} for plan in SOME}
+    for plan, outcomes in suite.ask_each(tiny, SOME, samples):
+        found[plan] |= outcomes
+    assert suite.shares_prefill
+    for plan in SOME:
+        alone = suite.ask(tiny, plan, samples)
+        for number, one in enumerate(alone):
+            shared = found[plan][number]
+            assert (shared.score, shared.metrics, shared.stored_bytes) == (one.score, one.metrics, one.stored_bytes), (
+                plan
+            )
+            assert shared.shared_prefill == (plan in sharers(SOME)), plan
+
+
+def test_a_text_is_read_once_for_all_that_share(tiny, monkeypatch):
+    read = []
+    forward = type(tiny.model).forward
+
+    def counting(self, input_ids=None, **given):
+        read.append(input_ids.numel())
+        return forward(self, input_ids, **given)
+
+    monkeypatch.setattr(type(tiny.model), "forward", counting)
+    rows = SharedRows(tiny, SOME, count=1)
+    rows.feed([list(range(300, 400))])
+    for plan in SOME:
+        rows.under(plan)
+    assert read == [100, 100], "once for all, and once for the plan that places slots"
+
+
+def test_forks_go_their_own_ways(tiny):
+    rows = SharedRows(tiny, ["full", "snapkv(keep=0.2)"], count=1)
+    rows.feed([list(range(300, 400))])
+    first, second = rows.under("full"), rows.under("full")
+    first.feed([[5, 6, 7]])
+    alone = SharedRows(tiny, ["full"], count=1)
+    alone.feed([list(range(300, 400))])
+    assert second.logits([[9]]).equal(alone.under("full").logits([[9]]))
+    assert (first.fed_tokens, second.fed_tokens) == ([103], [101])
