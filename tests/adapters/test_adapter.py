@@ -17,7 +17,6 @@ from kvfold.adapters.ranks import layout_for, load_ranks, save_ranks
 from kvfold.errors import ModelError
 from kvfold.hf.load import SHIPPED, load
 from kvfold.plan import Plan
-from kvfold.select.sonic import ROWS
 from ranks import ranks_for
 
 
@@ -28,7 +27,7 @@ def hooks(model):
 def loud(model, *, seed=3):
     """An adapter whose updates are large enough to be seen."""
     torch.manual_seed(seed)
-    adapter = Adapter.for_model(model, rows=ROWS, rank=2)
+    adapter = Adapter.for_model(model, rank=2)
     with torch.no_grad():
         for up in adapter.up:
             up.normal_(std=0.1)
@@ -176,7 +175,7 @@ def test_a_registered_adapter_is_the_shipped_one_and_is_built_once():
 
     def build():
         built.append(1)
-        return Adapter.for_model(model, rows=ROWS, rank=2)
+        return Adapter.for_model(model, rank=2)
 
     register_adapter(model, "sonic", build)
     assert not built

@@ -1,7 +1,9 @@
 """Adapter: what a learned method adds to a model that it does not change.
 
-It has embeddings of its own rows, low-rank updates of the model's linear layers that act on those rows only, and a
-scorer of slots. A model without an active adapter is bit for bit the base (row_updates.py).
+It has low-rank updates of the model's linear layers that act on Nexus rows only, gates through which a row sees later
+tokens of its segment, what is added to a row's embedding, and a scorer of slots and rows. Untrained all but the scorer
+is zero, so a row is the token that it stands at. A model without an active adapter is bit for bit the base
+(row_updates.py).
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ _SCORER, _SCORER_AS_SAVED = "scorer.", "salience."  # version 1 of the files has
 
 
 class Adapter(nn.Module):
-    """A table of row embeddings, an update `up @ down` of low rank for each named linear layer, and a scorer.
+    """An update `up @ down` of low rank for each named linear layer, gates, embeddings, and a scorer.
 
     Conditional low-rank updates: Kim et al., Compressed Context Memory, https://arxiv.org/abs/2312.03414
     """
@@ -37,42 +39,48 @@ class Adapter(nn.Module):
         layers: Sequence[tuple[str, int, int]],
         rank: int,
         scale: float,
+        query_heads: int,
         features: TokenFeatures,
     ) -> None:
-        """`layers` are (name, inputs, outputs) of the linear layers; updates start at zero, rows as small noise."""
+        """`layers` are (name, inputs, outputs) of the linear layers. `rows` counts kinds of Nexus rows, 0 or 1."""
         super().__init__()
         self.names = tuple(name for name, _, _ in layers)
         self.rank = rank
         self.scale = scale
-        self.embeddings = nn.Parameter(0.02 * torch.randn(rows, width))
+        self.embeddings = nn.Parameter(torch.zeros(rows, width))  # added to the embedding of a row's token
+        self.gates = nn.Parameter(torch.zeros(features.layers, query_heads))
         self.down = nn.ParameterList(torch.randn(rank, inputs) * inputs**-0.5 for _, inputs, _ in layers)
         self.up = nn.ParameterList(torch.zeros(outputs, rank) for _, _, outputs in layers)
         self.scorer = SlotScorer(features)
         self._rotary: Rotary | None = None  # of the model that it is attached to
+        self._folding: tuple[int, ...] = ()  # its folding layers
         self._updates = RowUpdates()
         self.register_state_dict_post_hook(_name_as_saved)
         self.register_load_state_dict_pre_hook(_name_as_loaded)
 
     @classmethod
-    def for_model(cls, model: Any, *, rows: int, rank: int, scale: float = 2.0) -> "Adapter":
-        """Make a fresh adapter over every linear layer of a model's decoder, its rows near the mean embedding."""
+    def for_model(cls, model: Any, *, rank: int, rows: int = 1, scale: float = 2.0) -> "Adapter":
+        """Make a fresh adapter over every linear layer of a model's decoder."""
         layers = [
             (name, module.in_features, module.out_features)
             for name, module in decoder_of(model).named_modules()
             if isinstance(module, nn.Linear)
         ]
-        embeddings = model.get_input_embeddings().weight.detach().float()
-        width = embeddings.shape[1]
-        adapter = cls(rows=rows, width=width, layers=layers, rank=rank, scale=scale, features=features_of(model))
-        with torch.no_grad():
-            mean = embeddings.mean(dim=0).cpu()
-            spread = embeddings.std().cpu()
-            adapter.embeddings.copy_(mean + torch.randn(rows, width) * spread)
+        adapter = cls(
+            rows=rows,
+            width=model.get_input_embeddings().weight.shape[1],
+            layers=layers,
+            rank=rank,
+            scale=scale,
+            query_heads=query_heads_of(model),
+            features=features_of(model),
+        )
         return adapter.attach(model)
 
     def attach(self, model: Any) -> "Adapter":
         """Let this adapter act on a model's layers. It does nothing until it is active."""
         self._rotary = rotary_of(model) if self.scorer.features.keys else None
+        self._folding = tuple(sorted(ModelBinding.of(model).folding_layers))
         modules = dict(decoder_of(model).named_modules())
         self._updates.belong_to({modules[name]: number for number, name in enumerate(self.names)})
         return self
@@ -86,9 +94,18 @@ class Adapter(nn.Module):
         """Copies of a cache use the same adapter, as they use the same model."""
         return self
 
+    @property
+    def has_rows(self) -> bool:
+        """Tell whether it knows Nexus rows; else slots stay word for word."""
+        return len(self.embeddings) > 0
+
     def embed(self, rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K width"]:
-        """Give the embeddings of some rows; a row of -1 is filled with the first."""
+        """Give what is added to the embeddings of some rows' tokens; a row of -1 is filled with the first."""
         return self.embeddings[rows.clamp(min=0)]
+
+    def gate(self, layer: int) -> Float[Tensor, " G"]:
+        """Give how far each query head of a row in one layer sees later tokens of its segment: 0 not at all."""
+        return self.gates[self._folding.index(layer)].tanh()
 
     def features(
         self,
@@ -109,9 +126,10 @@ class Adapter(nn.Module):
         values: Float[Tensor, "B S L H D"],
         positions: Int[Tensor, "B S"],
         real: Bool[Tensor, "B S"],
-    ) -> Float[Tensor, "B L H S"]:
-        """Score the slots of a segment by their importance to later turns, 0 to 1."""
-        return self.scorer.score(self.features(keys, values, positions), real)
+    ) -> tuple[Float[Tensor, "B L H S"], Float[Tensor, "B L H S"] | None]:
+        """Score the slots of a segment by their importance to later turns, 0 to 1, and Nexus rows at their tokens."""
+        slots, rows = self.scorer.score(self.features(keys, values, positions), real)
+        return slots, rows if self.has_rows else None
 
     def active(self, first: int = 0) -> AbstractContextManager[None]:
         """Inside, the model's linear layers are updated at rows `first` and later of [B, Q, width]; none before."""
@@ -135,6 +153,11 @@ def features_of(model: Any) -> TokenFeatures:
         keys = True
     layers = len(binding.folding_layers)
     return TokenFeatures(layers=layers, heads=binding.kv_heads, size=binding.head_size, keys=keys)
+
+
+def query_heads_of(model: Any) -> int:
+    """Count the query heads of a model's layers."""
+    return ModelBinding.of(model).text_config.num_attention_heads
 
 
 def _of_tokens(table: Float[Tensor, "tokens rotated"], positions: Int[Tensor, "B S"]) -> Tensor:

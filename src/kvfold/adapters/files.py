@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvfold.adapters.adapter import Adapter
-from kvfold.adapters.scorer import TokenFeatures
+from kvfold.adapters.adapter import Adapter, query_heads_of
+from kvfold.adapters.scorer import DILATIONS, TokenFeatures
 from kvfold.errors import FileError, ModelError
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import SHIPPED, fingerprint
@@ -55,15 +55,19 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
     words = words_for(folder, model, kind=kind, needed=_OF_UPDATES)
     try:
         learned = read_tensors(folder)
+        has_rows = "gates" in learned
         with torch.device("meta"):  # takes no room: sizes are promises until they are those of the tensors
             adapter = Adapter(
-                rows=words["rows"],
+                rows=words["rows"] if has_rows else 0,
                 width=words["width"],
                 layers=[tuple(layer) for layer in words["layers"]],
                 rank=words["rank"],
                 scale=words["scale"],
+                query_heads=query_heads_of(model),
                 features=TokenFeatures(**words["reads"]),
             )
+        if not has_rows:
+            learned = _without_rows(learned, adapter)
         adapter.load_state_dict({name: tensor.float() for name, tensor in learned.items()}, assign=True)
         adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
         adapter.scorer.float()  # close scores differ only in float32
@@ -80,6 +84,17 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds what is no number")
     return learned
+
+
+def _without_rows(learned: Mapping[str, torch.Tensor], adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Make the tensors of an adapter of kvfold 0.1.0 those of one without rows: its rows were of another kind."""
+    completed = dict(learned)
+    completed["embeddings"] = torch.zeros(adapter.embeddings.shape)
+    completed["gates"] = torch.zeros(adapter.gates.shape)
+    for name in ("weight", "bias"):
+        of_slots = learned[f"salience.layers.{len(DILATIONS) - 1}.{name}"]
+        completed[f"salience.rows.{name}"] = of_slots.clone()
+    return completed
 
 
 def find_adapter(model: Any, select: Select) -> Adapter | None:
@@ -162,7 +177,7 @@ def _folder(source: str | Path) -> Path:
             return Path(source)
     except OSError as error:  # a name that is too long
         raise FileError(
-            f"the adapter {str(source)[:100]!r}... was asked for; its name cannot be one ({error.strerror}); give a folder"
+            f"the adapter {str(source)[:100]!r}... was asked for; it cannot be a name ({error.strerror}); give a folder"
         ) from error
     from huggingface_hub import snapshot_download
 

@@ -8,6 +8,7 @@ ranking for all layers and heads.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from torch.nn.functional import gelu
 CHANNELS = 128  # of the hidden convolutions
 TAPS = 5  # tokens that a convolution reads
 DILATIONS = (1, 2, 4)  # how far these are apart, convolution by convolution
+BEHIND = 0.1  # raw score by which a Nexus row stands behind its token's slot before training
 _QUANTILES = 1025
 
 
@@ -53,11 +55,26 @@ class SlotScorer(nn.Module):
                 _convolution(CHANNELS, features.layers * features.heads, last),
             ]
         )
+        # A Nexus row at a token has a score like the token's slot. Untrained it says nothing more, so it stands behind.
+        self.rows = _convolution(CHANNELS, features.layers * features.heads, last)
+        self.put_rows_behind()
         levels = torch.linspace(-1.0, 1.0, _QUANTILES)
         self.levels = nn.Parameter(levels, requires_grad=False)  # the quantiles of raw scores in training
 
-    def forward(self, features: Float[Tensor, "B S features"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:
-        """Give raw scores of all slots; the tokens of a row come first, without gaps."""
+    @torch.no_grad()
+    def put_rows_behind(self) -> None:
+        """Score each Nexus row as its token's slot, less a margin."""
+        last: Any = self.layers[-1]
+        self.rows.load_state_dict(last.state_dict())
+        assert self.rows.bias is not None
+        self.rows.bias -= BEHIND
+
+    def forward(
+        self,
+        features: Float[Tensor, "B S features"],
+        real: Bool[Tensor, "B S"],
+    ) -> Float[Tensor, "kinds B L H S"]:
+        """Give raw scores of all slots, and of Nexus rows at their tokens; a row's tokens come first, without gaps."""
         first, middle, last = self.layers
         pads = ~real[:, None]  # B 1 S
         normed = (features.float() - self.mean) * self.scale
@@ -67,13 +84,19 @@ class SlotScorer(nn.Module):
         hidden = gelu(first(normed))
         hidden = hidden.masked_fill(pads, 0.0)
         change = gelu(middle(hidden)).masked_fill(pads, 0.0)
-        return last(hidden + change).unflatten(1, self.shape)
+        seen = hidden + change
+        both = torch.stack([last(seen), self.rows(seen)])
+        return both.unflatten(2, self.shape)
 
     @torch.no_grad()
-    def score(self, features: Float[Tensor, "B S features"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B L H S"]:
+    def score(
+        self,
+        features: Float[Tensor, "B S features"],
+        real: Bool[Tensor, "B S"],
+    ) -> Float[Tensor, "kinds B L H S"]:
         """Score real tokens, wherever they stand in a row, from 0 to 1: the share of training's slots that score less.
 
-        Pads get numbers that mean nothing.
+        The first kind are tokens' slots, the second Nexus rows at these tokens. Pads get numbers that mean nothing.
         """
         order = real.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # B S: real tokens first
         packed = features.gather(1, order[..., None].expand_as(features))
@@ -85,7 +108,7 @@ class SlotScorer(nn.Module):
         between = between.clamp(0.0, 1.0)
         quantile = (upper - 1 + between) / (_QUANTILES - 1)
         back = order[:, None, None].expand_as(raw)  # where each packed token stood
-        return torch.zeros_like(raw).scatter(3, back, quantile)
+        return torch.zeros_like(raw).scatter(4, back, quantile)
 
     @torch.no_grad()
     def measure(self, features: Float[Tensor, "tokens features"]) -> None:

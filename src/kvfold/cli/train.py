@@ -71,7 +71,10 @@ def sonic(
     study: Annotated[
         float, typer.Option("--study", help="Share of talks in which the model asks itself about the data.", min=0)
     ] = 0.0,
-    terms: Annotated[str, typer.Option("--terms", help="Weights of the loss, like 'kl=1,output=0'.")] = "",
+    start: Annotated[
+        str | None, typer.Option("--from", help="An adapter to begin with: a folder, or `shipped`.")
+    ] = None,
+    terms: Annotated[str, typer.Option("--terms", help="Weights of the loss, like 'choice=1,salience=0'.")] = "",
 ) -> None:
     """Train SONIC's Nexus rows for a model: what a finished turn becomes, at any budget.
 
@@ -89,6 +92,7 @@ def sonic(
     )  # fmt: skip
     run = SonicRun(SonicSettings(
         model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, scorer_until=scorer,
+        start=start,
         mix=Mix(without=without, study=study), terms=Terms(**_weights(terms, Terms)),
     ))  # fmt: skip
     _train(run)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
@@ -25,6 +25,7 @@ from kvfold.hf.decoder import decoder_of
 from kvfold.memory.context import NO_ROW, ReplayText, RowAdapter, Rows
 from kvfold.memory.state import LayerState
 from kvfold.memory.step import AttentionStep
+from kvfold.memory.tail import Tail
 
 States = Mapping[int, LayerState]  # of the folding layers, by their index in the model
 Made = tuple[Tensor, Tensor]  # keys and values [B, H, K, D] of the rows in one layer
@@ -88,16 +89,16 @@ def _recurrent_states_kept(past: Any) -> Iterator[None]:
 def run(model: PreTrainedModel, past: Cache, states: States, rows: Rows, adapter: RowAdapter | None) -> dict[int, Made]:
     """Run rows through the model's decoder; give their keys and values in every folding layer.
 
-    The adapter acts on rows of its table; rows of text are the model's business alone.
+    The adapter acts on rows that look ahead; other rows of text are the model's business alone.
     """
-    reader = _Reader(past, states, rows)
+    assert rows.ids is not None, "rows are tokens"
+    learned = adapter if rows.ahead is not None else None
+    reader = _Reader(past, states, rows, learned)
     with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as active:
-        if rows.ids is not None:
-            embedded = model.get_input_embeddings()(rows.ids)
-        else:
-            assert adapter is not None, "a method that runs rows of an adapter has one"
-            embedded = adapter.embed(rows.rows).to(model.dtype)
-            active.enter_context(adapter.active())
+        embedded = model.get_input_embeddings()(rows.ids)
+        if learned is not None:
+            embedded = embedded + learned.embed(rows.rows).to(embedded.dtype)
+            active.enter_context(learned.active())
         decoder: Any = decoder_of(model)
         decoder(inputs_embeds=embedded, position_ids=rows.positions.long(), use_cache=True, **given(decoder, reader))
     return reader.made
@@ -130,11 +131,15 @@ class PassRows:
         self, queries: Float[Tensor, "B G K D"], *, scale: float, sink_logits: Float[Tensor, " G"] | None = None
     ) -> Float[Tensor, "B G K D"]:
         """Attend with the rows in one layer."""
-        causal = partial(queries, self.keys, self.values, scale=scale, causal=True, mask=self.reader.row_mask)
-        answers = [*self.reader.past_of(self.index, queries, scale), causal]
+        answers = self.reader.past_of(self.index, queries, scale)
+        if self.reader.learned is None:
+            mask = self.reader.row_mask
+            answers.append(partial(queries, self.keys, self.values, scale=scale, causal=True, mask=mask))
         if sink_logits is not None:
             answers.append(softmax_sinks(queries, sink_logits))
         whole = merge(answers)
+        if self.reader.learned is not None:
+            return self.reader.with_later(self.index, queries, scale, whole)
         self.reader.note(self.index, queries, whole.log_sum_exp, scale)
         return whole.output
 
@@ -142,9 +147,10 @@ class PassRows:
 class _Reader(Cache):
     """A cache that is read and never written: the model's past, for one pass."""
 
-    def __init__(self, past: Cache, states: States, rows: Rows) -> None:
+    def __init__(self, past: Cache, states: States, rows: Rows, learned: RowAdapter | None = None) -> None:
+        """`learned` is the adapter of rows that look ahead."""
         super().__init__(layers=list(past.layers))
-        self.past, self.states, self.rows = past, states, rows
+        self.past, self.states, self.rows, self.learned = past, states, rows, learned
         self.row_mask = rows.real[:, None, None]  # B 1 1 K
         self.made: dict[int, Made] = {}
 
@@ -180,17 +186,31 @@ class _Reader(Cache):
         answers = [part.attend(step)[0] for part in parts]
         tail = state.tail
         assert tail is not None
-        seen = self._seen_columns(state)
-        keys, values = tail.keys[:, :, : tail.length], tail.values[:, :, : tail.length]
-        return [*answers, partial(queries, keys, values, scale=scale, mask=seen)]
+        return [*answers, self._of_tail(tail, queries, scale, self.rows.first, self.rows.stop)]
 
-    def _seen_columns(self, state: LayerState) -> Bool[Tensor, "B 1 K S"]:
-        """Mark the columns of the tail that each row sees."""
-        tail = state.tail
+    def with_later(self, index: int, queries: Tensor, scale: float, whole: Partial) -> Float[Tensor, "B G K D"]:
+        """Let rows that look ahead see the rest of their segment too, as far as the gates of a layer open."""
+        assert self.learned is not None, "rows that look ahead have an adapter"
+        assert self.rows.ahead is not None, "rows that look ahead say how far"
+        if index not in self.states:
+            return whole.output
+        tail = self.states[index].tail
         assert tail is not None
+        end = torch.full_like(self.rows.stop, self.rows.ahead)
+        later = self._of_tail(tail, queries, scale, self.rows.stop, end)
+        both = merge([whole, later]).output
+        gate = self.learned.gate(index)[:, None, None]  # G 1 1
+        return whole.output + gate.to(both.dtype) * (both - whole.output)
+
+    def _of_tail(
+        self, tail: Tail, queries: Tensor, scale: float, first: Int[Tensor, "B K"], stop: Int[Tensor, "B K"]
+    ) -> Partial:
+        """Attend over the columns of a tail from `first` up to `stop`."""
         columns = torch.arange(tail.length, device=tail.keys.device)
-        inside = (columns >= self.rows.first[..., None]) & (columns < self.rows.stop[..., None])  # B K S
-        return (inside & tail.valid[:, None])[:, None]
+        inside = (columns >= first[..., None]) & (columns < stop[..., None])  # B K S
+        seen = (inside & tail.valid[:, None])[:, None]  # B 1 K S
+        keys, values = tail.keys[:, :, : tail.length], tail.values[:, :, : tail.length]
+        return partial(queries, keys, values, scale=scale, mask=seen)
 
 
 class _Listener(_Reader):

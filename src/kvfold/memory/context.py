@@ -61,6 +61,9 @@ class Rows:
     first: Int[Tensor, "B K"]  # columns first <= column < stop are seen
     stop: Int[Tensor, "B K"]
     ids: Int[Tensor, "B K"] | None = None  # rows are these tokens of the model, not rows of an adapter
+    # Rows are tokens that an adapter updates. They also see the columns from `stop` to this one, as far as the
+    # adapter's gates let them, and do not see one another.
+    ahead: int | None = None
 
     @classmethod
     def at(
@@ -69,8 +72,12 @@ class Rows:
         placed: Sequence[Sequence[Row]],
         *,
         ids: Int[Tensor, "B S"] | None = None,
+        ahead: bool = False,
     ) -> "Rows":
-        """Place rows in the segment of each row of the batch; with `ids` they are the tokens that they stand at."""
+        """Place rows in the segment of each row of the batch; with `ids` they are the tokens that they stand at.
+
+        With `ahead` an adapter updates these, and lets them see the rest of the segment.
+        """
         device, batch = segment.positions.device, len(segment.real)
         rows = torch.full((batch, max(map(len, placed), default=0)), NO_ROW)  # B K
         first, stop, column = (torch.zeros_like(rows) for _ in range(3))  # NO_ROW sees no column
@@ -84,6 +91,7 @@ class Rows:
             first=first,
             stop=stop,
             ids=None if ids is None else ids.gather(1, column),
+            ahead=segment.real.shape[1] if ahead else None,
         )
 
     @property
@@ -108,12 +116,17 @@ class Selection:
     kept: Mapping[int, Bool[Tensor, "B H S"]]  # by layer: columns of the segment
     history: Mapping[int, Bool[Tensor, " slots"]] = field(default_factory=dict)  # by layer: folded slots; absent: all
     made: Mapping[int, KV] = field(default_factory=dict)  # by layer: new slots [B, H, K]
-    made_real: Bool[Tensor, "B K"] | None = None  # which of them each row has
+    made_kept: Mapping[int, Bool[Tensor, "B H K"]] = field(default_factory=dict)  # by layer: which of them are there
 
     @classmethod
     def of_layers(cls, layers: Sequence[int], kept: Bool[Tensor, "B L H S"]) -> "Selection":
         """Select slots of all layers by one mask."""
         return cls(kept={layer: kept[:, at] for at, layer in enumerate(layers)})
+
+
+def in_all_heads(made: Mapping[int, KV], real: Bool[Tensor, "B K"]) -> dict[int, Bool[Tensor, "B H K"]]:
+    """Say that all heads of a row have the same new slots."""
+    return {layer: real[:, None].expand(kv.positions.shape) for layer, kv in made.items()}
 
 
 @runtime_checkable
@@ -126,11 +139,15 @@ class RowAdapter(Protocol):
         ...
 
     def embed(self, rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K width"]:
-        """Embed some rows."""
+        """Give what is added to the embeddings of some rows' tokens."""
         ...
 
-    def score(self, keys: Tensor, values: Tensor, positions: Tensor, real: Tensor) -> Tensor:
-        """Score the slots of a segment, [B, L, H, S], from keys and values [B, S, L, H, D]."""
+    def gate(self, layer: int) -> Float[Tensor, " G"]:
+        """Say how far each query head of a row in one layer sees later tokens of its segment."""
+        ...
+
+    def score(self, keys: Tensor, values: Tensor, positions: Tensor, real: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Score the slots of a segment, [B, L, H, S], from keys and values [B, S, L, H, D], and rows at its tokens."""
         ...
 
     def active(self) -> AbstractContextManager[None]:
@@ -244,17 +261,21 @@ class FoldContext:
         found = self.access.replay(self.states, text)
         return torch.stack([found[layer][..., : self.columns] for layer in self.layers], dim=1)  # B L H S
 
-    def learned_scores(self) -> Float[Tensor, "B L H S"] | None:
-        """Score each column by the adapter that the method names; None where there is none."""
-        if self.access is None or self.access.adapter is None:
-            return None
+    def learned_scores(self) -> tuple[Float[Tensor, "B L H S"], Float[Tensor, "B L H S"] | None]:
+        """Score each column, and a row at each column, by the adapter that the method names.
+
+        The second are None where the adapter knows no rows, and where ids of tokens are not recorded.
+        """
+        assert self.access is not None, "a method with an adapter has access to a model"
+        assert self.access.adapter is not None, "a method that asks for learned scores names an adapter"
         segment = self.segment
         pads = ~segment.real[:, :, None, None, None]  # B S 1 1 1
         sides: list[Tensor] = []
         for side in ("keys", "values"):
             every = [getattr(self.keys_values(layer), side).transpose(1, 2) for layer in self.layers]
             sides.append(torch.stack(every, dim=2).masked_fill_(pads, 0.0))  # B S L H D; the stack is fresh
-        return self.access.adapter.score(sides[0], sides[1], segment.positions, segment.real)
+        slots, rows = self.access.adapter.score(sides[0], sides[1], segment.positions, segment.real)
+        return slots, rows if self.transcript.ids is not None else None
 
     def run(self, rows: Rows) -> Mapping[int, KV]:
         """Run rows through the model, over what every layer holds; give their slots by layer."""

@@ -129,11 +129,9 @@ def _folded(
     kept = selection.kept[layer]
     fresh = rules.layout.pack(context.keys_values(layer), kept)
     made = selection.made.get(layer)
-    if made is not None and selection.made_real is not None:
-        # B H K: the heads of a row have the same new slots.
-        there = selection.made_real[:, None].expand(made.positions.shape)
+    if made is not None:
         # New slots stand for the segment, and lie behind what was kept of it.
-        fresh = fresh.extend(rules.layout.pack(made, there), context.transcript)
+        fresh = fresh.extend(rules.layout.pack(made, selection.made_kept[layer]), context.transcript)
     history = selection.history.get(layer)
     if history is not None and bool(history.all()):
         history = None  # all stay: a part need not be written anew

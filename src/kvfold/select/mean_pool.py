@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvfold.memory.context import FoldContext, Row, Rows, Selection
+from kvfold.memory.context import FoldContext, Row, Rows, Selection, in_all_heads
 from kvfold.memory.kv import KV, positions_of_rows
 from kvfold.select.base import JointSelect, stretches
 
@@ -44,7 +44,7 @@ class MeanPool(JointSelect):
                 layer: _pooled(context.keys_values(layer), _shares(context, rows), rows) for layer in context.layers
             }
         kept_of = Selection.of_layers(context.layers, kept).kept
-        return Selection(kept=kept_of, made=made, made_real=rows.real)
+        return Selection(kept=kept_of, made=made, made_kept=in_all_heads(made, rows.real))
 
 
 def _shares(context: FoldContext, rows: Rows) -> Float[Tensor, "B 1 K S"]:

@@ -1,44 +1,42 @@
-"""SONIC: a finished segment becomes a few learned Nexus slots.
+"""SONIC: a finished segment becomes a few slots, some of them learned Nexus tokens.
 
 Chen et al., SONIC: Segmented Optimized Nexus for Information Compression in Key-Value Caching,
 https://arxiv.org/abs/2601.21927
-Ours differs: no code is public, so this is our own design from what the paper tells. Nexus rows see one another
-causally (all-to-all could not be cached), stand at evenly spread tokens of their segment and see what lies before
-them; a share of the budget may keep slots word for word, each layer and head its own, more where more is looked at;
-adapters act on Nexus rows only, so the base is untouched.
+Ours differs: no code is public, so this is our design from what the paper tells. A Nexus row stands at a salient token
+and begins as that token; an adapter, which acts on rows only, updates it, and gates let it see later tokens of its
+segment. Rows and the tokens' slots compete for one budget, layer by layer and head by head, by one learned score.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvfold.budget.budget import Budget
 from kvfold.errors import BudgetError, PlanError
 from kvfold.memory.context import FoldContext, Row, Rows, Segment, Selection
-from kvfold.select.base import JointSelect, stretches, top_slots
+from kvfold.memory.recorders import Recorder, TokenIds
+from kvfold.select.base import JointSelect, top_slots
 
-ROWS = 64  # rows that an adapter knows: of a block of tokens, no more become Nexus slots
-BLOCK = 128  # tokens of a segment that share a set of rows
 LEAST = 0.6  # share of its part of the budget that a segment spends, however quiet it is
-VERBATIM = 1.0  # the share that won (docs/log/sonic.md)
 SAVED = 48  # tokens whose share of the budget quiet segments may save for later ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sonic(JointSelect):
-    """Nexus slots in place of each segment, once. Give a budget, or `slots` of every segment."""
+    """The most salient slots of each segment, as they are or as Nexus rows. Give a budget, or `slots` of a segment."""
 
     slots: int | None = None  # of each segment, whatever its length
-    verbatim: float = VERBATIM  # share of a segment's slots that goes to the most salient ones, word for word
+    verbatim: float | None = None  # share of the slots kept word for word; None: rows and words compete
     adapter: str = "shipped"  # or a folder, or a name on the Hub
 
     names_files: ClassVar[tuple[str, ...]] = ("adapter",)
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2601.21927"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.verbatim <= 1:
+        if self.verbatim is not None and not 0 <= self.verbatim <= 1:
             raise PlanError(f"verbatim={self.verbatim} was asked for; it is a share of the slots; give 0 to 1")
         if self.slots is None:
             JointSelect.__post_init__(self)
@@ -48,46 +46,53 @@ class Sonic(JointSelect):
             raise BudgetError(f"slots={self.slots} was asked for; a folded segment has at least one; give 1 or more")
 
     @property
+    def records(self) -> tuple[Recorder, ...]:
+        """Record the ids of the text, which rows begin as."""
+        return () if self.verbatim == 1 else (TokenIds(),)
+
+    @property
     def budget(self) -> Budget | None:
-        """What may be kept; None where every segment has the same number of slots."""
-        return None if self.slots is not None else Budget(
-            fraction=self.keep, tokens=self.tokens, size_bytes=self.max_bytes
-        )  # fmt: skip
+        """Give what may be kept; None where every segment has the same number of slots."""
+        if self.slots is not None:
+            return None
+        return Budget(fraction=self.keep, tokens=self.tokens, size_bytes=self.max_bytes)
 
     @property
     def adapter_source(self) -> str | None:
-        """Where the Nexus rows and their updates come from."""
+        """Say where scores, rows and their updates come from."""
         return self.adapter
 
     def choose(self, context: FoldContext) -> Selection:
-        """Keep the most salient slots, and run evenly spread Nexus rows; a segment that fits stays as it is."""
+        """Keep the slots and rows with the best scores; a segment that fits stays as it is."""
         segment = context.segment
-        scores = context.learned_scores() if bool(segment.real.any()) else None
         kept = segment.nothing_kept()
-        placed: list[list[Row]] = []
+        made = segment.nothing_kept()  # columns at which a row wins
+        if not bool(segment.real.any()):
+            return Selection.of_layers(context.layers, kept)
+        scores, row_scores = context.learned_scores()
         for row in range(len(kept)):
+            real = segment.real[row]
             tokens = segment.tokens(row)
             slots = max(self._spent(segment, row, len(tokens), scores), segment.least[row])
             if slots >= len(tokens):
-                kept[row] = segment.real[row]
-                placed.append([])
+                kept[row] = real
                 continue
-            words = 0 if scores is None else round(slots * self.verbatim)
-            if words and scores is not None:
-                of_row = scores[row].masked_fill(~segment.real[row], -1.0)
-                kept[row] = top_slots(of_row, words, shared_heads=segment.shared_heads)
-            places = spread(len(tokens), slots - words)
-            placed.append([(number, 0, tokens[at] + 1, tokens[at]) for number, at in places])
-        rows = Rows.at(segment, placed)
-        made = context.run(rows)
-        return Selection(kept=Selection.of_layers(context.layers, kept).kept, made=made, made_real=rows.real)
+            of_rows = None if row_scores is None else row_scores[row].masked_fill(~real, -1.0)
+            kept[row], made[row] = compete(
+                scores[row].masked_fill(~real, -1.0),
+                of_rows,
+                slots,
+                verbatim=self.verbatim,
+                shared_heads=segment.shared_heads,
+            )
+        return _with_rows(context, kept, made)
 
-    def _spent(self, segment: Segment, row: int, tokens: int, scores: Float[Tensor, "B L H S"] | None) -> int:
+    def _spent(self, segment: Segment, row: int, tokens: int, scores: Float[Tensor, "B L H S"]) -> int:
         """Count the slots of one segment: a quiet one leaves some of its share to later ones, a rich one takes them."""
         if self.slots is not None:
             return min(self.slots, tokens)
         most = segment.slots[row]
-        if self.keep is None or scores is None:
+        if self.keep is None:
             return most
         of_row = scores[row][..., segment.real[row]]
         # A score is a rank among all slots of training: the slots above 1 - keep are its best share.
@@ -95,16 +100,68 @@ class Sonic(JointSelect):
         return min(most, max(salient, int(self.keep * tokens * LEAST), most - int(self.keep * SAVED)))
 
 
-def spread(tokens: int, slots: int) -> list[tuple[int, int]]:
-    """(adapter row, token) of each Nexus slot of a segment, in order: blocks share it out, the last token has one.
+def compete(
+    slot_scores: Float[Tensor, "L H S"],
+    row_scores: Float[Tensor, "L H S"] | None,
+    slots: int,
+    *,
+    verbatim: float | None = None,
+    shared_heads: bool = False,
+) -> tuple[Bool[Tensor, "L H S"], Bool[Tensor, "L H S"]]:
+    """Choose the best `slots` a head on average among tokens' slots and rows at tokens; mark both kinds.
 
-    A slot stands at the last token of the stretch that is its own. Rows are counted anew in every block, so a smaller
-    budget uses the first rows. More slots than rows: a block has no more than ROWS, so blocks get shorter.
-
-    >>> spread(6, 2)
-    [(0, 2), (1, 5)]
+    Rows run at `slots` tokens at most: those where a row scores best in any head. A share `verbatim` settles how many
+    slots each kind has.
     """
-    blocks = max(1, -(-tokens // BLOCK), -(-slots // ROWS)) if slots else 1
-    rows = [at - slots * block // blocks for block in range(blocks)
-            for at in range(slots * block // blocks, slots * (block + 1) // blocks)]  # fmt: skip
-    return list(zip(rows, stretches(tokens, slots), strict=True))
+    nothing = torch.zeros_like(slot_scores, dtype=torch.bool)
+    if not slots:
+        return nothing, nothing
+    words = slots if row_scores is None else _words(slots, verbatim)
+    if words == slots or row_scores is None:
+        return top_slots(slot_scores, slots, shared_heads=shared_heads), nothing
+    runs = row_places(row_scores, slots)
+    row_scores = row_scores.masked_fill(~runs, -torch.inf)
+    if words is None:
+        every = torch.cat([slot_scores, row_scores], dim=-1)
+        best = top_slots(every, slots, shared_heads=shared_heads)
+        kept, made = best.chunk(2, dim=-1)
+        return kept, made
+    kept = top_slots(slot_scores, words, shared_heads=shared_heads) if words else nothing
+    return kept, top_slots(row_scores, slots - words, shared_heads=shared_heads)
+
+
+def row_places(row_scores: Float[Tensor, "L H S"], slots: int) -> Bool[Tensor, " S"]:
+    """Mark the `slots` tokens at which rows run: those where a row scores best in any layer and head."""
+    best = row_scores.amax(dim=(0, 1))
+    runs = torch.zeros_like(best, dtype=torch.bool)
+    runs[best.topk(min(slots, len(best))).indices] = True
+    return runs
+
+
+def _words(slots: int, verbatim: float | None) -> int | None:
+    """Count the slots that a fixed share keeps word for word; None: there is no fixed share."""
+    return None if verbatim is None else round(slots * verbatim)
+
+
+def _with_rows(
+    context: FoldContext,
+    kept: Bool[Tensor, "B L H S"],
+    made: Bool[Tensor, "B L H S"],
+) -> Selection:
+    """Run the rows that won in some head, and keep each where it did."""
+    placed: list[list[Row]] = []
+    for of_row in made.any(dim=1).any(dim=1):
+        columns = of_row.nonzero().flatten().tolist()
+        placed.append([(0, 0, column + 1, column) for column in columns])
+    by_layer = Selection.of_layers(context.layers, kept).kept
+    if not any(placed):
+        return Selection(kept=by_layer)
+    rows = Rows.at(context.segment, placed, ids=context.token_ids(), ahead=True)
+    slots = context.run(rows)
+    columns = (rows.stop - 1).clamp(min=0)  # B K: where each row stands
+    won = {}
+    for at, layer in enumerate(context.layers):
+        of_layer = made[:, at]  # B H S
+        index = columns[:, None].expand(-1, of_layer.shape[1], -1)
+        won[layer] = of_layer.gather(2, index) & rows.real[:, None]
+    return Selection(kept=by_layer, made=slots, made_kept=won)

@@ -9,7 +9,7 @@ Ours differs: rarity in the tokenizer's order stands for self-information, so th
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfold.memory.context import FoldContext, Row, Rows, Selection
+from kvfold.memory.context import FoldContext, Row, Rows, Selection, in_all_heads
 from kvfold.memory.recorders import Recorder, TokenIds
 from kvfold.select.base import JointSelect
 
@@ -43,4 +43,6 @@ class Summary(JointSelect):
             placed.append([(0, 0, 0, column) for column in sorted(rarest)])
         rows = Rows.at(segment, placed, ids=ids)
         made = context.run(rows)
-        return Selection(kept=Selection.of_layers(context.layers, kept).kept, made=made, made_real=rows.real)
+        return Selection(
+            kept=Selection.of_layers(context.layers, kept).kept, made=made, made_kept=in_all_heads(made, rows.real)
+        )

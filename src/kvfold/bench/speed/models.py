@@ -24,7 +24,6 @@ from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import stock_cache
 from kvfold.hf.load import new_model
-from kvfold.select.sonic import ROWS
 
 _RANK = 32  # of a random adapter's updates
 _QUERIES_FED = 64  # tokens fed for real at the end of a filled cache
@@ -57,7 +56,7 @@ def shaped(shape: str, *, dtype: torch.dtype, positions: int, seed: int = 0) -> 
     model = new_model(settings, dtype=dtype)
     known = weakref.ref(model)  # what is registered for a model must not keep it alive
     register_adapter(model, RANKS, lambda: ranks_in_shape(known()))
-    register_adapter(model, "sonic", lambda: Adapter.for_model(known(), rows=ROWS, rank=_RANK))
+    register_adapter(model, "sonic", lambda: Adapter.for_model(known(), rank=_RANK))
     return model
 
 

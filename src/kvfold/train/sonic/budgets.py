@@ -1,7 +1,7 @@
 """Budgets of the segments of a conversation: drawn anew in every training step, or fixed for checks.
 
-A budget says how many slots a segment of so many tokens is folded into, and which share of these are tokens kept word
-for word. Dynamic budgets make one adapter serve all of them. Knows nothing of masks.
+A budget says how many slots a segment of so many tokens is folded into. Dynamic budgets make one adapter serve all of
+them. Knows nothing of masks.
 """
 
 import random
@@ -15,7 +15,6 @@ class TalkBudget:
     """The budget of one conversation."""
 
     slots_of: Callable[[int], int]  # tokens of a segment -> its slots
-    verbatim: float  # share of the slots that are tokens kept word for word
 
 
 @runtime_checkable
@@ -31,23 +30,21 @@ class Budgets(Protocol):
 class DrawnBudgets:
     """Budgets of a training step, each drawn from a random state."""
 
-    least: float = 0.05
+    least: float = 0.03
     most: float = 0.5
     raw: float = 0.03  # chance that a segment stays as it is
     gone: float = 0.03  # chance that nothing stays of it
-    verbatim: tuple[float, ...] = (0.0, 0.5, 0.5, 0.75)  # shares of word-for-word tokens, one a conversation
     sinks: int = 4
     gaps: int = 2000  # longest jump in positions between segments, in a third of the conversations
 
     def of_talk(self, rng: random.Random) -> TalkBudget:
-        """Draw the kept fraction and the verbatim share of a conversation."""
+        """Draw the kept fraction of a conversation."""
         keep = self.keep(rng)
-        verbatim = rng.choice(self.verbatim)
 
         def slots_of(tokens: int) -> int:
             return self.slots(rng, keep, tokens)
 
-        return TalkBudget(slots_of=slots_of, verbatim=verbatim)
+        return TalkBudget(slots_of=slots_of)
 
     def keep(self, rng: random.Random) -> float:
         """Draw a kept fraction, evenly on a log scale."""
@@ -69,8 +66,7 @@ class FixedBudgets:
     """The same budget for every conversation, for checks."""
 
     slots_of: Callable[[int], int]  # tokens of a segment -> its slots
-    verbatim: float = 0.0
 
     def of_talk(self, rng: random.Random) -> TalkBudget:
         """The same budget, whatever the random state."""
-        return TalkBudget(slots_of=self.slots_of, verbatim=self.verbatim)
+        return TalkBudget(slots_of=self.slots_of)

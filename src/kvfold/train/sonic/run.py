@@ -1,4 +1,4 @@
-"""Training SONIC's Nexus rows and their adapter for a model that itself stays as it is.
+"""Training SONIC's scores, Nexus rows and their adapter for a model that itself stays as it is.
 
 Conversations are drawn, longer ones as the run goes on, and the budget of each is drawn too, so that one training
 serves them all. Knows nothing of how a batch costs (loss.py), and of the command line.
@@ -7,15 +7,13 @@ serves them all. Knows nothing of how a batch costs (loss.py), and of the comman
 import random
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
 
 from kvfold.adapters.adapter import Adapter
-from kvfold.adapters.files import save_adapter
+from kvfold.adapters.files import load_adapter, save_adapter
 from kvfold.hf.load import load
-from kvfold.select.sonic import ROWS, VERBATIM
 from kvfold.train.loop import Trainer
 from kvfold.train.losses import TokenLoss
 from kvfold.train.processes import device, join_processes
@@ -23,6 +21,7 @@ from kvfold.train.run import Run
 from kvfold.train.sonic.budgets import FixedBudgets
 from kvfold.train.sonic.loss import SonicLoss
 from kvfold.train.sonic.settings import SonicSettings
+from kvfold.train.sonic.soft_selection import HardChoice
 from kvfold.train.sonic.study import Study
 from kvfold.train.sonic.talk_batch import TalkBatch, batch_talks
 from kvfold.train.sonic.talks import Talks
@@ -48,12 +47,24 @@ class SonicRun(Run):
         self.model.requires_grad_(False)
         self.model.to(device())  # pyright: ignore[reportArgumentType]
         self.talks = Talks(self.tokenizer, settings.mix, settings.data, self._study())
-        adapter = Adapter.for_model(self.model, rows=ROWS, rank=settings.rank)
-        self.adapter = adapter.to(self.model.device)
+        self.adapter = self._begun().to(self.model.device)
         self.loss = SonicLoss(self.model, self.adapter, settings, self.rng)
         self.trainer = Trainer(self.adapter, settings.loop, self.loss)
         if settings.resume:
             self.resume()
+
+    def _begun(self) -> Adapter:
+        """A fresh adapter, with the scorer, and the rows if it has some, of the one to begin with."""
+        settings = self.settings
+        rows = 0 if settings.scorer_until >= 1 else 1
+        adapter = Adapter.for_model(self.model, rows=rows, rank=settings.rank)
+        if settings.start is None:
+            return adapter
+        begun = load_adapter(settings.start, self.model, kind=KIND)
+        adapter.scorer.load_state_dict(begun.scorer.state_dict())
+        if begun.has_rows and rows and begun.rank == settings.rank:
+            adapter.load_state_dict(begun.state_dict())
+        return adapter
 
     def _study(self) -> Study | None:
         """What asks the model about texts, where the mix wants it; the model answers in its usual number type."""
@@ -64,11 +75,9 @@ class SonicRun(Run):
 
     def batches(self) -> Iterator[TalkBatch]:
         """Talks without end, longer ones as the run goes on."""
-        scorer_until = self.settings.scorer_until
         while True:
             share = self.trainer.share
-            self.loss.trains_scorer = share < scorer_until
-            self.loss.scorer_done = min(share / max(scorer_until, 1e-6), 1.0)
+            self.loss.share = share
             turns = next(turns for until, turns in _TURNS if share <= until)
             yield self.talks_of(self.rng, turns=self.rng.choice(turns))
 
@@ -118,21 +127,25 @@ class SonicRun(Run):
         save_adapter(self.adapter, self.settings.out, kind=KIND, model=self.model, about=about)
         self.trainer.swap_averaged()
 
-    def check(self, *, batches: int = 8, verbatim: float = VERBATIM) -> dict[str, Any]:
-        """Whole replies right, and the loss, of conversations of 16 turns folded at several budgets."""
+    def check(self, *, batches: int = 8, verbatim: float | None = None) -> dict[str, Any]:
+        """Whole replies right, divergence, and the share of rows, of conversations of 16 turns at several budgets."""
         found = {}
         for keep in _CHECKED:
             rng = random.Random("check")
-            budgets = FixedBudgets(slots_of=partial(_slots, keep), verbatim=verbatim)
+            choice = HardChoice(verbatim=verbatim)
+            budgets = FixedBudgets(slots_of=lambda tokens, keep=keep: int(keep * tokens))
             losses = []
             for _ in range(batches):
                 batch = self.talks_of(rng, turns=_CHECKED_TURNS, jump=False)
-                with torch.no_grad():
-                    losses.append(self.loss.cost(batch, budgets))
+                losses.append(self.loss.check(batch, budgets, choice))
             right = sum(loss.right for loss in losses)
             scored = sum(loss.scored for loss in losses)
             mean = sum(float(loss.mean) for loss in losses) / len(losses)
-            found[str(keep)] = {"right": round(right / max(scored, 1), 4), "loss": round(mean, 4)}
+            found[str(keep)] = {
+                "right": round(right / max(scored, 1), 4),
+                "divergence": round(mean, 4),
+                "rows": round(choice.rows / max(choice.kept, 1), 4),
+            }
         return found
 
     def words(self) -> dict[str, Any]:
@@ -148,7 +161,3 @@ class SonicRun(Run):
             "terms": asdict(settings.terms),
             "rate": settings.loop.other_rate,
         }
-
-
-def _slots(keep: float, tokens: int) -> int:
-    return int(keep * tokens)

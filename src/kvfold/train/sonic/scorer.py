@@ -27,7 +27,7 @@ class Scored:
     """What the scorer says of a batch."""
 
     loss: Float[Tensor, ""]  # mean squared error of the forecast
-    scores: Float[Tensor, "B L H N"]  # differentiable; 0 for pads and sinks
+    scores: Float[Tensor, "kinds B L H N"]  # of slots, and of rows at their tokens; differentiable; 0 for pads, sinks
 
 
 class ScorerTraining:
@@ -50,14 +50,15 @@ class ScorerTraining:
             scorer.measure(features)
         places, real = (one.to(device) for one in segment_places(batch))
         with torch.autocast(device.type, enabled=False):
-            by_segment = scorer(features[places].float(), real)  # P L H S
-        by_token = by_segment.permute(0, 3, 1, 2)[real]
-        self._calibrate(by_token)
-        flat = torch.zeros(batch.ids.numel(), *scorer.shape, device=device)
+            by_segment = scorer(features[places].float(), real)  # kinds P L H S
+        kinds = by_segment.permute(1, 4, 0, 2, 3)  # P S kinds L H
+        by_token = kinds[real]
+        self._calibrate(by_token[:, 0])
+        flat = torch.zeros(batch.ids.numel(), *by_token.shape[1:], device=device)
         flat = flat.index_put((places[real],), by_token)
-        by_row = flat.unflatten(0, tuple(batch.ids.shape))
-        scores = by_row.permute(0, 2, 3, 1)
-        return Scored(loss=_forecast_error(by_segment, attended, places, real), scores=scores)
+        by_row = flat.unflatten(0, tuple(batch.ids.shape))  # B N kinds L H
+        scores = by_row.permute(2, 0, 3, 4, 1)
+        return Scored(loss=_forecast_error(by_segment[0], attended, places, real), scores=scores)
 
     def _calibrate(self, scores: Float[Tensor, "tokens L H"]) -> None:
         """Let the scorer count quantiles among the scores of recent batches."""

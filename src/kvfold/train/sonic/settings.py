@@ -15,18 +15,9 @@ from kvfold.train.sonic.talks import Mix
 class Terms:
     """Weights of the loss; 0 switches a term off."""
 
-    kl: float = 1.0  # to the model with everything in sight
-    cross_entropy: float = 0.2  # of the reply itself
-    output: float = 0.1  # what is read of Nexus rows against what was read of the folded tokens
-    weight: float = 0.02  # their log-sum-exp
-    hinge: float = 0.0  # attention mass below half of the folded tokens'
+    choice: float = 1.0  # divergence from the model with everything in sight, where scores choose what stays
+    cross_entropy: float = 0.0  # of the reply itself
     salience: float = 0.3  # error of the scores as a forecast of later attention
-    choice: float = 1.0  # KL where the scores choose, softly, what stays; after a first fifth of their training
-
-    @property
-    def guided(self) -> bool:
-        """Whether any term looks at attention."""
-        return bool(self.output or self.weight or self.hinge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +28,9 @@ class SonicSettings(RunSettings):
     rank: int = 32
     batch_tokens: int = 3072  # tokens and Nexus rows of a batch
     most_tokens: int = 1600  # of a conversation
-    guided_queries: int = 160  # queries a conversation whose attention is looked at
-    scorer_until: float = 0.15  # share of the run in which only the salience scorer is trained
+    guided_queries: int = 160  # queries a conversation whose attention the scorer forecasts
+    scorer_until: float = 0.15  # share of the run in which only the scorer is trained; 1: there are no rows
+    start: str | None = None  # an adapter to begin with: a folder, or "shipped"
     mix: Mix = field(default_factory=Mix)
     budgets: DrawnBudgets = field(default_factory=DrawnBudgets)
     terms: Terms = field(default_factory=Terms)

@@ -1,95 +1,162 @@
-"""Soft selection: every slot stays with a weight between 0 and 1, so that a loss can push what is kept.
+"""Selection in a parallel pass: how much of each slot and Nexus row later segments see, soft to learn, hard to check.
 
-In use the best slots of a budget stay and the rest goes, which has no gradient. Here a slot of an earlier segment is
-attended as if less of it were there: its attention score is lowered by the logarithm of a logistic of how far its
-salience is above the budget's threshold, with noise, sharper as training goes on. Maddison et al., The Concrete
+In use the best slots and rows of a budget stay and the rest goes, which has no gradient. Soft, one of an earlier
+segment is attended as if less of it were there: its attention score is lowered by the logarithm of a logistic of how
+far its score is above the budget's threshold, with noise, sharper as training goes on. Maddison et al., The Concrete
 Distribution, https://arxiv.org/abs/1611.00712
 """
 
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kvfold.train.sonic.budgets import DrawnBudgets
-from kvfold.train.sonic.talk_batch import NONE, TalkBatch
+from kvfold.select.sonic import compete, row_places
+from kvfold.train.sonic.budgets import Budgets
+from kvfold.train.sonic.parallel_masks import Layout
+from kvfold.train.sonic.talk_batch import TalkBatch
 
-_GONE = -14.0  # logarithm of the least weight
+GONE = -14.0  # logarithm of the least weight
 _WIDE, _SHARP = 0.1, 0.025  # width of the logistic at the start and at the end, in units of the score
 _NOISE = 0.5  # of standard logistic noise, in widths
 _EDGE = 1e-4  # of the even numbers that the noise is made of, whose logit is infinite at 0 and 1
 
+# Scores of a segment's slots [L H S] and of the rows that run there [L H R], and how many stay -> logarithms of both.
+Choice: TypeAlias = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
-def log_weights(
-    batch: TalkBatch,
-    scores: Float[Tensor, "B L H N"],
-    *,
-    budgets: DrawnBudgets,
-    rng: random.Random,
-    done: float,
-) -> Float[Tensor, "B L H N"]:
-    """Logarithms of the weights of all slots, once their segment is folded by a drawn budget; `done` is 0 to 1.
 
-    Layers and heads share a segment's budget, as in use. Tokens of the open segment and the sinks weigh 1.
-    """
-    width = _WIDE * (_SHARP / _WIDE) ** done
-    source = torch.Generator().manual_seed(rng.getrandbits(48))
-    logs = torch.zeros_like(scores)
-    for row, talk in enumerate(batch.talks):
-        keep = budgets.keep(rng)
+@dataclass(frozen=True, slots=True)
+class FoldedSegment:
+    """A segment of a talk, from one token up to another, and the slots that its budget leaves."""
+
+    begun: int
+    end: int
+    slots: int
+
+    @property
+    def shrinks(self) -> bool:
+        """Tell whether anything is chosen: it may stay as it is."""
+        return self.slots < self.end - self.begun
+
+
+def folded_segments(batch: TalkBatch, budgets: Budgets, rng: random.Random) -> list[list[FoldedSegment]]:
+    """Draw a budget for each talk, and say what it leaves of every segment."""
+    found = []
+    for talk in batch.talks:
+        slots_of = budgets.of_talk(rng).slots_of
+        segments = []
         begun = batch.sinks
         for end in talk.ends:
-            length = end - begun
-            slots = budgets.slots(rng, keep, length) if length > 0 else length
-            if slots < length:
-                segment = scores[row, ..., begun:end]
-                weights = _log_weights(segment, slots, width, source) if slots else _GONE
-                logs[row, ..., begun:end] = weights
+            if end > begun:
+                segments.append(FoldedSegment(begun, end, min(slots_of(end - begun), end - begun)))
             begun = max(end, begun)
+        found.append(segments)
+    return found
+
+
+def places_of_rows(
+    row_scores: Float[Tensor, "B L H N"],
+    folded: Sequence[Sequence[FoldedSegment]],
+) -> list[list[int]]:
+    """List the tokens of each talk at which rows run, as a fold would choose them."""
+    found = []
+    for scores, segments in zip(row_scores.detach(), folded, strict=True):
+        places: list[int] = []
+        for one in segments:
+            if one.shrinks and one.slots:
+                runs = row_places(scores[..., one.begun : one.end], one.slots)
+                places += (runs.nonzero().flatten() + one.begun).tolist()
+        found.append(places)
+    return found
+
+
+def log_weights(
+    layout: Layout,
+    scores: Float[Tensor, "kinds B L H N"],
+    folded: Sequence[Sequence[FoldedSegment]],
+    choice: Choice,
+) -> Float[Tensor, "B L H all_rows"]:
+    """Logarithms of the weights of all slots and rows. Tokens of the open segment and the sinks weigh 1."""
+    slot_scores, row_scores = scores
+    size = layout.segment.shape[1]
+    logs = slot_scores.new_zeros(*slot_scores.shape[:-1], size)
+    for row, segments in enumerate(folded):
+        columns = layout.column[row, layout.count :]
+        for one in segments:
+            if not one.shrinks:
+                continue
+            span = slice(one.begun, one.end)
+            of_segment = (columns >= one.begun) & (columns < one.end)
+            rows = of_segment.nonzero().flatten()  # pads stand at column 0, which is a sink
+            of_rows = row_scores[row, ..., columns[rows]]
+            of_slots, weights = choice(slot_scores[row, ..., span], of_rows, one.slots)
+            logs[row, ..., span] = of_slots
+            logs[row, ..., rows + layout.count] = weights
     return logs
 
 
-def _log_weights(scores: Tensor, slots: int, width: float, source: torch.Generator) -> Tensor:
-    """Logarithms of the weights of a segment where `slots` a head stay on average."""
-    every = scores.detach().flatten()
-    total = len(every)
-    gone = total - slots * total // scores.shape[-1]
-    below = every.kthvalue(gone).values
-    above = every.kthvalue(gone + 1).values
-    threshold = (below + above) / 2
-    even = torch.rand(scores.shape, generator=source).clamp(_EDGE, 1 - _EDGE)
-    noise = _NOISE * even.to(scores.device).logit()
-    return logsigmoid((scores - threshold) / width + noise).clamp(min=_GONE)
+class SoftChoice:
+    """A choice with a gradient; `done` is the share of the training that is done, 0 to 1."""
+
+    def __init__(self, rng: random.Random, *, done: float) -> None:
+        self.width = _WIDE * (_SHARP / _WIDE) ** done
+        self.source = torch.Generator().manual_seed(rng.getrandbits(48))
+
+    def __call__(
+        self,
+        slot_scores: Float[Tensor, "L H S"],
+        row_scores: Float[Tensor, "L H R"],
+        slots: int,
+    ) -> tuple[Float[Tensor, "L H S"], Float[Tensor, "L H R"]]:
+        """Weigh slots and rows of one segment, which share one budget over layers and heads."""
+        tokens, rows = slot_scores.shape[-1], row_scores.shape[-1]
+        every = torch.cat([slot_scores, row_scores], dim=-1)
+        if not slots:
+            gone = torch.full_like(every, GONE)
+            return gone[..., :tokens], gone[..., tokens:]
+        heads = every.shape[0] * every.shape[1]
+        weights = self._log_weights(every, slots * heads)
+        return weights.split([tokens, rows], dim=-1)  # pyright: ignore[reportReturnType]
+
+    def _log_weights(self, scores: Tensor, stay: int) -> Tensor:
+        every = scores.detach().flatten()
+        gone = len(every) - stay
+        below = every.kthvalue(gone).values
+        above = every.kthvalue(gone + 1).values
+        threshold = (below + above) / 2
+        even = torch.rand(scores.shape, generator=self.source).clamp(_EDGE, 1 - _EDGE)
+        noise = _NOISE * even.to(scores.device).logit()
+        return logsigmoid((scores - threshold) / self.width + noise).clamp(min=GONE)
 
 
-def soft_masks(
-    batch: TalkBatch,
-    logs: Float[Tensor, "B L H N"],
-    *,
-    folding: list[int],
-    layers: int,
-    window: int | None,
-) -> dict[int, Float[Tensor, "B H N N"]]:
-    """Make the mask that is added to the attention scores of every layer; sliding layers see their whole window."""
-    segment = batch.segment.to(logs.device)
-    tokens = torch.arange(batch.ids.shape[1], device=logs.device)
-    back = tokens[:, None] - tokens
-    # A pad sees itself: a softmax over nothing would be no number.
-    is_past = (back >= 0) & (segment[:, None] != NONE)
-    seen = (is_past | (back == 0))[:, None]  # B 1 N N
-    is_earlier = segment[:, None] < segment[:, :, None]
-    is_earlier = is_earlier[:, None]
-    nothing = logs.new_zeros(())
-    masks = {}
-    for at, index in enumerate(folding):
-        weights = torch.where(is_earlier, logs[:, at][:, :, None], nothing)
-        masks[index] = weights.masked_fill(~seen, -torch.inf)
-    sliding = [index for index in range(layers) if index not in masks]
-    if sliding:
-        assert window is not None, "layers that do not fold are sliding ones"
-        hidden = ~(seen & (back < window))
-        in_window = nothing.expand(seen.shape).masked_fill(hidden, -torch.inf)
-        masks |= dict.fromkeys(sliding, in_window)
-    return masks
+class HardChoice:
+    """The choice of use: what does not stay is gone. It counts how many of what stayed were rows."""
+
+    def __init__(self, *, verbatim: float | None = None) -> None:
+        self.verbatim = verbatim
+        self.kept = self.rows = 0
+
+    def __call__(
+        self,
+        slot_scores: Float[Tensor, "L H S"],
+        row_scores: Float[Tensor, "L H R"],
+        slots: int,
+    ) -> tuple[Float[Tensor, "L H S"], Float[Tensor, "L H R"]]:
+        """Keep the best slots and rows of one segment."""
+        missing = slot_scores.shape[-1] - row_scores.shape[-1]
+        # Both kinds have a score for each token in use; here rows that do not run have none.
+        padded = torch.nn.functional.pad(row_scores, (0, missing), value=-torch.inf)
+        kept, made = compete(slot_scores, padded, slots, verbatim=self.verbatim)
+        made = made[..., : row_scores.shape[-1]]
+        self.kept += int(kept.sum()) + int(made.sum())
+        self.rows += int(made.sum())
+        return _logs(kept, slot_scores), _logs(made, row_scores)
+
+
+def _logs(kept: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).masked_fill(~kept, -torch.inf)
