@@ -1,4 +1,4 @@
-"""SONIC's places, budgets and life in a cache; that its pass is what training sees stands in tests/learn."""
+"""SONIC's budgets and life in a cache; that its pass is what training sees stands in tests/train/sonic."""
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
@@ -6,8 +6,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import kvfold
 from fakes import fresh, model_of, text
@@ -17,33 +16,12 @@ from kvfold.errors import BudgetError, FileError, ModelError, PlanError
 from kvfold.hf import passes
 from kvfold.hf.load import SHIPPED
 from kvfold.plan import Plan
-from kvfold.select.sonic import ROWS, SAVED, spread
-
-
-@given(tokens=st.integers(1, 700), slots=st.integers(0, 350))
-def test_slots_stand_at_different_tokens_in_order_and_the_last_has_one(tokens, slots):
-    slots = min(slots, tokens)
-    places = spread(tokens, slots)
-    at = [token for _, token in places]
-    assert len(at) == slots
-    assert at == sorted(set(at))
-    assert not slots or (at[0] >= 0 and at[-1] == tokens - 1)
-    assert all(0 <= row < ROWS for row, _ in places)
-
-
-def test_a_smaller_budget_uses_the_first_rows():
-    few, many = ([row for row, _ in spread(50, slots)] for slots in (5, 20))
-    assert few == many[:5]
-
-
-def test_a_long_segment_is_folded_in_blocks_that_begin_with_the_first_row():
-    rows = [row for row, _ in spread(512, 40)]
-    assert rows.count(0) == 4
+from kvfold.select.sonic import SAVED
 
 
 @pytest.fixture
 def plan(tmp_path):
-    return f"sonic(keep=0.3, verbatim=0.5, adapter={str(adapter_for('llama', tmp_path))!r})"
+    return f"sonic(keep=0.3, adapter={str(adapter_for('llama', tmp_path))!r})"
 
 
 def turns(model, cache, *, count=6, length=30, rows=1):
@@ -63,6 +41,47 @@ def test_every_budget_is_met_by_the_ledger(tmp_path):
         turns(model, cache, count=16)
         saved = keep * SAVED / 480 + 0.03  # of the tokens fed, and what rounding leaves
         assert keep - saved <= cache.ledger().stored <= keep
+
+
+def kept_by_head(cache):
+    """How many slots each layer and head holds."""
+    return [layer.state.folded.counts for layer in cache.memory.layers.values()]
+
+
+def test_rows_and_words_share_one_budget(tmp_path):
+    model, adapter = model_of("llama"), str(adapter_for("llama", tmp_path))
+    answers, held = {}, {}
+    for verbatim in (None, 0.0, 0.5, 1.0):
+        cache = kvfold.cache(model, f"sonic(slots=6, verbatim={verbatim}, adapter={adapter!r})", prompt_tokens=0)
+        answers[verbatim] = turns(model, cache, count=3)
+        held[verbatim] = sum(sum(map(sum, counts)) for counts in kept_by_head(cache))
+    assert len(set(held.values())) == 1
+    for other in (None, 0.0, 0.5):
+        assert not torch.allclose(answers[other], answers[1.0], atol=1e-4)
+
+
+def test_a_row_may_win_some_heads_and_not_others(tmp_path):
+    model, adapter = model_of("llama"), str(adapter_for("llama", tmp_path))
+    cache = kvfold.cache(model, f"sonic(slots=6, verbatim=0.0, adapter={adapter!r})", prompt_tokens=0)
+    turns(model, cache, count=1)
+    assert len({count for counts in kept_by_head(cache) for row in counts for count in row}) > 1
+
+
+def test_an_adapter_of_the_first_version_keeps_slots_word_for_word(tmp_path):
+    model, folder = model_of("llama"), adapter_for("llama", tmp_path)
+    tensors = load_file(folder / "adapter.safetensors")
+    width = tensors.pop("gates").shape[0]
+    first = {name: tensor for name, tensor in tensors.items() if ".rows." not in name}
+    first["embeddings"] = torch.randn(64, tensors["embeddings"].shape[1])
+    save_file(first, folder / "adapter.safetensors")
+    adapter = load_adapter(folder, model, kind="sonic")
+    assert width
+    assert not adapter.has_rows
+    found = [
+        turns(model, kvfold.cache(model, f"sonic(slots=6{more}, adapter={str(folder)!r})", prompt_tokens=0), count=3)
+        for more in ("", ", verbatim=1.0")
+    ]
+    assert torch.equal(*found)
 
 
 def test_keep_one_is_the_full_cache(plan):

@@ -172,7 +172,7 @@ def _refuse_training_only(**given: object) -> None:
 
 
 def _weights(text: str, kind: type) -> dict[str, float]:
-    """Named numbers of an option, "kl=1,output=0.1"."""
+    """Named numbers of an option, "choice=1,salience=0.1"."""
     from dataclasses import fields
 
     from kvfold.errors import DataError
@@ -187,7 +187,7 @@ def _weights(text: str, kind: type) -> dict[str, float]:
     wrong = [name for name, value in found.items() if name not in known or value is None]
     if wrong:
         raise DataError(
-            f"{text!r} was given; {wrong[0]!r} is no number for one of {', '.join(known)}; write kl=1,output=0"
+            f"{text!r} was given; {wrong[0]!r} is no number for one of {', '.join(known)}; write choice=1,salience=0"
         )
     return found
 

@@ -21,6 +21,7 @@ from kvfold.train.sonic.budgets import FixedBudgets
 from kvfold.train.sonic.distil import divergence
 from kvfold.train.sonic.run import SonicRun
 from kvfold.train.sonic.settings import SonicSettings, Terms
+from kvfold.train.sonic.soft_selection import HardChoice
 from kvfold.train.sonic.talks import Mix, Talks
 
 
@@ -84,20 +85,24 @@ def test_a_family_can_be_left_out(tokenizer):
     assert "rules" not in talks.drills
 
 
-@pytest.mark.parametrize("trains_scorer", [False, True])
-def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path, trains_scorer):
-    run = a_run(tmp_path, terms=Terms(hinge=0.05))
+def all_in_float32(run):
+    run.loss.bfloat16 = False
+    return run
+
+
+def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path):
+    run = a_run(tmp_path, scorer_until=0.0, terms=Terms(salience=0.0))
     before = {name: weight.clone() for name, weight in run.model.named_parameters()}
-    batch, budgets = run.talks_of(random.Random(1), turns=3), FixedBudgets(slots_of=lambda tokens: tokens // 4)
-    run.loss.trains_scorer, run.loss.scorer_done = trains_scorer, 0.3
+    batch = run.talks_of(random.Random(1), turns=3)
 
     def batches():
         while True:
             yield batch
 
     def cost():
+        run.loss.rng.seed(4)  # the same budgets and noise
         with torch.no_grad():
-            return float(run.loss.cost(batch, replace(budgets, verbatim=float(trains_scorer))).mean)
+            return float(run.loss(batch).mean)
 
     first = cost()
     for _ in range(8):
@@ -106,36 +111,55 @@ def test_the_base_model_does_not_change_and_the_loss_falls(tmp_path, trains_scor
     assert all(torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
 
 
-@pytest.mark.parametrize(("term", "done"), [("salience", 0.0), ("salience", 0.6), ("choice", 0.6)])
-def test_every_term_of_the_salience_has_a_switch(tmp_path, term, done):
-    run = a_run(tmp_path, terms=replace(Terms(salience=0.0, choice=0.0), **{term: 1.0}))
-    batch, run.loss.scorer_done = run.talks_of(random.Random(3), turns=4), done
+@pytest.mark.parametrize(("term", "share"), [("salience", 0.0), ("salience", 0.6), ("choice", 0.6)])
+def test_every_term_has_a_switch(tmp_path, term, share):
+    run = a_run(tmp_path, scorer_until=1.0, terms=replace(Terms(salience=0.0, choice=0.0), **{term: 1.0}))
+    batch, run.loss.share = run.talks_of(random.Random(3), turns=4), share
     run.loss(batch).mean.backward()
     assert any(bool(weight.grad.any()) for weight in run.adapter.scorer.layers.parameters())
     run.loss.terms = Terms(salience=0.0, choice=0.0)
     assert float(run.loss(batch).mean.detach()) == 0
 
 
-def test_everything_kept_leaves_only_what_the_text_itself_costs(tmp_path):
-    run = a_run(tmp_path, terms=Terms(kl=1.0, cross_entropy=0.0))
-    run.loss.bfloat16 = False
+def test_a_loss_reaches_updates_gates_embeddings_and_the_scores_of_rows(tmp_path):
+    run = all_in_float32(a_run(tmp_path, scorer_until=0.0, terms=Terms(salience=0.0)))
+    run.loss(run.talks_of(random.Random(3), turns=4)).mean.backward()
+    adapter = run.adapter
+    assert all(bool(up.grad.any()) for up in adapter.up)
+    assert bool(adapter.gates.grad.any())
+    assert bool(adapter.embeddings.grad.any())
+    assert bool(adapter.scorer.rows.weight.grad.any())
+
+
+def test_everything_kept_is_the_model_itself(tmp_path):
+    run = all_in_float32(a_run(tmp_path))
     batch = run.talks_of(random.Random(2), turns=3)
-    with torch.no_grad():
-        assert float(run.loss.cost(batch, FixedBudgets(slots_of=lambda tokens: tokens)).mean) == pytest.approx(
-            0.0, abs=1e-4
-        )
+    found = run.loss.check(batch, FixedBudgets(slots_of=lambda tokens: tokens), HardChoice())
+    assert float(found.mean) == pytest.approx(0.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("term", ["output", "weight", "hinge"])
-def test_every_guiding_term_has_a_switch(tmp_path, term):
-    off = Terms(output=0.0, weight=0.0, hinge=0.0)
-    run = a_run(tmp_path, terms=off)
-    run.loss.bfloat16 = False
-    batch, budgets = run.talks_of(random.Random(3), turns=4), FixedBudgets(slots_of=lambda tokens: tokens // 5)
+def test_untrained_rows_cost_nothing_against_word_for_word(tmp_path):
+    run = all_in_float32(a_run(tmp_path))
+    batch = run.talks_of(random.Random(2), turns=4)
+    budgets = FixedBudgets(slots_of=lambda tokens: tokens // 4)
+    rows = HardChoice(verbatim=0.0)
+    scores = run.adapter.scorer.rows.bias
     with torch.no_grad():
-        plain = float(run.loss.cost(batch, budgets).mean)
-        run.loss.terms = replace(off, **{term: 1.0})
-        assert float(run.loss.cost(batch, budgets).mean) > plain
+        scores += 1000.0  # the best tokens by the same scores, as rows
+        found = float(run.loss.check(batch, budgets, rows).mean)
+        scores -= 1000.0
+    words = float(run.loss.check(batch, budgets, HardChoice(verbatim=1.0)).mean)
+    assert rows.rows == rows.kept
+    # Rows run at as many tokens as there are slots, so heads have less to choose from.
+    assert found < 2 * words + 0.5
+
+
+def test_a_run_begins_with_another_ones_scorer(tmp_path):
+    run = a_run(tmp_path, start="shipped")
+    begun = load_adapter("shipped", run.model, kind="sonic")
+    assert torch.equal(run.adapter.scorer.mean, begun.scorer.mean)
+    assert run.adapter.has_rows
+    assert not run.adapter.gates.any()
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path):
@@ -163,8 +187,8 @@ def test_the_command_leaves_an_adapter_that_loads_and_tells_how_it_was_made(tmp_
 @pytest.mark.parametrize(
     ("more", "answer"),
     [
-        (["--terms", "kl=much"], "write kl=1"),
-        (["--terms", "love=1"], "is no number for one of kl"),
+        (["--terms", "choice=much"], "write choice=1"),
+        (["--terms", "love=1"], "is no number for one of choice"),
         (["--without", "poems"], "choose one of them"),
         ([], "give --minutes or --tokens"),
     ],

@@ -1,16 +1,20 @@
-"""Soft selection: sharp, it is the choice of use; it respects budgets; a loss reaches the scores."""
+"""Selection in training: sharp, the soft one is the choice of use; budgets are respected; a loss reaches the scores."""
 
 import random
 
 import pytest
 import torch
 
-from kvfold.select.base import top_slots
+from kvfold.select.sonic import compete
 from kvfold.train.sonic.budgets import DrawnBudgets
-from kvfold.train.sonic.soft_selection import log_weights, soft_masks
+from kvfold.train.sonic.parallel_masks import Layout
+from kvfold.train.sonic.soft_selection import GONE, HardChoice, SoftChoice, folded_segments, log_weights, places_of_rows
 from kvfold.train.sonic.talk_batch import NONE, Talk, batch_talks
 
 LAYERS, HEADS = 2, 3
+ALL_GONE = DrawnBudgets(raw=0.0, gone=1.0)
+ALL_STAY = DrawnBudgets(raw=1.0, gone=0.0)
+A_THIRD = DrawnBudgets(least=0.3, most=0.3, raw=0.0, gone=0.0)
 
 
 def batch():
@@ -18,54 +22,92 @@ def batch():
     return batch_talks(talks, sinks=4, longest_jump=0, rng=random.Random(0), pad=0)
 
 
-def test_sharp_and_without_noise_it_is_the_choice_of_use(monkeypatch):
+def weighed(budgets, choice, *, scores=None, rows=True):
+    """The layout of the batch, what its budgets leave, and the weights of a choice."""
+    talks = batch()
+    torch.manual_seed(0)
+    scores = torch.rand(2, 2, LAYERS, HEADS, talks.ids.shape[1]) if scores is None else scores
+    folded = folded_segments(talks, budgets, random.Random(1))
+    layout = Layout.of(talks, places_of_rows(scores[1], folded) if rows else [[], []])
+    return layout, folded, log_weights(layout, scores, folded, choice)
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_sharp_and_without_noise_the_soft_choice_is_the_one_of_use(monkeypatch, rows):
     monkeypatch.setattr("kvfold.train.sonic.soft_selection._NOISE", 0.0)
-    budgets = DrawnBudgets(least=0.5, most=0.5, raw=0.0, gone=0.0)
-    talks, scores = batch(), torch.rand(2, LAYERS, HEADS, 32)
-    logs = log_weights(talks, 100 * scores, budgets=budgets, rng=random.Random(1), done=1.0)
-    kept = logs[0, ..., 4:12].exp() > 0.5
-    slots = int(kept.sum()) // (LAYERS * HEADS)
-    assert 1 <= slots < 8
-    assert torch.equal(kept, top_slots(scores[0, ..., 4:12], slots))
+    torch.manual_seed(5)
+    scores = 100 * torch.rand(2, 2, LAYERS, HEADS, batch().ids.shape[1])
+    _, _, soft = weighed(A_THIRD, SoftChoice(random.Random(2), done=1.0), scores=scores, rows=rows)
+    choice = HardChoice()
+    _, folded, hard = weighed(A_THIRD, choice, scores=scores, rows=rows)
+    assert torch.equal(soft.exp() > 0.5, hard.exp() > 0.5)
+    assert choice.kept == sum(one.slots for of_talk in folded for one in of_talk) * LAYERS * HEADS
+    assert (choice.rows > 0) == rows
 
 
 def test_sinks_and_the_open_segment_always_stay():
-    budgets = DrawnBudgets()
-    logs = log_weights(batch(), torch.rand(2, LAYERS, HEADS, 32), budgets=budgets, rng=random.Random(2), done=0.0)
+    _, _, logs = weighed(DrawnBudgets(), SoftChoice(random.Random(2), done=0.0))
     assert not logs[..., :4].any()
-    assert not logs[0, ..., 22:].any()
-    assert not logs[1, ..., 9:].any()
+    assert not logs[0, ..., 22:32].any()
+    assert not logs[1, ..., 9:32].any()
     assert (logs <= 0).all()
 
 
-@pytest.mark.parametrize("slots", ["gone", "raw"])
-def test_segments_may_go_or_stay_whole(slots):
-    budgets = DrawnBudgets(raw=float(slots == "raw"), gone=float(slots == "gone"))
-    logs = log_weights(batch(), torch.rand(2, LAYERS, HEADS, 32), budgets=budgets, rng=random.Random(2), done=0.5)
-    assert (logs[0, ..., 4:22] == (0.0 if slots == "raw" else -14.0)).all()
+@pytest.mark.parametrize(("budgets", "weight"), [(ALL_GONE, GONE), (ALL_STAY, 0.0)])
+def test_segments_may_go_or_stay_whole(budgets, weight):
+    layout, _, logs = weighed(budgets, SoftChoice(random.Random(2), done=0.5))
+    assert (logs[0, ..., 4:22] == weight).all()
+    assert layout.segment.shape[1] == layout.count, "no row runs where there is nothing to choose"
 
 
-def test_a_loss_reaches_the_scores():
-    budgets = DrawnBudgets(least=0.3, most=0.3, raw=0.0, gone=0.0)
-    scores = torch.rand(2, LAYERS, HEADS, 32, requires_grad=True)
-    log_weights(batch(), scores, budgets=budgets, rng=random.Random(3), done=0.0).sum().backward()
+def test_a_loss_reaches_the_scores_of_slots_and_of_rows_that_run():
+    scores = torch.rand(2, 2, LAYERS, HEADS, batch().ids.shape[1], requires_grad=True)
+    layout, _, logs = weighed(A_THIRD, SoftChoice(random.Random(3), done=0.0), scores=scores)
+    logs.sum().backward()
     assert scores.grad is not None
-    assert (scores.grad[0, ..., 4:22] > 0).any()
-    assert not scores.grad[0, ..., 22:].any()
+    slots, rows = scores.grad
+    assert (slots[0, ..., 4:22] > 0).any()
+    assert not slots[0, ..., 22:].any()
+    run = set(layout.column[0, layout.count :].tolist())
+    moved = rows[0].abs().sum(dim=(0, 1)).nonzero().flatten().tolist()
+    assert moved
+    assert set(moved) <= run
+
+
+def test_rows_run_at_as_many_tokens_as_there_are_slots_and_at_the_best_ones():
+    scores = torch.rand(LAYERS, HEADS, 20)
+    kept, made = compete(scores, scores + 0.01, 4)
+    at = made.any(dim=0).any(dim=0).nonzero().flatten()
+    assert len(at) <= 4
+    assert set(at.tolist()) <= set(scores.amax(dim=(0, 1)).topk(4).indices.tolist())
+    assert int(kept.sum()) + int(made.sum()) == 4 * LAYERS * HEADS
 
 
 def test_masks_are_causal_and_only_later_segments_miss_what_is_gone():
-    budgets = DrawnBudgets(raw=0.0, gone=1.0)
-    talks = batch()
-    logs = log_weights(talks, torch.rand(2, LAYERS, HEADS, 32), budgets=budgets, rng=random.Random(2), done=0.5)
-    masks = soft_masks(talks, logs, folding=[0, 2], layers=3, window=3)
+    layout, _, logs = weighed(ALL_GONE, SoftChoice(random.Random(2), done=0.5))
+    masks = layout.masks([0, 2], logs)
     whole = masks[0]
-    assert whole.shape == (2, HEADS, 32, 32)
+    size = layout.segment.shape[1]
+    assert whole.shape == (2, HEADS, size, size)
     assert torch.equal(masks[0], masks[2])
-    later, own = whole[0, 0, 25, 5], whole[0, 0, 10, 5]
-    assert (float(later), float(own)) == (-14.0, 0.0)
+    later, same = whole[0, 0, 25, 5], whole[0, 0, 10, 5]
+    assert (float(later), float(same)) == (GONE, 0.0)
     assert whole[0, 0, 5, 10] == -torch.inf
-    assert talks.segment[1, 25] == NONE
+    assert layout.segment[1, 25] == NONE
     assert whole[1, 0, 25, 25] == 0
-    sliding = masks[1][0, 0]
-    assert [float(sliding[10, key]) for key in (7, 8, 10, 11)] == [-torch.inf, 0.0, 0.0, -torch.inf]
+    sliding = layout.window_mask(3)[0, 0]
+    assert [bool(sliding[10, key]) for key in (7, 8, 10, 11)] == [False, True, True, False]
+
+
+def test_rows_see_what_their_tokens_see_and_nobody_of_their_segment_sees_them():
+    layout, _, logs = weighed(A_THIRD, HardChoice())
+    mask = layout.masks([0, 1], logs)[0][0, 0]
+    rows = (layout.segment[0] != NONE).nonzero().flatten()
+    rows = rows[rows >= layout.count]
+    for row in rows.tolist():
+        token = int(layout.column[0, row])
+        assert torch.equal(mask[row, : layout.count], mask[token, : layout.count])
+        same = layout.segment[0] == layout.segment[0, row]
+        assert (mask[same, row] == -torch.inf).all()
+        later = layout.later()[0, row - layout.count]
+        assert later.nonzero().flatten().tolist() == [at for at in range(32) if at > token and bool(same[at])]
