@@ -155,9 +155,10 @@ class JudgedSuite(SharingSuite):
             for plan, fresh in replies_each(subject, which, chosen, reply_tokens=self.reply_tokens):
                 found[plan] |= {missing[at]: one for at, one in fresh.items()}
                 where = {"suite": self.name, "model": subject.name, "plan": plan}
-                for at, one in fresh.items() if notebook is not None else ():
-                    entry = where | {"dialogue": chosen[at].name} | one.as_json()
-                    notebook.write(keys[plan][missing[at]], entry)
+                if notebook is not None:
+                    for at, one in fresh.items():
+                        entry = where | {"dialogue": chosen[at].name} | one.as_json()
+                        notebook.write(keys[plan][missing[at]], entry)
                 if len(found[plan]) == len(samples):
                     yield plan, _in_order(found[plan])
 
