@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -133,7 +133,7 @@ class Rows:
             if self.folded is not None and before is not None:
                 self.folded.restore(before)
 
-    def under(self, plan: Plan | str) -> Self:
+    def under(self, plan: Plan | str) -> "Rows":
         """Fork the rows before their first fold, to go on by another plan. Raises as `fork_under` does."""
         assert self.folded is not None, "a stock cache folds by no plan"
         twin = copy.copy(self)  # masks and counts are values
