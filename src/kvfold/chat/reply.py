@@ -13,23 +13,37 @@ from kvfold.hf.generation import Tokenizer
 class Reply:
     """One reply. It changes with every token; `ids` never holds the token that ended it once the reply is complete."""
 
-    def __init__(self, tokenizer: Tokenizer, *, stop: Collection[int], line: bool) -> None:
-        """`stop` are the tokens that end a reply. `line` says that the end of a line ends it too."""
+    def __init__(self, tokenizer: Tokenizer, *, stop: Collection[int], line: bool, strips: bool = True) -> None:
+        """`stop` are the tokens that end a reply. `line` says that the end of a line ends it too.
+
+        `strips` leaves away the space around the text.
+        """
         self.ids: list[int] = []
         self._tokenizer = tokenizer
         self._stop = stop
         self._line = line
+        self._text = Detokenizer(tokenizer, strips=strips)
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
         """Decode the generated tokens as they come. Pieces may be empty; all together they are the reply."""
-        text = Detokenizer(self._tokenizer)
         for token in tokens:
-            self.ids.append(token)
-            if token not in self._stop and not self.ends_line(self.ids):
-                yield text.add(token)
-        for token in self._drop_end():
-            yield text.add(token)
-        yield text.rest()
+            yield self.add(token)
+        yield self.end()
+
+    def add(self, token: int) -> str:
+        """Take a generated token; return the text that it completes: none where it ends the reply."""
+        self.ids.append(token)
+        return "" if self.is_over else self._text.add(token)
+
+    def end(self) -> str:
+        """Drop the token that ended the reply, and return the text that was held back."""
+        words = [self._text.add(token) for token in self._drop_end()]
+        return "".join(words) + self._text.rest()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the newest token ends the reply."""
+        return self.ids[-1] in self._stop or self.ends_line(self.ids)
 
     def ends_line(self, ids: Sequence[int]) -> bool:
         """Check whether the newest token ends a line, and with it a reply of a model without a chat template."""

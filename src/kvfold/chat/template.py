@@ -98,12 +98,27 @@ class Template:
 
         Raises ModelError if the template writes the old messages differently once this one is there.
         """
-        asked = self._render([*messages, Message(role="user", content=text)], opens_reply=True)
+        return self.added(messages, [Message(role="user", content=text)])
+
+    def added(self, messages: Sequence[Message], new: Sequence[Message]) -> list[int]:
+        """Encode what new messages of any roles add to a conversation, up to where the reply begins.
+
+        Raises ModelError as `opening` does.
+        """
+        asked = self._render([*messages, *new], opens_reply=True)
         has_turns = any(message.role == "assistant" for message in messages)
         before = self._render(messages) if has_turns else ""  # the system prompt is part of the first turn
         if not only_adds([before, asked]):
             self._refuse("rewrites old turns when one is added")
         return self._encode(asked[len(before) :], first=not has_turns)
+
+    def said(self, messages: Sequence[Message], reply: str) -> list[int]:
+        """Encode a reply to messages as the template writes it, with what it writes behind it."""
+        asked = self._render(messages, opens_reply=True)
+        whole = self._render([*messages, Message(role="assistant", content=reply)])
+        if not only_adds([asked, whole]):
+            self._refuse("writes a reply differently once it is said")
+        return self._encode(whole[len(asked) :], first=False)
 
     def closing(self) -> Closing:
         """Find what ends a reply: the tokens that the template writes behind one."""

@@ -18,8 +18,10 @@ class Detokenizer:
     The pieces that `add` and `rest` return, put together, are the reply without the space around it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, strips: bool = True) -> None:
+        """`strips` leaves away the space around the reply; without it every space is returned as it comes."""
         self._tokenizer = tokenizer
+        self._strips = strips
         self._ids: list[int] = []
         self._decoded = 0  # tokens whose text was returned
         self._space = ""  # held back until a word follows: a reply does not end in space
@@ -51,6 +53,8 @@ class Detokenizer:
 
     def _stripped(self, fresh: str) -> str:
         """The text without leading space of the reply; trailing space waits for the next piece."""
+        if not self._strips:
+            return fresh
         whole = self._space + fresh
         words = whole.rstrip()
         if not words:

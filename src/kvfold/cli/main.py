@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import kvfold
-from kvfold.cli import bench, chat, delimiters, demo, inspect, listing, ranks, report, train
+from kvfold.cli import bench, chat, delimiters, demo, inspect, listing, ranks, report, serve, train
 from kvfold.cli.printing import escaped
 from kvfold.errors import KvfoldError
 
@@ -48,6 +48,7 @@ app.command()(demo.demo)
 app.command()(bench.bench)
 app.command()(report.report)
 app.command()(chat.chat)
+app.command()(serve.serve)
 app.command()(inspect.inspect)
 app.command()(listing.plans)
 app.command()(listing.suites)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import (
     Cache,
@@ -111,12 +112,14 @@ def stream(
         _wait_for(thread)
 
 
-def feed(model: Model, cache: Cache, ids: Sequence[int]) -> None:
-    """Feed tokens to the cache without generating any."""
-    if ids:
-        with torch.no_grad():
-            columns = torch.tensor([list(ids)], device=model.device)
-            model(input_ids=columns, use_cache=True, logits_to_keep=1, **given(model, cache))
+def feed(model: Model, cache: Cache, ids: Sequence[int]) -> Float[Tensor, " vocabulary"] | None:
+    """Feed tokens to the cache; return the logits of the token after them, None where none were given."""
+    if not ids:
+        return None
+    with torch.no_grad():
+        columns = torch.tensor([list(ids)], device=model.device)
+        answer: Any = model(input_ids=columns, use_cache=True, logits_to_keep=1, **given(model, cache))
+    return answer.logits[0, -1]
 
 
 def is_finite(model: Model, cache: Cache, token: int) -> bool:

@@ -69,6 +69,12 @@ def account(
     )
 
 
+def storages(memory: Memory) -> dict[int, int]:
+    """Give the address and the bytes of every storage in memory; what lies in a file is left out."""
+    held = ((tier, tensor.untyped_storage()) for _, tier, tensor in _tensors(memory))
+    return {storage.data_ptr(): storage.nbytes() for tier, storage in held if tier != "disk" and storage.nbytes()}
+
+
 def _lines(memory: Memory, usages: Sequence[Usage]) -> list[PartLine]:
     """Make a line for each kind of part and device, over all layers; shared storages are counted once."""
     counted: set[int] = set()  # addresses of storages

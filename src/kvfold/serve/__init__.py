@@ -1,0 +1,7 @@
+"""A server that speaks OpenAI's chat completions, and whose long chats stay small.
+
+Reading order: settings and refusal (plain values), body (what a request may say), sampling and stops (one token, one
+text), held and holdings (chats between their turns, and their bytes), store and shelf (where chats lie), ticket (a
+request on its way), opening and turn (one reply), scheduler (the thread that runs the model), answers (OpenAI's forms),
+access and sessions (whose a request is), listener and app (the routes), run (a process).
+"""

@@ -1,0 +1,193 @@
+"""Shelf: all conversations of a server between their turns, in memory or on disk, under one limit of bytes.
+
+A request finds the longest beginning of its messages that is held for the same client. Where memory is short, states
+that were kept only for edited turns go first; then whole conversations, those used longest ago first, go to disk and
+come back when they are asked for. It knows no running turn.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from kvfold.data import Message
+from kvfold.hf.storages import storages_of
+from kvfold.serve.held import Held, keys_of
+from kvfold.serve.holdings import Holdings
+from kvfold.serve.store import Place, Store
+
+Key = tuple[str, str]  # of the owner and of the messages
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Entry:
+    """A conversation on the shelf. It changes: it moves between memory and disk."""
+
+    held: Held | None = None  # in memory
+    place: Place | None = None  # on disk; both may be
+    before: Key | None = None  # the state before its newest turn
+    is_superseded: bool = False  # a newer turn went on from it
+    users: int = 0  # running turns that go on from it
+    storages: dict[int, int] = field(default_factory=dict)  # in memory, by address
+    full_bytes: int = 0  # that it would take in memory, had nothing been folded
+
+
+class Shelf:
+    """Conversations by owner and key. It changes with every turn. One thread uses it."""
+
+    def __init__(self, store: Store, holdings: Holdings, *, is_durable: bool, kept_turns: int) -> None:
+        """`is_durable` says that a finished turn is written at once; without it, only what must leave memory."""
+        self.holdings = holdings
+        self.moved_to_disk = 0
+        self._store, self._is_durable, self._kept_turns = store, is_durable, kept_turns
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # used longest ago first
+        self._sessions: dict[str, list[Key]] = {}  # the newest last
+        for place in store.places() if is_durable else ():
+            self._put((place.owner, place.key), Entry(place=place), place.session)
+
+    # Finding ----------------------------------------------------------------------------------------------------
+
+    def find(self, owner: str, messages: Sequence[Message], session: str | None) -> tuple[Entry, int] | None:
+        """Find what is held of a conversation, and how many of its messages that are. One message at least is new."""
+        for key in reversed(self._sessions.get(session or "", ())):
+            entry = self._entries.get(key)
+            if entry is not None and entry.held is not None and key[0] == owner:
+                said = entry.held.past.messages
+                if len(said) < len(messages) and _same(said, messages[: len(said)]):
+                    return entry, len(said)
+        keys = keys_of(messages)
+        for count in range(len(messages) - 1, 0, -1):
+            entry = self._entries.get((owner, keys[count - 1]))
+            if entry is not None:
+                return entry, count
+        return None
+
+    def owners_of_sessions(self) -> list[tuple[str, str]]:
+        """List the names of conversations, as hashes, with their owners."""
+        return [(session, keys[-1][0]) for session, keys in self._sessions.items()]
+
+    def open(self, entry: Entry) -> Held | None:
+        """Give a conversation for a turn to go on from; None where its file turned out to be damaged.
+
+        The caller has made room for it. It stays in memory until `close`.
+        """
+        if entry.held is None:
+            assert entry.place is not None, "an entry is in memory or on disk"
+            held = self._store.read(entry.place)
+            if held is None:
+                self._forget((entry.place.owner, entry.place.key))
+                return None
+            self._hold(entry, held)
+        assert entry.held is not None
+        self._entries.move_to_end((entry.held.owner, entry.held.key))
+        entry.users += 1
+        return entry.held
+
+    def close(self, entry: Entry) -> None:
+        """Say that a turn no longer needs the conversation that it went on from."""
+        entry.users -= 1
+
+    # Adding and moving ------------------------------------------------------------------------------------------
+
+    def add(self, held: Held, before: Entry | None) -> None:
+        """Put a finished turn on the shelf, on disk too where that is asked for. Raises FileError if that fails."""
+        place = self._store.write(held) if self._is_durable else None
+        key = (held.owner, held.key)
+        earlier = None if before is None or before.held is None else (before.held.owner, before.held.key)
+        old = self._entries.get(key)
+        if old is not None:
+            self._release(old)  # the same text again: the newer one stays
+        entry = Entry(place=place, before=earlier)
+        self._put(key, entry, held.session)
+        self._hold(entry, held)
+        if before is not None:
+            self._supersede(before, entry)
+        self.make_room(0)
+
+    def make_room(self, wanted_bytes: int) -> bool:
+        """Free memory until so many bytes are free; tell whether that succeeded. What cannot succeed moves nothing."""
+        in_use = sum(sum(entry.storages.values()) for entry in self._entries.values() if entry.users)
+        if wanted_bytes > self.holdings.limit_bytes - self.holdings.promised_bytes - in_use:
+            return False
+        for key, entry in self._leaving():
+            if self.holdings.free_bytes >= wanted_bytes:
+                return True
+            self._leave(key, entry)
+        return self.holdings.free_bytes >= wanted_bytes
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Count the conversations in memory, and those that are only on disk."""
+        live = [entry for entry in self._entries.values() if not entry.is_superseded]
+        inside = sum(entry.held is not None for entry in live)
+        return inside, len(live) - inside
+
+    @property
+    def full_bytes(self) -> int:
+        """Count the bytes that the conversations in memory would take in full."""
+        return sum(entry.full_bytes for entry in self._entries.values() if not entry.is_superseded)
+
+    # Inside -----------------------------------------------------------------------------------------------------
+
+    def _leaving(self) -> Iterator[tuple[Key, Entry]]:
+        """List what may leave memory, in the order in which it goes."""
+        idle = [(key, entry) for key, entry in self._entries.items() if entry.held is not None and not entry.users]
+        yield from (pair for pair in idle if pair[1].is_superseded)
+        yield from (pair for pair in idle if not pair[1].is_superseded)
+
+    def _leave(self, key: Key, entry: Entry) -> None:
+        """Let an entry leave memory: to disk, or away where a newer turn has taken its place."""
+        assert entry.held is not None
+        if entry.is_superseded:
+            self._forget(key)
+            return
+        if entry.place is None:
+            entry.place = self._store.write(entry.held)
+        self.moved_to_disk += 1
+        self._release(entry)
+
+    def _supersede(self, before: Entry, entry: Entry) -> None:
+        """Keep the state before a turn for a while, in memory alone, and the newest few of those before it."""
+        before.is_superseded = True
+        if before.place is not None:
+            self._store.remove(before.place)
+            before.place = None
+        older, kept = entry, 0
+        while older.before is not None:
+            key, following = older.before, self._entries.get(older.before)
+            if following is None:
+                return
+            kept += 1
+            if kept > self._kept_turns and following.is_superseded and not following.users:
+                self._forget(key)
+            older = following
+
+    def _put(self, key: Key, entry: Entry, session: str | None) -> None:
+        self._entries.pop(key, None)
+        self._entries[key] = entry
+        if session is not None:
+            keys = [one for one in self._sessions.get(session, []) if one in self._entries and one != key]
+            self._sessions[session] = [*keys, key]
+
+    def _hold(self, entry: Entry, held: Held) -> None:
+        entry.held = held
+        entry.storages = storages_of(held.cache)
+        entry.full_bytes = held.cache.ledger().full_bytes
+        self.holdings.add(entry.storages)
+
+    def _release(self, entry: Entry) -> None:
+        self.holdings.remove(entry.storages)
+        entry.held, entry.storages, entry.full_bytes = None, {}, 0
+
+    def _forget(self, key: Key) -> None:
+        entry = self._entries.pop(key)
+        self._release(entry)
+        if entry.place is not None:
+            self._store.remove(entry.place)
+
+
+def _same(said: Sequence[Message], given: Sequence[Message]) -> bool:
+    """Tell whether messages differ at most in the space around them: some clients trim it."""
+    return all(
+        one.role == other.role and one.content.strip() == other.content.strip()
+        for one, other in zip(said, given, strict=True)
+    )
