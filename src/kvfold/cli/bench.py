@@ -53,7 +53,7 @@ Executor = Annotated[str, typer.Option(help="Where the work is done: here, proce
 Workers = Annotated[int, typer.Option(help="How many workers, each with its own threads.", min=1)]
 Minutes = Annotated[
     float | None,
-    typer.Option(help="Stop in time; what is finished by then is shown, and the same command goes on.", min=0.1),
+    typer.Option(help="End in time: finished samples are shown and kept, and the same command goes on.", min=0.1),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")]
 
@@ -142,6 +142,13 @@ def bench(
     _show(records, out, as_json=json)
 
 
+def _started(minutes: float | None) -> "Clock":
+    """The clock of a run, started now."""
+    from kvfold.bench.run.clock import Clock
+
+    return Clock(minutes)
+
+
 def _wanted(plans: str, keep: str | None, peers: str, *, scopes: Sequence[str]) -> "tuple[list[Job], list[Job]]":
     """Read the jobs of a command line: all of them, and the rivals among them."""
     from kvfold.bench.run import jobs
@@ -149,13 +156,6 @@ def _wanted(plans: str, keep: str | None, peers: str, *, scopes: Sequence[str]) 
     sizes = jobs.sizes(keep, usual=KEEPS)
     rivals = jobs.parse_rivals(peers, **sizes)
     return [*jobs.parse_jobs(plans, **sizes, scopes=tuple(scopes)), *rivals], [*rivals]
-
-
-def _started(minutes: float | None) -> "Clock":
-    """The clock of a run, started now."""
-    from kvfold.bench.run.clock import Clock
-
-    return Clock(minutes)
 
 
 def _show(records: "Sequence[Record]", out: Path, *, as_json: bool) -> None:

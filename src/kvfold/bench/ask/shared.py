@@ -56,9 +56,9 @@ class SharedRows:
     def under(self, plan: str) -> Reader:
         """Give rows that have read what was fed, and go on by this plan."""
         if self._rows is not None and self.shares(plan):
-            twin = self._rows.under(plan)
-            assert isinstance(twin, AuditedRows), "a fork is of the kind that was forked"
-            return twin
+            fork = self._rows.under(plan)
+            assert isinstance(fork, AuditedRows), "a fork is what it was forked from"
+            return fork
         rows = open_rows(self._subject, plan, count=self._count)
         for chunks in self._fed:
             rows.feed(chunks)

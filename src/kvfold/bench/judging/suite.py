@@ -154,8 +154,8 @@ class JudgedSuite(SharingSuite):
             chosen = [samples[i] for i in missing]
             for plan, fresh in replies_each(subject, which, chosen, reply_tokens=self.reply_tokens):
                 found[plan] |= {missing[at]: one for at, one in fresh.items()}
-                where = {"suite": self.name, "model": subject.name, "plan": plan}
                 if notebook is not None:
+                    where = {"suite": self.name, "model": subject.name, "plan": plan}
                     for at, one in fresh.items():
                         entry = where | {"dialogue": chosen[at].name} | one.as_json()
                         notebook.write(keys[plan][missing[at]], entry)

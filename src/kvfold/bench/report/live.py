@@ -44,10 +44,6 @@ class PlainLines:
             return
         self._print(f"{job.plan}: score {record.score:.3f}, kept {record.stored:.3f}, {record.wall_seconds:.1f} s")
 
-    def note(self, line: str) -> None:
-        """Print what is to be known of the whole run."""
-        self._print(line)
-
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
 
@@ -94,10 +90,6 @@ class LiveTable:
         seconds = f"{record.wall_seconds:.1f} s"
         self._show(job, (job.plan, done, f"{record.score:.3f}", f"{record.stored:.3f}", seconds))
 
-    def note(self, line: str) -> None:
-        """Print above the table what is to be known of the whole run."""
-        self._live.console.print(line, highlight=False)
-
     def _show(self, job: Job, words: tuple[str, ...]) -> None:
         self._rows[job] = words
         grid = Grid(*COLUMNS, caption=self._pace or None, caption_justify="left")
@@ -110,7 +102,9 @@ def pace(done: int, n: int, seconds_left: float) -> str:
     """Say how many samples are finished under every plan, and how long the others take."""
     if done == n:
         return f"{done} of {n} samples"
-    wait = f"{seconds_left:.0f} seconds" if seconds_left < 100 else f"{seconds_left / 60:.0f} minutes"
+    wait = f"{seconds_left / 60:.0f} minutes"
+    if seconds_left < 100:
+        wait = f"{seconds_left:.0f} seconds"
     return f"{done} of {n} samples; the others take about {wait} at this pace"
 
 

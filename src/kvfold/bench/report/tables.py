@@ -98,7 +98,9 @@ def _standing(record: Record, others: Sequence[Record]) -> str:
         equals = [other for other in others if other.score == best.score]
         return "best" if len(equals) == 1 else "tie"
     lost = _paired(record, best)
-    return "tie" if lost is not None and lost.tie else ""
+    if lost is None or not lost.tie:
+        return ""
+    return "tie"
 
 
 def _from_rival(record: Record, others: Sequence[Record]) -> Difference | None:
@@ -113,8 +115,10 @@ def _from_rival(record: Record, others: Sequence[Record]) -> Difference | None:
 
 def _paired(record: Record, other: Record) -> Difference | None:
     """How much one scores above the other on the same samples; None where one was stopped earlier."""
-    same = len(record.outcomes) == len(other.outcomes)
-    return difference(record.outcomes, other.outcomes) if same else None
+    first, second = record.outcomes, other.outcomes
+    if len(first) != len(second):
+        return None
+    return difference(first, second)
 
 
 def _warnings(records: Sequence[Record]) -> tuple[str, ...]:
@@ -150,7 +154,8 @@ def table(records: Sequence[Record]) -> Table:
             )
         )
     one = shown[0]
-    fewest = min((len(record.outcomes) for record in shown if record.failure is None), default=one.n)
+    counts = [len(record.outcomes) for record in shown if record.failure is None]
+    fewest = min(counts, default=one.n)
     count = f"{one.n}" if fewest == one.n else f"{fewest} of {one.n}"
     run = f"{one.dtype}, {count} samples, seed {one.seed}"
     return Table(

@@ -49,6 +49,7 @@ def run(
     SuiteError where there are none.
     """
     journal = Journal(folder)
+    shortcut = setting.suite.shortcut(setting.samples)
     known = {job: _finished(journal.find(setting.work(job.plan))) for job in with_edges(jobs)}
     fresh = [job for job, record in known.items() if record is None]
     collected = Collected(setting, fresh, KeptSamples(folder, setting))
