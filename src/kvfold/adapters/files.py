@@ -56,25 +56,37 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
     try:
         learned = read_tensors(folder)
         has_rows = "gates" in learned
+        layers = [tuple(layer) for layer in words["layers"]]
+        features = TokenFeatures(**words["reads"])
         with torch.device("meta"):  # takes no room: sizes are promises until they are those of the tensors
             adapter = Adapter(
                 rows=words["rows"] if has_rows else 0,
                 width=words["width"],
-                layers=[tuple(layer) for layer in words["layers"]],
+                layers=layers,
                 rank=words["rank"],
                 scale=words["scale"],
                 query_heads=query_heads_of(model),
-                features=TokenFeatures(**words["reads"]),
+                features=features,
             )
         if not has_rows:
             learned = _without_rows(learned, adapter)
-        adapter.load_state_dict({name: tensor.float() for name, tensor in learned.items()}, assign=True)
+        weights = {name: tensor.float() for name, tensor in learned.items()}
+        adapter.load_state_dict(weights, assign=True)
         adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
         adapter.scorer.float()  # close scores differ only in float32
         return adapter.attach(model)
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise FileError(f"{source} was asked for; its tensors cannot be read ({said}); get a sound copy") from error
+        raise FileError(
+            f"{source} was asked for; its tensors cannot be read ({said_by(error)}); get a sound copy"
+        ) from error
+
+
+def said_by(error: Exception) -> str:
+    """Give what an error of another library says, in one line of bounded length."""
+    words = str(error).split()
+    if not words:
+        return type(error).__name__
+    return " ".join(words)[:300]
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -83,7 +95,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for name, tensor in learned.items():
         # A loss that no layer could bear is infinite: what it falls by comes first (encode/lowrank/measured.py).
         found = tensor.nan_to_num(posinf=0.0, nan=torch.nan) if name.endswith(".falls") else tensor
-        if not bool(found.isfinite().all()):
+        finite = found.isfinite()
+        if not bool(finite.all()):
             raise ValueError(f"{name} holds what is no number")
     return learned
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvfold.adapters import measured
-from kvfold.adapters.files import WORDS, folder_for, read_tensors, words_for, write_folder
+from kvfold.adapters.files import WORDS, folder_for, read_tensors, said_by, words_for, write_folder
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
 from kvfold.encode.base import Encode
@@ -78,8 +78,9 @@ def load_ranks(source: str | Path, model: Any) -> Ranks:
     except ModelError:
         raise
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise FileError(f"{source} was asked for; its tensors cannot be read ({said}); get a sound copy") from error
+        raise FileError(
+            f"{source} was asked for; its tensors cannot be read ({said_by(error)}); get a sound copy"
+        ) from error
     return Ranks(bases=bases, measured=without_gates, default=words.get("default"))
 
 

@@ -139,17 +139,7 @@ class Chat:
     def save(self, path: str | Path) -> None:
         """Write the conversation, folded as it is, to one file. Raises FileError if it fails; an old file stays."""
         self._refuse_in_turn("be saved")
-        saved = SavedChat(
-            plan=str(self.plan),
-            pinned=self._pinned,
-            raw_turns=self.raw_turns,
-            stride=self._stride,
-            least=self._cache.memory.rules.least,
-            past=self._past,
-            generation=self.generation,
-            snapshot=snapshot.take(self._cache),
-        )
-        saved.write(Path(path).expanduser(), model=self.model, ledger=self._cache.ledger())
+        _as_saved(self).write(Path(path).expanduser(), model=self.model, ledger=self._cache.ledger())
 
     @classmethod
     def load(
@@ -170,9 +160,8 @@ class Chat:
         """
         place = Path(path).expanduser()
         saved = SavedChat.read(place, model)
-        settings = saved.settings
         chosen = saved.chosen_plan(place, plan, trust=trust)
-        chat = cls(model, tokenizer, chosen, generation=generation or saved.generation, **settings)
+        chat = cls(model, tokenizer, chosen, generation=generation or saved.generation, **saved.settings)
         saved.refuse_other_tokenizer(place, chat._template, pinned=chat._pinned)
         snapshot.put_back(chat._cache, saved.snapshot)
         chat._past = saved.past
@@ -238,6 +227,20 @@ class Chat:
                 f"a chat was to {asked} in the middle of a turn; its reply is still being read; take the rest of its "
                 "pieces, or close the iterator to undo the turn"
             )
+
+
+def _as_saved(chat: Chat) -> SavedChat:
+    """Take everything that a file of this chat holds."""
+    return SavedChat(
+        plan=str(chat.plan),
+        pinned=chat._pinned,
+        raw_turns=chat.raw_turns,
+        stride=chat._stride,
+        least=chat._cache.memory.rules.least,
+        past=chat._past,
+        generation=chat.generation,
+        snapshot=snapshot.take(chat.cache),
+    )
 
 
 def _refuse_unusable(path: Path, chat: Chat) -> None:

@@ -52,8 +52,7 @@ def chat(
     base, tokenizer = load_model(model, device=device, dtype=dtype)
     generation = reply_settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     if load is None:
-        floor = {} if least is None else {"least": least}
-        begun = Chat(base, tokenizer, plan or PLAN, system=system, generation=generation, **floor)
+        begun = Chat(base, tokenizer, plan or PLAN, system=system, generation=generation, **_floor(least))
     else:
         begun = Chat.load(load, base, tokenizer, generation=generation, trust=trust)
         tell_loaded(begun)
@@ -64,6 +63,10 @@ def chat(
         if save is not None:
             talk.chat.save(save)
     raise typer.Exit(2 if failed and not sys.stdin.isatty() else 0)
+
+
+def _floor(least: int | None) -> dict[str, int]:
+    return {} if least is None else {"least": least}
 
 
 def _refuse_early(of_a_new_chat: dict[str, object], *, load: Path | None, save: Path | None) -> dict[str, Any] | None:

@@ -132,8 +132,8 @@ def status(ledger: "Ledger") -> str:
 
 
 def tell(line: str) -> None:
-    """Say something that is no reply, with control characters made visible."""
-    print("\n".join(escaped(part) for part in line.splitlines()), file=sys.stderr, flush=True)
+    """Say something that is no reply."""
+    print("\n".join(escaped(one) for one in line.splitlines()), file=sys.stderr, flush=True)
 
 
 def _number(command: str, value: str, usage: str) -> float:
