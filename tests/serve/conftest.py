@@ -49,7 +49,8 @@ def serving(tiny):
 
     @contextlib.contextmanager
     def start(**settings):
-        with server(*tiny, ServeSettings(model="tiny", **{"plan": PLAN, "least": 0, **settings})) as made:
+        model, tokenizer = tiny
+        with server(model, tokenizer, ServeSettings(model="tiny", **{"plan": PLAN, "least": 0, **settings})) as made:
             config = uvicorn.Config(made.app, port=0, log_level="error", timeout_graceful_shutdown=2)
             process = uvicorn.Server(config)
             thread = threading.Thread(target=process.run)

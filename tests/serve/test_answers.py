@@ -22,8 +22,11 @@ def talked(say, texts, **settings):
 
 
 def test_replies_are_those_of_a_chat_with_the_same_plan_and_only_new_tokens_are_read(say, tiny):
+    model, tokenizer = tiny
     answers, _ = talked(say, TALK)
-    chat = kvfold.Chat(*tiny, PLAN, least=0, generation=reply_settings(max_new_tokens=8, temperature=0.0, seed=0))
+    chat = kvfold.Chat(
+        model, tokenizer, PLAN, least=0, generation=reply_settings(max_new_tokens=8, temperature=0.0, seed=0)
+    )
     before = 0
     for text, answer in zip(TALK, answers, strict=True):
         assert answer.choices[0].message.content == "".join(chat.send(text))
