@@ -13,11 +13,11 @@ from kvfold.cli.chat import PLAN
 from kvfold.cli.hardware import Device, Dtype, load_model
 from kvfold.errors import ModelError
 
+Model = Annotated[str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub.")]
+
 
 def serve(
-    model: Annotated[
-        str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub.")
-    ] = "tiny",
+    model: Model = "tiny",
     plan: Annotated[str, typer.Option(help="How the history of every chat is folded.")] = PLAN,
     least: Annotated[int, typer.Option(min=0, help="Tokens of a chat that a fraction leaves in any case.")] = 256,
     memory: Annotated[str, typer.Option(help="What all chats together may take, such as 512MB or 2GB.")] = "2GB",
