@@ -136,7 +136,7 @@ def test_hooks_come_back_with_a_later_cache():
 def test_a_plan_that_records_nothing_of_a_forward_has_one_hook_at_its_end(tmp_path):
     model = fresh("llama")
     adapter = str(adapter_for("llama", tmp_path))
-    plans = ("full", "snapkv(keep=0.5)", f"sonic(keep=0.3, adapter={adapter!r})")
+    plans = ("full", "snapkv(keep=0.5)", f"sonic(keep=0.3, verbatim=1.0, adapter={adapter!r})")
     caches = [kvfold.cache(model, plan, prompt_tokens=0, least=0) for plan in plans]
     for cache in caches:
         feed(model, text(1, 30), cache)

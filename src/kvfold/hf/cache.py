@@ -194,7 +194,7 @@ class FoldedCache(RecurrentSeams):
             lease=self.lease.again(),
             adapter=self.adapter,
         )
-        twin.stock.put_back(self.stock.states())
+        twin.stock.follow(self.stock)
         twin._branched = self._branched
         return twin
 

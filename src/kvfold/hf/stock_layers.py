@@ -156,6 +156,11 @@ class StockLayers:
         """Remember what they hold, by their index in the model."""
         return {index: StockState.of(layer) for index, layer in self._layers.items()}
 
+    def follow(self, other: "StockLayers") -> None:
+        """Hold what another cache's layers hold, and be empty as they were: the layers are copies of filled ones."""
+        self._empty = other._empty
+        self.put_back(other.states())
+
     def put_back(self, states: Mapping[int, StockState]) -> None:
         """Let them hold again what they held."""
         for index, state in states.items():
