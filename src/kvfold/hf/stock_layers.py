@@ -63,6 +63,12 @@ def stock_layers(config: PretrainedConfig, name: str) -> list[Any]:
             f"{name} was to be folded; it has layers of kind {', '.join(sorted(strange))}; "
             "use a model of attention, recurrent and convolution layers only"
         )
+    shared = getattr(config, "num_kv_shared_layers", None) or 0
+    if shared:
+        raise ModelError(
+            f"{name} was to be folded; its last {shared} layers attend to keys and values of earlier ones; "
+            "use its stock cache, or a model whose layers keep their own"
+        )
     if not any(folds(layer) for layer in layers):
         raise ModelError(
             f"{name} was to be folded; none of its {len(layers)} layers attends to the whole text, so nothing folds; "
