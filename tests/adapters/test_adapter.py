@@ -160,7 +160,10 @@ def test_the_shipped_files_load_and_are_written_as_they_were(tmp_path):
             assert len(after["embeddings"]) == 0
             before.pop("embeddings")
         assert before.keys() <= after.keys()
-        assert all(torch.equal(before[name], after[name]) for name in before)
+        for name, tensor in before.items():
+            # Measured bases are made orthogonal again when they are read, in float32, and are written in float16.
+            near = 2e-3 if name.startswith("measured.") else 0.0
+            torch.testing.assert_close(after[name], tensor, rtol=near, atol=near)
 
 
 def test_a_state_saved_under_the_scorers_first_name_is_read():

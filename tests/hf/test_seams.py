@@ -96,11 +96,11 @@ def test_a_model_whose_layers_all_slide_is_refused_at_once():
         kvfold.cache(MistralForCausalLM(MistralConfig(**sizes)), "full")
 
 
-def test_soft_caps_and_unknown_arguments_are_errors():
+def test_unknown_arguments_of_attention_are_errors():
     model = model_of("llama")
     cache = kvfold.cache(model, "full")
-    with pytest.raises(CacheError, match="softcap"), torch.no_grad():
-        model(text(1, 3), past_key_values=cache, softcap=30.0)
+    with pytest.raises(CacheError, match="position_bias"), torch.no_grad():
+        model(text(1, 3), past_key_values=cache, position_bias=torch.zeros(1))
 
 
 @pytest.mark.parametrize("plan", ["full", "streaming_llm(tokens=12)"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvfold.errors import BudgetError
-from kvfold.memory.context import Selection
+from kvfold.memory.context import Selection, in_all_heads
 from kvfold.memory.fold import pin
 from kvfold.memory.forward import Text
 from kvfold.memory.kv import KV
@@ -132,11 +132,12 @@ class Joint(JointSelect):
         for row in range(len(segment.real)):
             kept[row, :, :, segment.tokens(row)[-1]] = True
         zeros = torch.zeros(len(kept), HEADS, 1, SIZE)
+        first_row = torch.tensor([[row == 0] for row in range(len(kept))])
         made = KV(zeros, zeros, torch.ones(len(kept), HEADS, 1, dtype=torch.long))
         return Selection(
             kept={layer: kept[:, at] for at, layer in enumerate(context.layers)},
             made=dict.fromkeys(context.layers, made),
-            made_real=torch.tensor([[row == 0] for row in range(len(kept))]),
+            made_kept=in_all_heads(dict.fromkeys(context.layers, made), first_row),
         )
 
 

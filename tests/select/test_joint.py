@@ -102,7 +102,7 @@ def test_mean_pool_makes_means_of_equal_stretches():
     context = context_of(method, behind_a_pad(12), layers=2, heads=3)
     selection = method.choose(context)
     assert not any(mask.any() for mask in selection.kept.values())
-    assert selection.made_real.tolist() == [[True] * 3]
+    assert all(there.tolist() == [[[True] * 3] * 3] for there in selection.made_kept.values())
     for layer, made in selection.made.items():
         kv = context.keys_values(layer)
         assert made.positions.tolist() == [[[3, 7, 11]] * 3]
@@ -130,7 +130,7 @@ def test_a_summary_is_the_rarest_tokens_and_nothing_else_of_the_segment_is_left(
     assert model.rows.positions.tolist() == [[1, 3, 5]]
     assert not model.rows.stop.any()  # nothing of the segment is seen
     assert not mask.any()
-    assert selection.made_real.all()
+    assert all(there.all() for there in selection.made_kept.values())
 
 
 def test_changing_a_token_that_a_summary_drops_changes_nothing_later():
