@@ -30,10 +30,33 @@ def memory_of(plan, *, prompt=0, stride=None):
     return memory
 
 
+class NoAdapter:
+    """Scores of slots at random, and no Nexus rows: a row may share its position with a slot that is kept."""
+
+    size_bytes = 0
+
+    def embed(self, rows):
+        """Nothing is asked."""
+        raise AssertionError("there are no rows")
+
+    def gate(self, layer):
+        """Nothing is asked."""
+        raise AssertionError("there are no rows")
+
+    def active(self):
+        """Nothing is asked."""
+        raise AssertionError("there are no rows")
+
+    def score(self, keys, values, positions, real):
+        """Any scores."""
+        rows, tokens, layers, heads, _ = keys.shape
+        return torch.rand(rows, layers, heads, tokens), None
+
+
 class NoModel:
     """What a fold asks of a model, answered at random."""
 
-    adapter = None
+    adapter = NoAdapter()
 
     def replay(self, states, text):
         """Attention to every column of the tail while its text is replayed."""
