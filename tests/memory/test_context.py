@@ -168,7 +168,12 @@ class ScoringAdapter:
     def score(self, keys, values, positions, real):
         """By the keys [B, S, L, H, D]."""
         assert values.shape == keys.shape
-        return keys[..., 0].permute(0, 2, 3, 1)
+        scores = keys[..., 0].permute(0, 2, 3, 1)
+        return scores, -scores
+
+    def gate(self, layer):
+        """Closed."""
+        return torch.zeros(HEADS)
 
     def active(self):
         """Nothing to update."""
@@ -192,15 +197,18 @@ def test_a_replay_scores_the_columns_of_the_segment_in_every_layer():
 
 def test_learned_scores_are_asked_with_pads_and_sinks_blank():
     context = context_of(fed(), columns=6, access=Access(ScoringAdapter()))
-    scores = context.learned_scores()
+    scores, rows = context.learned_scores()
+    assert rows is None, "a row begins as its token, whose id is not recorded here"
     assert scores.shape == (1, len(LAYERS), HEADS, 6)
     assert torch.equal(scores[:, 1, :, PINNED:], context.keys_values(2).keys[:, :, PINNED:, 0])
     assert (scores[..., :PINNED] == 0).all()
 
 
-def test_without_an_adapter_there_are_no_learned_scores():
-    assert context_of(fed(), access=Access()).learned_scores() is None
-    assert context_of(fed()).learned_scores() is None
+def test_rows_have_scores_where_ids_of_tokens_are_recorded():
+    run = Fed("kvzip(keep=0.5)")
+    run.forward(12, seed=1)
+    scores, rows = context_of(run, access=Access(ScoringAdapter())).learned_scores()
+    assert torch.equal(rows, -scores)
 
 
 def test_rows_run_through_the_model_and_come_back_as_slots():
