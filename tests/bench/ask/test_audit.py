@@ -13,9 +13,9 @@ from kvfold.bench.ask.audit import AuditedRows, check_fed
 from kvfold.bench.ask.cost import size_fields
 from kvfold.bench.ask.reader import Reader
 from kvfold.bench.report.live import PlainLines
-from kvfold.bench.run import journal
 from kvfold.bench.run.executor import InProcess
 from kvfold.bench.run.job import Job
+from kvfold.bench.run.kept import KeptSamples
 from kvfold.bench.run.runner import run
 from kvfold.bench.run.setting import Setting
 from kvfold.bench.subject import Subject
@@ -134,10 +134,11 @@ class Folding(Coins):
         ]
 
 
-def test_a_lie_stops_the_run_and_finished_records_are_kept(tmp_path):
+def test_a_lie_stops_the_run_and_finished_samples_are_kept(tmp_path):
     one = Subject(name="a", model=model_of("llama"), tokenizer=None, fingerprint="a", dtype="float32", device="cpu")
     setting = Setting(suite=Folding(), subject=one, n=4, seed=0, threads=1)
     with pytest.raises(SuiteError, match="a saving counts when it is freed"):
         run(setting, [Job(plan="hoarder", keep=0.2)], folder=tmp_path, executor=InProcess(),
             watcher=PlainLines(Console(file=io.StringIO())))  # fmt: skip
-    assert [record.plan for record in journal.Journal(tmp_path).records] == ["full", "none"]
+    kept = KeptSamples(tmp_path, setting)
+    assert [len(kept.find(plan)) for plan in ("full", "none", "hoarder")] == [4, 4, 0]
