@@ -23,6 +23,7 @@ from kvfold.select.base import Select
 
 VERSION = 1
 TENSORS, WORDS = "adapter.safetensors", "adapter.json"
+_SHOWN = 80  # characters of a word in an error
 _ALWAYS = ("kind", "version", "base", "fingerprint")
 _OF_UPDATES = ("layers", "rank", "scale", "rows", "width", "reads")
 
@@ -69,7 +70,7 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
                 features=features,
             )
         if not has_rows:
-            learned = _without_rows(learned, adapter)
+            learned = _without_rows(learned, adapter, (words["rows"], words["width"]))
         weights = {name: tensor.float() for name, tensor in learned.items()}
         adapter.load_state_dict(weights, assign=True)
         adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
@@ -101,8 +102,16 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return learned
 
 
-def _without_rows(learned: Mapping[str, torch.Tensor], adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Make the tensors of an adapter of kvfold 0.1.0 those of one without rows: its rows were of another kind."""
+def _without_rows(
+    learned: Mapping[str, torch.Tensor], adapter: Adapter, promised: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """Make the tensors of an adapter of kvfold 0.1.0 those of one without rows: its rows were of another kind.
+
+    Raises ValueError where its rows are not of the promised number and width.
+    """
+    there = tuple(learned["embeddings"].shape)
+    if there != promised:
+        raise ValueError(f"{promised[0]} rows of {promised[1]} numbers are promised, and {there} are there")
     completed = dict(learned)
     completed["embeddings"] = torch.zeros(adapter.embeddings.shape)
     completed["gates"] = torch.zeros(adapter.gates.shape)
@@ -162,19 +171,20 @@ def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
 def words_for(folder: Path, model: Any, *, kind: str, needed: Sequence[str] = ()) -> dict[str, Any]:
     """Read an adapter's JSON; refuse another kind, a newer version and another model."""
     words = _words(folder, ())
+    said = {name: str(words[name])[:_SHOWN] for name in _ALWAYS}  # words of others may be of any length
     if words["kind"] != kind:
         raise FileError(
-            f"{folder} was asked for as a {kind} adapter; it is one of {words['kind']}; give a {kind} adapter"
+            f"{folder} was asked for as a {kind} adapter; it is one of {said['kind']}; give a {kind} adapter"
         )
     words = _words(folder, needed)
     if words["version"] > VERSION:
         raise FileError(
-            f"{folder} was asked for; it is of version {words['version']}, this kvfold reads up to {VERSION}; "
+            f"{folder} was asked for; it is of version {said['version']}, this kvfold reads up to {VERSION}; "
             "upgrade kvfold"
         )
     if words["fingerprint"] != fingerprint(model):
         raise ModelError(
-            f"the adapter {folder} was asked for with {model.config.name_or_path}; it was trained for {words['base']} "
+            f"the adapter {folder} was asked for with {model.config.name_or_path}; it was trained for {said['base']} "
             "with other weights; give the adapter of this model, or train one with `kvfold train`"
         )
     return words
