@@ -12,7 +12,7 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest faults check docs records records-smollm2 families
+.PHONY: help setup demo peers test newest faults check docs records records-smollm2 families grid installed
 
 help:  ## what each word does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -56,6 +56,12 @@ newest: setup  ## what meets transformers, on the newest one that can be install
 
 families: setup  ## judge every family of models anew: tests/families/verdicts.json and docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/families/survey.py
+
+grid: setup  ## every plan with every way of generating, on three families
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m grid tests/contract
+
+installed: setup  ## a wheel in a fresh environment without extras, and every verb there
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m installed tests/cli
 
 faults: setup  ## the whole campaign of damaged files, kills and failed folds; `make test` runs a small part of it
 	KVFOLD_FAULTS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults

@@ -58,7 +58,7 @@ def check(family, name, way):
     assert two_turns(model, PLANS[name], **settings) == two_turns(model, PLANS[name])
 
 
-# Each plan with one family and one way, so that all plans, families and ways are there; the others are slow.
+# Each plan with one family and one way, so that all plans, families and ways are there; the others are the grid.
 SHOWN = [(FAMILIES[at % len(FAMILIES)], name, list(WAYS)[at % len(WAYS)]) for at, name in enumerate(PLANS)]
 
 
@@ -67,7 +67,7 @@ def test_a_plan_says_the_same_in_one_of_the_ways(family, name, way):
     check(family, name, way)
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", PLANS)
