@@ -52,7 +52,7 @@ test: setup  ## every test, on two cores
 newest: setup  ## what meets transformers, on the newest one that can be installed
 	$(BIN)/python -m pip install --quiet --upgrade --target $(NEWEST) transformers
 	PYTHONPATH=$(NEWEST) $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)'
-	PYTHONPATH=$(NEWEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contract tests/hf tests/chat tests/docs
+	PYTHONPATH=$(NEWEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contract tests/hf tests/chat
 
 families: setup  ## judge every family of models anew: tests/families/verdicts.json and docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/families/survey.py
