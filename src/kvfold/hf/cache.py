@@ -184,7 +184,7 @@ class FoldedCache(RecurrentSeams):
         """A second cache with the same past that goes its own way; folded parts are shared until one changes them."""
         self.running.undo()
         stock: list[Any] = [
-            unfolded_layer(layer) if index in self.memory.layers else copy.deepcopy(layer)
+            unfolded_layer(layer) if index in self.memory.layers else copy.copy(layer)  # filled below
             for index, layer in enumerate(self.layers)
         ]
         twin = FoldedCache(
