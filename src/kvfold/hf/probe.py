@@ -136,20 +136,20 @@ def _attention(
             probe.observer(index, query, key, value, scale)
         if probe.attend is not None:
             return probe.attend(index, query, key, value, scale).transpose(1, 2).contiguous(), None
-    kernels = contextlib.nullcontext()
-    if probe.masks is not None:
-        seen = _mask_of_queries(probe.masks[index], query)
-        if query.device.type == "cuda":
-            # The memory-efficient kernel fails in the backward pass of a mask with a gradient.
-            kernels = sdpa_kernel(SDPBackend.MATH)
-    else:
-        seen = attention_mask
-    with kernels:
+    if probe.masks is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+    seen = mask_of_queries(probe.masks[index], query)
+    with kernels_for_masks(query):
         return sdpa_attention_forward(module, query, key, value, seen, scaling=scaling, **more)
 
 
-def _mask_of_queries(given: Tensor, query: Tensor) -> Tensor:
-    """The mask of a layer, one for each query head where it has one for each key/value head."""
+def kernels_for_masks(query: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Inside, attention by a mask that may have a gradient is right: CUDA's memory-efficient kernel fails there."""
+    return sdpa_kernel(SDPBackend.MATH) if query.device.type == "cuda" else contextlib.nullcontext()
+
+
+def mask_of_queries(given: Tensor, query: Tensor) -> Tensor:
+    """Give the mask of a layer, one for each query head where it has one for each key/value head."""
     if given.shape[1] > 1:
         given = given.repeat_interleave(query.shape[1] // given.shape[1], dim=1)
     return given if given.dtype == torch.bool else given.to(query.dtype)

@@ -3,16 +3,15 @@
 What a fold's pass computes from parts (hf/passes.py) is computed here in one product over everything, with a gradient.
 """
 
-import contextlib
 from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvfold.adapters.adapter import Adapter
+from kvfold.hf.probe import kernels_for_masks, mask_of_queries
 
 
 class RowAttention:
@@ -36,7 +35,7 @@ class RowAttention:
         scale: float,
     ) -> Float[Tensor, "B G all_rows D"]:
         """Attend in one layer."""
-        mask = self.masks[layer].to(queries.dtype)
+        mask = self.masks[layer]
         whole = _attended(queries, keys, values, mask, scale)
         rows, tokens = self.later.shape[1:]
         if not rows:
@@ -52,9 +51,6 @@ class RowAttention:
 
 def _attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attend with a mask for each key/value head."""
-    group = queries.shape[1] // keys.shape[1]
-    of_queries = mask.repeat_interleave(group, dim=1)
-    # On CUDA the memory-efficient kernel fails in the backward pass of a mask with a gradient.
-    on_cuda = queries.device.type == "cuda"
-    with sdpa_kernel(SDPBackend.MATH) if on_cuda else contextlib.nullcontext():
+    of_queries = mask_of_queries(mask, queries)
+    with kernels_for_masks(queries):
         return scaled_dot_product_attention(queries, keys, values, of_queries, scale=scale, enable_gqa=True)
