@@ -44,3 +44,9 @@ class DataError(KvfoldError):
 
 class SuiteError(KvfoldError):
     """A benchmark that is unknown, or that cannot run as asked."""
+
+
+def in_one_line(error: BaseException, most: int | None = None) -> str:
+    """Give what an error of any library says in one line, of `most` characters; its type where it says nothing."""
+    said = " ".join(str(error).split())
+    return said[:most] or type(error).__name__

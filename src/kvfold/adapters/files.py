@@ -5,7 +5,6 @@ A wrong base model is refused by name. Writing is atomic file by file, the JSON 
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from kvfold.adapters.adapter import Adapter, query_heads_of
 from kvfold.adapters.scorer import DILATIONS, TokenFeatures
-from kvfold.errors import FileError, ModelError
+from kvfold.errors import FileError, ModelError, in_one_line
+from kvfold.files import draft_of, put_in_place, write_text
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import SHIPPED, fingerprint
 from kvfold.select.base import Select
@@ -24,6 +24,7 @@ from kvfold.select.base import Select
 VERSION = 1
 TENSORS, WORDS = "adapter.safetensors", "adapter.json"
 _SHOWN = 80  # characters of a word in an error
+_SAID = 300  # characters of what another library says
 _ALWAYS = ("kind", "version", "base", "fingerprint")
 _OF_UPDATES = ("layers", "rank", "scale", "rows", "width", "reads")
 
@@ -78,16 +79,8 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
         return adapter.attach(model)
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
         raise FileError(
-            f"{source} was asked for; its tensors cannot be read ({said_by(error)}); get a sound copy"
+            f"{source} was asked for; its tensors cannot be read ({in_one_line(error, _SAID)}); get a sound copy"
         ) from error
-
-
-def said_by(error: Exception) -> str:
-    """Give what an error of another library says, in one line of bounded length."""
-    words = str(error).split()
-    if not words:
-        return type(error).__name__
-    return " ".join(words)[:300]
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -148,10 +141,10 @@ def write_folder(
         "fingerprint": fingerprint(model),
         **words,
     }
-    save_file(dict(tensors), folder / f"{TENSORS}.new")
-    os.replace(folder / f"{TENSORS}.new", folder / TENSORS)
-    (folder / f"{WORDS}.new").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    os.replace(folder / f"{WORDS}.new", folder / WORDS)
+    with draft_of(folder / TENSORS) as draft:
+        save_file(dict(tensors), draft)
+        put_in_place(draft, folder / TENSORS)
+    write_text(folder / WORDS, json.dumps(said, indent=1) + "\n")
 
 
 def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
@@ -209,7 +202,7 @@ def _folder(source: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(source), allow_patterns=[TENSORS, WORDS]))
     except Exception as error:  # whatever keeps the Hub from answering, the user must give another source
-        first = " ".join(str(error).split())[:300] or type(error).__name__
+        first = in_one_line(error, _SAID)
         raise FileError(
             f"the adapter {str(source)!r:.300} was asked for; it is no folder and the Hub has none ({first}); "
             "give a folder"

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from kvfold.adapters import measured
-from kvfold.adapters.files import WORDS, folder_for, read_tensors, said_by, words_for, write_folder
+from kvfold.adapters.files import WORDS, folder_for, read_tensors, words_for, write_folder
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
 from kvfold.encode.base import Encode
 from kvfold.encode.lowrank.format import Levels, LowRankFormat
 from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
-from kvfold.errors import FileError, ModelError
+from kvfold.errors import FileError, ModelError, in_one_line
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.rotary import rotary_of
 from kvfold.memory.part import Layout
@@ -79,7 +79,7 @@ def load_ranks(source: str | Path, model: Any) -> Ranks:
         raise
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
         raise FileError(
-            f"{source} was asked for; its tensors cannot be read ({said_by(error)}); get a sound copy"
+            f"{source} was asked for; its tensors cannot be read ({in_one_line(error, 300)}); get a sound copy"
         ) from error
     return Ranks(bases=bases, measured=without_gates, default=words.get("default"))
 

@@ -16,7 +16,7 @@ from kvfold.chat.reply import Reply
 from kvfold.chat.saved import SavedChat
 from kvfold.chat.template import Template
 from kvfold.chat.turns import Past, Turn, folded_until
-from kvfold.errors import CacheError, DataError, FileError, KvfoldError, ModelError, PlanError
+from kvfold.errors import CacheError, DataError, FileError, KvfoldError, ModelError, PlanError, in_one_line
 from kvfold.hf import snapshot
 from kvfold.hf.budgets import NewBudget
 from kvfold.hf.cache import FoldedCache
@@ -252,7 +252,7 @@ def _refuse_unusable(path: Path, chat: Chat) -> None:
         answers = is_finite(chat.model, chat.cache.fork(), ids[-1])
         fault = "" if answers else "the model answers no numbers"
     except Exception as error:  # tensors that do not fit each other fail in any way
-        fault = " ".join(str(error).split())[:200] or type(error).__name__
+        fault = in_one_line(error, 200)
     if fault:
         raise FileError(f"{path} was to be read; its history cannot be used ({fault}); get a sound copy")
 

@@ -13,7 +13,7 @@ from kvfold.chat import file
 from kvfold.chat.template import Template
 from kvfold.chat.turns import Past, Turn
 from kvfold.data import Message
-from kvfold.errors import CacheError, FileError
+from kvfold.errors import CacheError, FileError, in_one_line
 from kvfold.hf.generation import Model, Settings, plain_settings, settings_from
 from kvfold.hf.load import fingerprint
 from kvfold.memory.snapshot import Snapshot
@@ -150,7 +150,7 @@ def _settings(path: Path, header: file.Header) -> Settings:
     try:
         return settings_from(header["generation"])
     except Exception as error:  # of whatever kind transformers raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_one_line(error, 200)
         raise FileError(
             f"{path} was to be read; its generation settings are none ({reason}); get a sound copy"
         ) from error

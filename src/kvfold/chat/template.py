@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from kvfold.data import Message
-from kvfold.errors import ModelError
+from kvfold.errors import ModelError, in_one_line
 from kvfold.hf.generation import Tokenizer
 
 # For chats: a model that was not trained for chat goes on with such a script.
@@ -61,7 +61,7 @@ def render(
             continue_final_message=unfinished,
         )
     except Exception as error:  # a template is a program: it may raise what it likes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error)
         roles = ", ".join(message.role for message in messages)
         raise ModelError(
             f"messages of {roles} were given; the tokenizer's chat template refuses them ({reason}); "

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvfold.errors import CacheError, KvfoldError
+from kvfold.errors import CacheError, KvfoldError, in_one_line
 from kvfold.hf.cache import FoldedCache
 from kvfold.memory import snapshot
 from kvfold.memory.snapshot import Snapshot
@@ -44,7 +44,7 @@ def put_back(cache: FoldedCache, taken: Snapshot) -> None:
     except KvfoldError:
         raise
     except Exception as error:  # tensors of others may be anything
-        snapshot.contradiction(" ".join(str(error).split())[:200] or type(error).__name__)
+        snapshot.contradiction(in_one_line(error, 200))
 
 
 def _put_back(cache: FoldedCache, taken: Snapshot) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kvfold.chat import file
 from kvfold.chat.saved import SavedChat
-from kvfold.errors import CacheError, FileError
+from kvfold.errors import CacheError, FileError, in_one_line
 from kvfold.hf import snapshot
 from kvfold.serve.held import Held
 from kvfold.serve.served import ServedModel
@@ -109,7 +109,7 @@ class Store:
 
 def set_aside(path: Path, error: Exception) -> None:
     """Rename a file that cannot be read, and say so in one line."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = in_one_line(error)
     print(f"kvfold: set aside {path.name}{_DAMAGED}: {reason}", file=sys.stderr)
     with contextlib.suppress(OSError):
         os.replace(path, path.with_name(f"{path.name}{_DAMAGED}"))
