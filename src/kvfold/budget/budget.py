@@ -55,7 +55,7 @@ class Budget:
         return self._holding(share // slot_bytes, pinned, "bytes", (pinned + 1) * slot_bytes * shares)
 
     def floor(self, *, seen: int, least: int, once: bool) -> int:
-        """Slots per head that one row of one layer holds in any case: its first `least` tokens' worth, for a fraction.
+        """Slots per head that one row of one layer holds in any case: for a fraction, its first `least` tokens.
 
         A budget in tokens or bytes is what was asked for, so it has no floor. Where a method chooses among the tokens
         of a segment `once`, later segments get half their fraction until the whole text meets it.

@@ -15,7 +15,7 @@ from kvfold.plan import Plan
 
 
 class NewBudget(TypedDict, total=False):
-    """What a cache may be told of its budget: one of the first three, or the limit of its file, or both."""
+    """A new budget of a cache: one of the first three, or the limit of its file, or both."""
 
     keep: float | None
     tokens: int | None

@@ -23,7 +23,7 @@ class Form:
         self._model, self._is_chat, self._text_of, self._tells_chances = model, is_chat, text_of, tells_chances
         self._id = ("chatcmpl-" if is_chat else "cmpl-") + uuid.uuid4().hex
         self._created = int(time.time())
-        self._characters = 0  # told so far
+        self._characters = 0  # of the text that was sent so far
 
     def whole(self, pieces: Sequence[Piece], end: Ended) -> Json:
         """Give the whole answer."""

@@ -97,7 +97,7 @@ class ChatBody(_Shared):
 
     @property
     def chances(self) -> int | None:
-        """How many likeliest tokens are told beside each token; None: no log-probabilities at all."""
+        """How many likeliest tokens are listed for each token; None: no log-probabilities at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -119,7 +119,7 @@ class CompletionBody(_Shared):
 
     @property
     def chances(self) -> int | None:
-        """How many likeliest tokens are told beside each token; None: no log-probabilities at all."""
+        """How many likeliest tokens are listed for each token; None: no log-probabilities at all."""
         return self.logprobs
 
 

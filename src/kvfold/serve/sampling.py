@@ -1,4 +1,4 @@
-"""Sampling of one token of one reply, and what is told of its chance.
+"""Sampling of one token of one reply, and its log-probabilities.
 
 Temperature 0 takes the likeliest token. Else tokens are drawn from the softmax at that temperature, cut to the fewest
 whose chances add up to top_p, by a generator of the reply's own: a seed gives the same reply beside any other chats.
@@ -18,7 +18,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None  # None: another reply each time
-    chances: int | None = None  # likeliest tokens told beside each; None: no chances are told
+    chances: int | None = None  # likeliest tokens listed for each token; None: no log-probabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ class Scheduler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the running step; what still runs is undone and told so."""
+        """Stop after the running step; what still runs is undone, and its client gets an error."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify()

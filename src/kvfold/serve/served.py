@@ -45,7 +45,7 @@ class ServedModel:
         return max(SINKS, template.pinned())
 
     def cache(self, pinned: int, plan: str | None = None, least: int | None = None) -> FoldedCache:
-        """Make an empty cache that folds when it is told to; a saved chat brings a plan and a floor of its own."""
+        """Make an empty cache that folds on demand only; a saved chat brings a plan and a floor of its own."""
         return cache_with(
             self.model,
             self.plan if plan is None else plan,

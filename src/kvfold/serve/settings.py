@@ -1,4 +1,4 @@
-"""ServeSettings: what a server is told when it starts, with the limits of a request.
+"""ServeSettings: the options of a server, with the limits of a request.
 
 Bytes of memory are those of all chats together, the model's weights apart. Nothing of it can be changed by a request.
 """
@@ -25,7 +25,7 @@ class ServeSettings:
     port: int = 8000
     tokens: tuple[str, ...] = ()  # of clients; none: whoever reaches the address
     rows: int = 16  # chats that decode at once
-    queue: int = 64  # requests that wait; one more is told to come later
+    queue: int = 64  # requests that wait; one more gets 429 with Retry-After
     wait_seconds: float = 60.0  # in the queue
     turn_seconds: float = 600.0  # of one reply; then it ends as a too long one does
     stall_seconds: float = 0.5  # a running reply waits at most about so long for prompts of others

@@ -123,7 +123,7 @@ class RunningTurn:
 
     @property
     def end(self) -> Ended:
-        """What the client is told last."""
+        """Give the last event for the client."""
         ledger = self.cache.ledger()
         return Ended(
             reason=self.reason or "length",

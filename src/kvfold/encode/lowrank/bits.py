@@ -1,7 +1,7 @@
 """Bits: how many each latent dimension of a model gets, so that so many bytes cost the least loss (water-filling).
 
-All dimensions of keys and of values of all layers compete. A dimension that is left out costs what the loss minds of
-leaving it out; one of b bits costs what the loss minds of the noise that b bits make. Nothing here knows a plan.
+All dimensions of keys and of values of all layers compete. The cost of leaving a dimension out, and that of the noise
+of b bits in it, are measured growths of the loss. Nothing here knows a plan.
 
 After KVTC, KV Cache Transform Coding for Compact Storage in LLM Inference, https://arxiv.org/abs/2511.01815
 Ours differs: bits follow the measured loss of the model's predictions, where the paper's follow the error of what is
@@ -41,7 +41,7 @@ def allocate_bits(
         starts = [sum(sizes[:side]) for side in range(len(sizes))]
         return [widths[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
-    # Above the dearest loss nothing is worth a bit, so bytes fall from all to none between the two prices.
+    # At a price above the largest cost no dimension gets a bit, so bytes fall from all to none between the two prices.
     high = float(costs.max()) + 1.0
     low = high * 2.0**-_STEPS
     for _ in range(_STEPS):
