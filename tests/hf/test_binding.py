@@ -123,6 +123,17 @@ def test_a_hook_stays_for_the_last_of_forks_and_copies():
     assert hooks(model) == 0
 
 
+def test_generate_of_a_model_is_watched_while_a_cache_lives_and_not_after():
+    model = fresh("llama")
+    before = dict(vars(model))
+    cache = kvfold.cache(model, "snapkv(keep=0.5)")
+    model.generate(text(1, 12), past_key_values=cache, max_new_tokens=3, do_sample=False)
+    assert vars(model).keys() - before.keys() == {"_prepare_model_inputs"}
+    del cache
+    gc.collect()
+    assert vars(model) == before
+
+
 def test_hooks_come_back_with_a_later_cache():
     model = fresh("llama")
     for _ in range(3):
