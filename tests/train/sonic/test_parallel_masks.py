@@ -72,7 +72,7 @@ class Pass:
         columns = layout.column[:, tokens:]
         rows = texts.gather(1, columns[..., None].expand(-1, -1, texts.shape[-1]))
         rows = rows + self.adapter.embed(torch.zeros_like(columns))
-        attend = RowAttention(self.adapter, layout.masks(self.folding, self.logs), layout.later())
+        attend = RowAttention(self.adapter, layout, self.logs, self.folding)
 
         def look(layer, queries, keys, values, scale):
             self.rows[layer] = (keys[:, :, tokens:], values[:, :, tokens:])

@@ -1,13 +1,16 @@
 """Selection in training: sharp, the soft one is the choice of use; budgets are respected; a loss reaches the scores."""
 
 import random
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from kvfold.adapters.adapter import Adapter
 from kvfold.select.sonic import compete
 from kvfold.train.sonic.budgets import DrawnBudgets
 from kvfold.train.sonic.parallel_masks import Layout
+from kvfold.train.sonic.row_attention import RowAttention
 from kvfold.train.sonic.soft_selection import GONE, HardChoice, SoftChoice, folded_segments, log_weights, places_of_rows
 from kvfold.train.sonic.talk_batch import NONE, Talk, batch_talks
 
@@ -83,31 +86,66 @@ def test_rows_run_at_as_many_tokens_as_there_are_slots_and_at_the_best_ones():
     assert int(kept.sum()) + int(made.sum()) == 4 * LAYERS * HEADS
 
 
-def test_masks_are_causal_and_only_later_segments_miss_what_is_gone():
-    layout, _, logs = weighed(ALL_GONE, SoftChoice(random.Random(2), done=0.5))
-    masks = layout.masks([0, 2], logs)
-    whole = masks[0]
+def with_masks(layout, logs, queries, keys, values):
+    """The slow reference of RowAttention's product: every weight is added to the attention scores as they stand."""
+    visible = layout.visible()[:, None]
+    earlier = layout.segment[:, None] < layout.segment[:, :, None]
+    added = torch.where(earlier[:, None] & visible, logs[:, 0, :, None], 0.0).masked_fill(~visible, -torch.inf)
+    scores = queries @ keys.repeat_interleave(2, dim=1).mT / 4 + added.repeat_interleave(2, dim=1)
+    return scores.softmax(-1) @ values.repeat_interleave(2, dim=1)
+
+
+def without_gates():
+    adapter = Mock(spec=Adapter)
+    adapter.gate.return_value = torch.zeros(2 * HEADS)
+    return adapter
+
+
+def test_weights_as_dimensions_are_weights_added_to_attention_scores_gradients_included():
+    layout, _, logs = weighed(A_THIRD, SoftChoice(random.Random(2), done=0.3))
+    rows = layout.segment.shape[1]
+    attend = RowAttention(without_gates(), layout, logs, [7, 9])
+    given = [torch.randn(2, heads, rows, 16, requires_grad=True) for heads in (2 * HEADS, HEADS, HEADS)]
+    weights = logs.clone().requires_grad_()
+    attend.logs[7] = weights[:, 0]
+    results = []
+    for output in (attend(7, *given, 0.25), with_masks(layout, weights, *given)):
+        results.append([output, *torch.autograd.grad((output * output).sum(), [*given, weights])])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_a_slot_that_is_gone_leaves_nothing_and_no_gradient_that_is_no_number():
+    layout, _, logs = weighed(A_THIRD, HardChoice())
+    rows = layout.segment.shape[1]
+    attend = RowAttention(without_gates(), layout, logs, [7, 9])
+    given = [torch.randn(2, heads, rows, 16, requires_grad=True) for heads in (2 * HEADS, HEADS, HEADS)]
+    output = attend(7, *given, 0.25)
+    torch.testing.assert_close(output, with_masks(layout, logs, *given), rtol=1e-5, atol=1e-6)
+    assert all(found.isfinite().all() for found in torch.autograd.grad(output.sum(), given))
+
+
+def test_what_is_seen_is_causal():
+    layout, _, _ = weighed(ALL_GONE, SoftChoice(random.Random(2), done=0.5))
+    visible = layout.visible()
     size = layout.segment.shape[1]
-    assert whole.shape == (2, HEADS, size, size)
-    assert torch.equal(masks[0], masks[2])
-    later, same = whole[0, 0, 25, 5], whole[0, 0, 10, 5]
-    assert (float(later), float(same)) == (GONE, 0.0)
-    assert whole[0, 0, 5, 10] == -torch.inf
+    assert visible.shape == (2, size, size)
+    assert bool(visible[0, 25, 5])
+    assert not visible[0, 5, 10]
     assert layout.segment[1, 25] == NONE
-    assert whole[1, 0, 25, 25] == 0
+    assert bool(visible[1, 25, 25])
     sliding = layout.window_mask(3)[0, 0]
     assert [bool(sliding[10, key]) for key in (7, 8, 10, 11)] == [False, True, True, False]
 
 
 def test_rows_see_what_their_tokens_see_and_nobody_of_their_segment_sees_them():
-    layout, _, logs = weighed(A_THIRD, HardChoice())
-    mask = layout.masks([0, 1], logs)[0][0, 0]
+    layout, _, _ = weighed(A_THIRD, HardChoice())
+    visible = layout.visible()[0]
     rows = (layout.segment[0] != NONE).nonzero().flatten()
     rows = rows[rows >= layout.count]
     for row in rows.tolist():
         token = int(layout.column[0, row])
-        assert torch.equal(mask[row, : layout.count], mask[token, : layout.count])
+        assert torch.equal(visible[row, : layout.count], visible[token, : layout.count])
         same = layout.segment[0] == layout.segment[0, row]
-        assert (mask[same, row] == -torch.inf).all()
+        assert not visible[same, row].any()
         later = layout.later()[0, row - layout.count]
         assert later.nonzero().flatten().tolist() == [at for at in range(32) if at > token and bool(same[at])]

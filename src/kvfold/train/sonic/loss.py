@@ -165,7 +165,7 @@ class SonicLoss:
         logs = log_weights(layout, scores, folded, choice)
         with torch.no_grad():
             texts = self.model.get_input_embeddings()(batch.ids.to(device))
-        attend = RowAttention(self.adapter, layout.masks(self.folding, logs), layout.later())
+        attend = RowAttention(self.adapter, layout, logs, self.folding)
         embedded = torch.cat([texts, self._embedded_rows(texts, layout)], dim=1)
         with self.adapter.active(first=layout.count), replace_attention(self.model, attend):
             hidden = parallel_forward(

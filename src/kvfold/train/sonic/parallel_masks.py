@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -52,27 +52,12 @@ class Layout:
             column=self.column.to(device),
         )
 
-    def masks(
-        self,
-        layers: Sequence[int],
-        logs: Float[Tensor, "B L H all_rows"],
-    ) -> dict[int, Float[Tensor, "B H all_rows all_rows"]]:
-        """Make what is added to the scores of each folding layer.
-
-        `logs` are logarithms of how much of each slot or row later segments see: 0 for all of it.
-        """
+    def visible(self) -> Bool[Tensor, "B all_rows all_rows"]:
+        """Mark what each query sees: the sinks, its segment up to itself, and what earlier segments left."""
         of_query, of_key = self._segments
         is_raw = (of_query == of_key) & self._is_past & ~self._is_row
-        is_raw = (is_raw & self._is_real) | self._is_blind
-        is_earlier = (of_key < of_query) & self._is_real
-        hidden = ~(is_raw | is_earlier)[:, None]  # B 1 NK NK
-        nothing = logs.new_zeros(())
-        masks = {}
-        for at, layer in enumerate(layers):
-            of_keys = logs[:, at][:, :, None]  # B H 1 NK
-            weights = torch.where(is_earlier[:, None], of_keys, nothing)
-            masks[layer] = weights.masked_fill(hidden, -torch.inf)
-        return masks
+        is_earlier = of_key < of_query
+        return ((is_raw | is_earlier) & self._is_real) | self._is_blind
 
     def later(self) -> Bool[Tensor, "B K N"]:
         """Mark the later tokens of its segment for each Nexus row."""
