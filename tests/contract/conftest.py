@@ -9,15 +9,22 @@ from kvfold.adapters.ranks import save_ranks
 from ranks import ranks_for
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shipped_adapters(tmp_path_factory):
-    """Folders where the package would have its own: MODEL/adapters/KIND."""
+@pytest.fixture(scope="session")
+def random_adapters(tmp_path_factory):
+    """A folder like the package's own: MODEL/adapters/KIND."""
     folder = tmp_path_factory.mktemp("models")
     for family in FAMILIES:
         adapter_for(family, folder / family / "adapters")
         save_ranks(
             ranks_for(model_of(family)), folder / family / "adapters" / "dynakv", model=model_of(family), about={}
         )
+    (folder / "tiny").symlink_to(adapter_files.SHIPPED / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shipped_adapters(random_adapters):
+    """Each module gives back the package's own folder: other tests of the same process want that one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter_files, "SHIPPED", folder)
+        patch.setattr(adapter_files, "SHIPPED", random_adapters)
         yield

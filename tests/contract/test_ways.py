@@ -38,8 +38,9 @@ def assistant_of(family):
 
 
 def generate(model: Any, ids, cache, count, **way):
-    """The text and so many tokens behind it."""
-    return model.generate(ids, past_key_values=cache, max_new_tokens=count, **SETTINGS, **way)
+    """The text and so many tokens behind it. All are real: generate() would take a 0 that the model wrote for a pad."""
+    real = torch.ones_like(ids)
+    return model.generate(ids, attention_mask=real, past_key_values=cache, max_new_tokens=count, **SETTINGS, **way)
 
 
 def two_turns(model, plan, **way):
