@@ -8,6 +8,7 @@ is zero, so a row is the token that it stands at. A model without an active adap
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kvfold.adapters.row_updates import RowUpdates
-from kvfold.adapters.scorer import SlotScorer, TokenFeatures
+from kvfold.adapters.scorer import MOST_AT_ONCE, SlotScorer, TokenFeatures
 from kvfold.attention.rotary import Rotary, unrotate
 from kvfold.errors import ModelError
 from kvfold.hf.binding import ModelBinding
@@ -60,11 +61,11 @@ class Adapter(nn.Module):
 
     @classmethod
     def for_model(cls, model: Any, *, rank: int, rows: int = 1, scale: float = 2.0) -> "Adapter":
-        """Make a fresh adapter over every linear layer of a model's decoder."""
+        """Make a fresh adapter: a scorer and, where there are rows, updates of every linear layer of the decoder."""
         layers = [
             (name, module.in_features, module.out_features)
             for name, module in decoder_of(model).named_modules()
-            if isinstance(module, nn.Linear)
+            if rows and isinstance(module, nn.Linear)
         ]
         adapter = cls(
             rows=rows,
@@ -115,9 +116,12 @@ class Adapter(nn.Module):
     ) -> Float[Tensor, "B S features"]:
         """Describe tokens for the scorer, given their keys and values as the layers remember them."""
         if self._rotary is None:
-            return values.flatten(2)
+            return values.flatten(2)  # layer by layer
         cosines, sines = self._rotary.angles(positions.flatten().clamp(min=0))  # each [B*S, rotated]
         plain = unrotate(keys.float(), _of_tokens(cosines, positions), _of_tokens(sines, positions))
+        if self.scorer.features.by_layer:
+            of_layers = torch.cat([plain.flatten(3), values.float().flatten(3)], dim=-1)  # B S L numbers
+            return of_layers.flatten(2)
         return torch.cat([plain.flatten(2), values.float().flatten(2)], dim=-1)
 
     def score(
@@ -143,7 +147,7 @@ class Adapter(nn.Module):
 
 
 def features_of(model: Any) -> TokenFeatures:
-    """Say which features of a model's tokens a scorer can read: keys only where their rotation can be undone."""
+    """Say which features of a model's tokens a scorer reads: keys only where their rotation can be undone."""
     binding = ModelBinding.of(model)
     try:
         rotary_of(model)
@@ -152,7 +156,8 @@ def features_of(model: Any) -> TokenFeatures:
     else:
         keys = True
     layers = len(binding.folding_layers)
-    return TokenFeatures(layers=layers, heads=binding.kv_heads, size=binding.head_size, keys=keys)
+    features = TokenFeatures(layers=layers, heads=binding.kv_heads, size=binding.head_size, keys=keys)
+    return replace(features, by_layer=features.width > MOST_AT_ONCE)
 
 
 def query_heads_of(model: Any) -> int:

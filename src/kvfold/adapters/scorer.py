@@ -1,8 +1,9 @@
 """SlotScorer: learned importance scores of a segment's slots, from the keys and values that its layers remember.
 
 Three small convolutions over the tokens predict for each layer and head how much a token will be missed. The score is
-a quantile among all slots of training, so that "the best fifth" is a threshold. In the spirit of KVzap and Fast KVzip
-(https://arxiv.org/abs/2505.23416), which predict KVzip's scores.
+a quantile among all slots of training, so that "the best fifth" is a threshold. A small model has one scorer that reads
+all layers at once; in a larger one each layer has a gate of its own, which reads that layer alone. In the spirit of
+KVzap and Fast KVzip (https://arxiv.org/abs/2505.23416), which predict KVzip's scores.
 Ours differs: learned from what real replies lose without a slot, read from keys before their rotation and values, one
 ranking for all layers and heads.
 """
@@ -15,7 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-CHANNELS = 128  # of the hidden convolutions
+CHANNELS = 128  # of the hidden convolutions, where they read all layers
+CHANNELS_OF_LAYER = 16  # of the hidden convolutions of one layer's gate
+MOST_AT_ONCE = 2048  # numbers of a token that one scorer reads; beyond, each layer has its gate
 TAPS = 5  # tokens that a convolution reads
 DILATIONS = (1, 2, 4)  # how far these are apart, convolution by convolution
 BEHIND = 0.1  # raw score by which a Nexus row stands behind its token's slot before training
@@ -30,6 +33,12 @@ class TokenFeatures:
     heads: int  # key/value heads of each
     size: int  # dimensions of a head
     keys: bool  # whether keys are among them
+    by_layer: bool = False  # whether a layer's numbers stand together and are read by a gate of its own
+
+    @property
+    def groups(self) -> int:
+        """Count the scorers that know nothing of one another."""
+        return self.layers if self.by_layer else 1
 
     @property
     def width(self) -> int:
@@ -48,15 +57,18 @@ class SlotScorer(nn.Module):
         self.mean = nn.Parameter(torch.zeros(features.width), requires_grad=False)
         self.scale = nn.Parameter(torch.ones(features.width), requires_grad=False)  # one over the standard deviation
         first, middle, last = DILATIONS
+        groups = features.groups
+        hidden = CHANNELS_OF_LAYER * groups if features.by_layer else CHANNELS
+        heads = features.layers * features.heads
         self.layers = nn.ModuleList(
             [
-                _convolution(features.width, CHANNELS, first),
-                _convolution(CHANNELS, CHANNELS, middle),
-                _convolution(CHANNELS, features.layers * features.heads, last),
+                _convolution(features.width, hidden, dilation=first, groups=groups),
+                _convolution(hidden, hidden, dilation=middle, groups=groups),
+                _convolution(hidden, heads, dilation=last, groups=groups),
             ]
         )
         # A Nexus row at a token has a score like the token's slot. Untrained it says nothing more, so it stands behind.
-        self.rows = _convolution(CHANNELS, features.layers * features.heads, last)
+        self.rows = _convolution(hidden, heads, dilation=last, groups=groups)
         self.put_rows_behind()
         levels = torch.linspace(-1.0, 1.0, _QUANTILES)
         self.levels = nn.Parameter(levels, requires_grad=False)  # the quantiles of raw scores in training
@@ -125,6 +137,6 @@ class SlotScorer(nn.Module):
         self.levels.copy_(ordered[evenly.round().long()])
 
 
-def _convolution(channels: int, out: int, dilation: int) -> nn.Conv1d:
+def _convolution(channels: int, out: int, *, dilation: int, groups: int) -> nn.Conv1d:
     """Make a convolution over tokens that keeps their number."""
-    return nn.Conv1d(channels, out, TAPS, dilation=dilation, padding=TAPS // 2 * dilation)
+    return nn.Conv1d(channels, out, TAPS, dilation=dilation, padding=TAPS // 2 * dilation, groups=groups)
