@@ -12,7 +12,8 @@ from driving import feed
 from fakes import fresh, model_of, text
 from folding import adapter_for
 from kvfold.adapters.adapter import Adapter
-from kvfold.adapters.files import TENSORS, find_adapter, load_adapter, register_adapter, save_adapter
+from kvfold.adapters.files import find_adapter, load_adapter, register_adapter, save_adapter
+from kvfold.adapters.folder import TENSORS
 from kvfold.adapters.ranks import layout_for, load_ranks, save_ranks
 from kvfold.errors import ModelError
 from kvfold.hf.load import SHIPPED, load

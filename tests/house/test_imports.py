@@ -12,7 +12,7 @@ import source
 RANKS = (
     ("errors", "shapes", "version"),
     ("files", "integers", "seal"),
-    ("budget", "data", "attention"),
+    ("budget", "data", "attention", "schema"),
     ("memory",),
     ("select", "encode", "place"),
     ("plan",),

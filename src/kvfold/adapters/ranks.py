@@ -1,10 +1,11 @@
 """Learned ranks as files, and the layout that a plan's encode member makes of them.
 
-The folder is that of any adapter (files.py). Trained bases are written as float32: rounded, they would not be undone by
-their inverse. The way back is not written but computed: it is the inverse. Measured bases stand in measured.py.
+The folder is that of any adapter (folder.py). Trained bases are written as float32: rounded, they would not be undone
+by their inverse. The way back is not written but computed: it is the inverse. Measured bases stand in measured.py.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor
 
 from kvfold.adapters import measured
-from kvfold.adapters.files import WORDS, folder_for, read_tensors, words_for, write_folder
+from kvfold.adapters.folder import WORDS, folder_for, read_tensors, refuse_tensors, words_for, write_folder
+from kvfold.adapters.schema import RankWords
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
 from kvfold.encode.base import Encode
 from kvfold.encode.lowrank.format import Levels, LowRankFormat
 from kvfold.encode.lowrank.gate import Gate
+from kvfold.encode.lowrank.measured import MeasuredLayer, MeasuredRanks
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks, Ranks
-from kvfold.errors import FileError, ModelError, in_one_line
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.rotary import rotary_of
 from kvfold.memory.part import Layout
@@ -69,18 +71,16 @@ def load_ranks(source: str | Path, model: Any) -> Ranks:
     Raises FileError for what is missing, broken or of another kind, and ModelError for another base model.
     """
     folder = folder_for(source, model, kind=KIND)
-    words = words_for(folder, model, kind=KIND, needed=("bases",))
+    words = words_for(folder, model, kind=KIND, schema=RankWords)
     try:
-        learned = read_tensors(folder)
+        learned = read_tensors(folder, words)
         tensors = {name: tensor.to(model.device) for name, tensor in learned.items()}
         bases = {name: _basis_ranks(name, basis, tensors, model) for name, basis in words["bases"].items()}
         without_gates = measured.read(words.get("measured", {}), tensors, model)
-    except ModelError:
-        raise
+        for basis in (*bases.values(), *without_gates.values()):
+            _refuse_other_sizes(basis, model)
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes
-        raise FileError(
-            f"{source} was asked for; its tensors cannot be read ({in_one_line(error, 300)}); get a sound copy"
-        ) from error
+        refuse_tensors(source, error)
     return Ranks(bases=bases, measured=without_gates, default=words.get("default"))
 
 
@@ -135,6 +135,35 @@ def _basis_ranks(name: str, words: Mapping[str, Any], tensors: Mapping[str, Tens
     for index, layer in words["layers"].items():
         layers[int(index)] = _layer_ranks(f"{name}.{index}", layer, tensors, rotary)
     return BasisRanks(layers=layers, grid=tuple(words["grid"]), trained=words["trained"])
+
+
+def _refuse_other_sizes(ranks: BasisRanks | MeasuredRanks, model: Any) -> None:
+    """Raise ValueError for ranks of other layers than fold in a model, or of keys and values of another size."""
+    binding = ModelBinding.of(model)
+    if sorted(ranks.layers) != list(binding.folding_layers):
+        raise ValueError(f"layers {sorted(ranks.layers)} are there, and {list(binding.folding_layers)} fold")
+    for index, layer in ranks.layers.items():
+        bases = layer.form.bases
+        most = (len(bases.keys.mean), len(bases.values.mean))
+        if bases.heads != binding.kv_heads or most[0] != binding.kv_heads * binding.head_size:
+            raise ValueError(f"layer {index} has {bases.heads} heads and keys of {most[0]} numbers, unlike the model")
+        for basis, numbers in zip((bases.keys, bases.values), most, strict=True):
+            parts, part_size, part_rank = basis.encode.shape
+            if not parts * part_size == parts * part_rank == numbers:
+                raise ValueError(f"layer {index} has a basis of {tuple(basis.encode.shape)} for {numbers} numbers")
+        if any(rank > numbers for rank, numbers in zip(layer.form.levels[-1], most, strict=True)):
+            raise ValueError(f"layer {index} has a level of {layer.form.levels[-1]} dimensions of {most}")
+        wanted = sum(most)
+        for name, learned in _by_dimension(layer).items():
+            if len(learned) != wanted:
+                raise ValueError(f"layer {index} has {len(learned)} numbers of {name} for {wanted} dimensions")
+
+
+def _by_dimension(layer: LayerRanks | MeasuredLayer) -> dict[str, Tensor]:
+    """Name the tensors of a layer that have a number for each dimension of keys and values."""
+    if isinstance(layer, MeasuredLayer):
+        return {field.name: getattr(layer.loss, field.name) for field in fields(layer.loss)}
+    return {"cost": layer.gate.cost, "scale": layer.gate.scale, "weight": layer.gate.weight}
 
 
 def _layer_ranks(

@@ -48,7 +48,10 @@ def write(path: Path, header: Header, tensors: "Mapping[str, Tensor]") -> None:
 
 def read_header(path: Path) -> Header:
     """Read the header of a file without its tensors. Raises FileError for all but a whole saved chat."""
-    from kvfold.chat.schema import ChatHeader, ValidationError, first_fault
+    from pydantic import ValidationError
+
+    from kvfold.chat.schema import ChatHeader
+    from kvfold.schema import first_fault
 
     refuse_special(path, "a chat that was saved")
     head, outer = _read_head(path)

@@ -7,33 +7,23 @@ its tensors and with a model is checked where these are known (saved.py). It ope
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from kvfold.integers import MOST, MOST_BYTES
+from kvfold.integers import MOST
+from kvfold.schema import Count, Index, Name, Scale, Size, Strict, Version
 
-Count = Annotated[int, Field(ge=0, le=MOST)]
-Size = Annotated[int, Field(ge=0, le=MOST_BYTES)]
-Index = Annotated[str, Field(pattern=r"^[0-9]{1,6}$")]  # of a layer
-Name = Annotated[str, Field(max_length=500)]
 Words = Annotated[str, Field(max_length=65536)]
-Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 
 
-class _Strict(BaseModel):
-    """Words are no numbers and True is no count. Fields of other versions are passed over."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-
-class Said(_Strict):
+class Said(Strict):
     """A message."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class Part(_Strict):
+class Part(Strict):
     """Sinks, or a folded part: its plain values."""
 
     counts: list[list[Count]] | None = None  # low-rank parts keep them in their tensors
@@ -41,7 +31,7 @@ class Part(_Strict):
     since: list[Count] | None = None
 
 
-class TailWords(_Strict):
+class TailWords(Strict):
     """The raw tail of a layer."""
 
     length: Count
@@ -49,7 +39,7 @@ class TailWords(_Strict):
     padded: bool
 
 
-class LayerWords(_Strict):
+class LayerWords(Strict):
     """What a layer holds besides tensors."""
 
     seen: list[Count]
@@ -58,17 +48,17 @@ class LayerWords(_Strict):
     sinks: Part | None
     folded: Part | None
     tail: TailWords | None
-    records: dict[Annotated[str, Field(max_length=64)], dict[str, Any]] = {}
+    records: dict[Annotated[str, Field(max_length=64)], dict[str, Any]] = Field(default_factory=dict)
 
 
-class BoundaryWords(_Strict):
+class BoundaryWords(Strict):
     """After which tokens the cache folds by itself."""
 
     prompt: Count | None
     stride: Annotated[int, Field(ge=1, le=MOST)] | None
 
 
-class CacheWords(_Strict):
+class CacheWords(Strict):
     """The snapshot of a cache."""
 
     fed: Count
@@ -76,10 +66,10 @@ class CacheWords(_Strict):
     text_length: Count | None = None  # version 1 has none
     layers: Annotated[dict[Index, LayerWords], Field(max_length=10_000)]
     stock: dict[Index, Count]
-    recurrent: dict[Index, list[Count]] = {}  # numbers of the states that a recurrent layer has
+    recurrent: dict[Index, list[Count]] = Field(default_factory=dict)  # states of a recurrent layer
 
 
-class Counters(_Strict):
+class Counters(Strict):
     """Numbers of the ledger."""
 
     fed: Count
@@ -90,10 +80,10 @@ class Counters(_Strict):
     other_bytes: Size
 
 
-class ChatHeader(_Strict):
+class ChatHeader(Strict):
     """The header of a saved chat."""
 
-    format_version: Annotated[int, Field(ge=1)]
+    format_version: Version
     kvfold: Name
     model: Name
     fingerprint: Name
@@ -126,10 +116,3 @@ class ChatHeader(_Strict):
         if self.cache.fed != len(self.ids):
             raise ValueError(f"a cache of {self.cache.fed} tokens is there, and {len(self.ids)} were fed")
         return self
-
-
-def first_fault(error: ValidationError) -> str:
-    """Say where a header is first wrong, in one line."""
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(step) for step in fault["loc"][:6])
-    return " ".join(f"{place} {fault['msg']}".split())[:300]

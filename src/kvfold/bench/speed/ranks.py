@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kvfold.adapters.files import WORDS
+from kvfold.adapters.folder import WORDS
 from kvfold.adapters.ranks import KIND, left_out
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
