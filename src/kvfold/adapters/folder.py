@@ -155,7 +155,8 @@ def _folder(source: str | Path) -> Path:
 def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """Read an adapter's JSON, as bytes and as words that every adapter has. Raises FileError for all else."""
     path = folder / WORDS
-    refuse_special(path, "an adapter")
+    if path.exists():
+        refuse_special(path, "an adapter")
     try:
         with path.open("rb") as file:
             head = file.read(_LONGEST_BYTES)
