@@ -16,8 +16,8 @@ from jaxtyping import install_import_hook
 if os.environ.get("KVFOLD_SHAPES") != "off":
     install_import_hook("kvfold", "checker.check")
 
-import kvfold.encode  # noqa: E402
-import kvfold.select  # noqa: E402
+import kvfold.encode
+import kvfold.select
 
 # A member is registered by its file being there: the examples are members of every test run.
 EXAMPLES = Path(__file__).parent / "examples"

@@ -4,7 +4,7 @@ import pytest
 
 from fakes import FAMILIES, model_of
 from folding import adapter_for
-from kvfold.adapters import files as adapter_files
+from kvfold.adapters import folder as adapter_folder
 from kvfold.adapters.ranks import save_ranks
 from ranks import ranks_for
 
@@ -18,7 +18,7 @@ def random_adapters(tmp_path_factory):
         save_ranks(
             ranks_for(model_of(family)), folder / family / "adapters" / "dynakv", model=model_of(family), about={}
         )
-    (folder / "tiny").symlink_to(adapter_files.SHIPPED / "tiny")
+    (folder / "tiny").symlink_to(adapter_folder.SHIPPED / "tiny")
     return folder
 
 
@@ -26,5 +26,5 @@ def random_adapters(tmp_path_factory):
 def shipped_adapters(random_adapters):
     """Each module gives back the package's own folder: other tests of the same process want that one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter_files, "SHIPPED", random_adapters)
+        patch.setattr(adapter_folder, "SHIPPED", random_adapters)
         yield
