@@ -24,6 +24,7 @@ from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import stock_cache
 from kvfold.hf.load import new_model
+from kvfold.memory.forward import Text
 
 _RANK = 32  # of a random adapter's updates
 _QUERIES_FED = 64  # tokens fed for real at the end of a filled cache
@@ -65,7 +66,7 @@ def fill(cache: FoldedCache, model: PreTrainedModel, tokens: int, *, seed: int =
     before = tokens - min(_QUERIES_FED, tokens)
     memory = cache.memory
     scale = ModelBinding.of(model).scale
-    memory.begin(before)
+    memory.begin(before, text=Text(ids=random_ids(model, before, seed=seed)))
     # What lies in a tier is never all on the device.
     piece = memory.rules.offload_above or max(before, 1)
     for layer, (keys, values) in zip(memory.layers.values(), random_rows(model, before, seed=seed), strict=True):
@@ -99,11 +100,15 @@ def random_rows(model: PreTrainedModel, tokens: int, *, seed: int) -> Any:
 
 def feed(cache: Any, model: PreTrainedModel, tokens: int, *, seed: int = 0) -> None:
     """Feed random tokens in one forward; only the last one's logits are computed."""
+    with torch.no_grad():
+        model(random_ids(model, tokens, seed=seed), logits_to_keep=1, **given(model, cache))
+
+
+def random_ids(model: PreTrainedModel, tokens: int, *, seed: int) -> torch.Tensor:
+    """Draw the ids of one row [1, tokens]."""
     source = torch.Generator().manual_seed(seed)
     vocabulary = ModelBinding.of(model).text_config.vocab_size
-    ids = torch.randint(0, vocabulary, (1, tokens), generator=source)
-    with torch.no_grad():
-        model(ids.to(model.device), logits_to_keep=1, **given(model, cache))
+    return torch.randint(0, vocabulary, (1, tokens), generator=source).to(model.device)
 
 
 def _read(path: str) -> dict[str, Any]:
