@@ -4,7 +4,7 @@ folder.py knows how any adapter lies in a folder, schema.py what its JSON may sa
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from kvfold.adapters.scorer import DILATIONS, TokenFeatures
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.decoder import decoder_of
 from kvfold.select.base import Select
-
-_READS = tuple(field.name for field in fields(TokenFeatures))
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about: Mapping[str, Any]) -> None:
@@ -73,7 +71,7 @@ def _promised(words: Mapping[str, Any], model: Any, *, has_rows: bool) -> Adapte
             rank=words["rank"],
             scale=words["scale"],
             query_heads=query_heads_of(model),
-            features=TokenFeatures(**{name: words["reads"][name] for name in _READS}),
+            features=TokenFeatures(**words["reads"]),
         )
 
 

@@ -31,6 +31,7 @@ class Reads(Strict):
     heads: Positive
     size: Positive
     keys: bool
+    by_layer: bool = False  # adapters before larger models had gates of their own do not say
 
 
 class UpdateWords(AdapterWords):
