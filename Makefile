@@ -60,7 +60,7 @@ newest: setup  ## what meets transformers, on the newest one that can be install
 families: setup  ## judge every family of models anew: tests/families/verdicts.json and docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/families/survey.py
 
-grid: setup  ## every plan with every way of generating, on three families
+grid: setup  ## every pair of members, and every plan with every way of generating, on three families
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m grid tests/contract
 
 installed: setup  ## a wheel in a fresh environment without extras, and every verb there

@@ -87,9 +87,9 @@ def pairs() -> dict[str, Plan]:
 
 
 def mostly(names: Iterable[str]) -> list[object]:
-    """The names as parameters of a test, with the long tail marked slow: most pairs, scopes and identities."""
+    """The names as parameters of a test; the long tail, most pairs and scopes, is left to `make grid`."""
     tail = [name for name in names if ("+" in name or "-" in name or name == "dense") and name not in _SHOWN]
-    return [pytest.param(name, marks=pytest.mark.slow) if name in tail else name for name in names]
+    return [pytest.param(name, marks=pytest.mark.grid) if name in tail else name for name in names]
 
 
 _SHOWN = ("snapkv+int4", "h2o-turn", "snapkv+sentkv", "sentkv-dictionary")

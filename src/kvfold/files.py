@@ -24,6 +24,14 @@ _TEMPORARY = ".tmp"  # begins the names under which safetensors writes
 _LONGEST_NAME = 100  # characters of a name that a draft's folder takes over: names have at most 255 bytes
 
 
+def home() -> Path:
+    """The folder for files that can be made again: KVFOLD_HOME, or kvfold in the user's cache folder."""
+    if given := os.environ.get("KVFOLD_HOME"):
+        return Path(given).expanduser().absolute()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "kvfold"
+
+
 @contextmanager
 def draft_of(path: Path) -> Iterator[Path]:
     """Give a place for a draft on the same disk, to be put at `path`. It is gone afterwards unless it was."""

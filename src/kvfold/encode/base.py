@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvfold.attention.hadamard import rotated
+from kvfold.attention.kernels.compiled import Form, Kind
 from kvfold.encode.lowrank.ranks import Ranks
 from kvfold.errors import PlanError
 from kvfold.memory.dense import DensePart
@@ -81,6 +82,10 @@ class SlotCodec(Encode):
         """Read keys and values in the rotation in which they were written. Default: there is none."""
         return self.decode(payload, dtype)
 
+    def form(self, payload: Payload) -> Form | None:
+        """Describe written slots for the compiled kernel. Default: it does not read them."""
+        return None
+
     def pack(self, kv: KV, kept: Bool[Tensor, "B H S"]) -> Part:
         """Make a dense part of the slots that are True."""
         return DensePart.of(kv, self, kept=kept)
@@ -96,6 +101,9 @@ class Quantised(SlotCodec):
 
     group: int = 32  # dimensions that share a scale; the whole head where it does not divide the head size
     rotate: bool = False  # keys and values are rotated by a Hadamard matrix first, so that none is much larger
+
+    kind: ClassVar[Kind | None] = None  # of its codes, for the compiled kernel
+    written: ClassVar[tuple[str, ...]] = ()  # what `write` writes: codes, and by what they are numbers
 
     def __post_init__(self) -> None:
         if self.group < 1:
@@ -120,6 +128,19 @@ class Quantised(SlotCodec):
         for name, side in (("key", keys.float()), ("value", values.float())):
             written |= self.write(self._in_groups(rotated(side) if self.rotate else side), name)
         return written
+
+    def form(self, payload: Payload) -> Form | None:
+        """Describe codes, steps and lows."""
+        if self.kind is None:
+            return None
+        keys, values = (tuple(payload[f"{side}_{name}"] for name in self.written) for side in ("key", "value"))
+        packed, steps = keys[:2]
+        size = packed.shape[-1] * (2 if self.kind is Kind.INT4 else 1)
+        if any(theirs.shape[-1] != ours.shape[-1] for theirs, ours in zip(values, keys, strict=True)):
+            return None
+        return Form(
+            kind=self.kind, keys=keys, values=values, size=size, group=size // steps.shape[-1], rotated=self.rotate
+        )
 
     def as_written(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Read keys and values in the rotation in which they were written."""

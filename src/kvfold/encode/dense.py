@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvfold.attention.kernels.compiled import Form
 from kvfold.encode.base import SlotCodec
 from kvfold.memory.kv import Payload
 
@@ -24,6 +25,10 @@ class Dense(SlotCodec):
     def encode(self, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> Payload:
         """The tensors as they are."""
         return {"keys": keys, "values": values}
+
+    def form(self, payload: Payload) -> Form | None:
+        """Describe the numbers as they came."""
+        return Form.plain(payload["keys"], payload["values"])
 
     def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The tensors as they were."""

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvfold.attention.kernels.compiled import Kind
 from kvfold.encode.base import Quantised
 from kvfold.memory.kv import Payload
 
@@ -24,6 +25,8 @@ class Int4(Quantised):
     """Asymmetric, 4 bits a number and 32 bits a group. The head size must be even."""
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2402.02750"
+    kind: ClassVar[Kind | None] = Kind.INT4
+    written: ClassVar[tuple[str, ...]] = ("codes", "steps", "lows")
 
     def write(self, grouped: Float[Tensor, "*slots groups size"], name: str) -> dict[str, Tensor]:
         """Packed codes as uint8, lows and steps as float16."""

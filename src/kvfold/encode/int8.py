@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvfold.attention.int8 import to_int8
+from kvfold.attention.kernels.compiled import Kind
 from kvfold.encode.base import Quantised
 from kvfold.memory.kv import Payload
 
@@ -21,6 +22,8 @@ class Int8(Quantised):
     """Symmetric, 8 bits a number and 16 bits a group."""
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2402.02750"
+    kind: ClassVar[Kind | None] = Kind.INT8
+    written: ClassVar[tuple[str, ...]] = ("codes", "scales")
 
     def write(self, grouped: Float[Tensor, "*slots groups size"], name: str) -> dict[str, Tensor]:
         """Codes as int8 and scales as float16."""

@@ -8,7 +8,6 @@ Python package; such a package is found and never imported. transformers and ggu
 import hashlib
 import importlib.util
 import io
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvfold.files import home
 from kvfold.hf.refusals import first_line, refuse, refuse_gaps
 
 if TYPE_CHECKING:
@@ -74,14 +74,6 @@ def is_gguf(file: Path) -> bool:
         return file.suffix == ".gguf" or _begins_like_gguf(file)
     except OSError:
         return False
-
-
-def home() -> Path:
-    """The folder for files that can be made again: KVFOLD_HOME, or kvfold in the user's cache folder."""
-    if given := os.environ.get("KVFOLD_HOME"):
-        return Path(given).expanduser().absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "kvfold"
 
 
 def unpacked(file: Path, name: str) -> Path:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvfold.errors import ModelError
-from kvfold.hf.gguf import PACKAGED, home, is_gguf, packaged_file, unpacked
+from kvfold.files import home
+from kvfold.hf.gguf import PACKAGED, is_gguf, packaged_file, unpacked
 from kvfold.hf.refusals import first_line, refuse, refuse_gaps
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.attention.hadamard import rotated
+from kvfold.attention.kernels.compiled import Form, StoredSlots
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, nothing, partial
 from kvfold.memory import ragged
@@ -45,6 +46,10 @@ class Codec(Protocol):
     @property
     def rotates(self) -> bool:
         """Tell whether slots are written rotated: queries are rotated to read them, and the output is turned back."""
+        ...
+
+    def form(self, payload: Payload) -> Form | None:
+        """Describe written slots for the compiled kernel; None where it does not read them."""
         ...
 
     def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -79,6 +84,7 @@ class DensePart(Part):
     # Keys and values [B, H, S, D] of each block as they lie, where nothing is encoded: views are made once.
     rectangles: tuple[tuple[Tensor, Tensor], ...] | None = field(init=False, compare=False)
     rotates: bool = field(init=False, compare=False)  # of the codec: a decode step asks for it in every layer
+    stored: StoredSlots | None = field(init=False, compare=False)  # made once, and read in every step
 
     def __post_init__(self) -> None:
         blocks = tuple(_blocks(self.counts))
@@ -88,6 +94,7 @@ class DensePart(Part):
         if self.codec.lossless:
             rectangles = tuple(self.codec.decode(self._views(block), self.dtype) for block in blocks)
         object.__setattr__(self, "rectangles", rectangles)
+        object.__setattr__(self, "stored", self._point())
 
     @classmethod
     def of(cls, kv: KV, codec: Codec, *, kept: Bool[Tensor, "B H S"] | None = None) -> "DensePart":
@@ -211,6 +218,15 @@ class DensePart(Part):
         """Make a part of the same codec of other tensors, named as `tensors()` names them."""
         payload = {name: tensors[name] for name in self.payload}
         return replace(self, counts=counts, payload=payload, positions=tensors["positions"])
+
+    def _point(self) -> StoredSlots | None:
+        form = self.codec.form(self.payload)
+        if form is None or not form.is_readable:
+            return None
+        counts = [count for row in self.counts for count in row]
+        if ragged.uniform(self.counts):
+            return StoredSlots(form, stride=counts[0], count=counts[0])
+        return StoredSlots(form, ends=torch.tensor(counts).cumsum(0))
 
     def _picked(self, order: Tensor, counts: Counts) -> "DensePart":
         return self.made_of({name: tensor[order] for name, tensor in self.tensors()}, counts)

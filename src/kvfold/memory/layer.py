@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kvfold.attention.kernels.compiled import decode
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial, softmax_sinks
 from kvfold.errors import FileError
@@ -143,43 +144,48 @@ class Layer:
         return bool(self.rules.recorders) or self.rules.placement is not None
 
     def _attend_piece(self, new: NewTokens, scale: float, forward: ForwardScope) -> Tensor:
-        state, count = self.state, new.queries.shape[2]
+        state = self.state
         tail = Tail.empty(new.keys, new.values) if state.tail is None else state.tail
         before = tail.length  # columns that all new tokens see
-        near = _before_tail(state.sinks) if count == 1 and before < _NEAR else None
-        answers = []
-        # Sinks that stand before the tail are attended with it.
-        if near is None and state.sinks is not None and state.sinks.slots:
-            answers.append(state.sinks.attend(AttentionStep(queries=new.queries, scale=scale))[0])
-        folded = state.folded
-        if folded is not None and folded.slots:
-            step = AttentionStep(
-                queries=new.queries,
-                scale=scale,
-                positions=new.positions,
-                valid=new.valid,
-                recent=state.recent,
-                forward=forward,
-            )
-            answer, folded = folded.attend(step)
-            answers.append(answer)
         with UNTIMED if self.timer is None else self.timer("append"):
             # The new tokens join the tail before they attend, for they see one another.
             positions = new.positions.expand(new.queries.shape[0], -1)
             tail = tail.append(new.keys, new.values, positions=positions, valid=new.valid)
-        if count == 1:
-            columns = slice(0, before + 1)
-            answers.append(over_tail(new.queries, tail, columns, scale, prefix=near))
-        else:
-            answers += _over_columns(new, tail, before, scale)
+        step = AttentionStep(
+            queries=new.queries,
+            scale=scale,
+            positions=new.positions,
+            valid=new.valid,
+            recent=state.recent,
+            forward=forward,
+        )
+        answers, folded = self._over_parts(step, tail, before)
         if new.sink_logits is not None:
             answers.append(softmax_sinks(new.queries, new.sink_logits))
-        # Sinks, folded slots, raw columns: always in this order, so that sums are rounded alike.
-        whole = merge(answers)
+        # Always in the same order, so that sums are rounded alike.
+        whole = answers[0] if len(answers) == 1 else merge(answers)
         self.state = replace(state, tail=tail, folded=folded, seen=_seen_after(state.seen, new))
         if self.rules.recorders:
             self._record(new, whole, before, scale)
         return whole.output
+
+    def _over_parts(self, step: AttentionStep, tail: Tail, before: int) -> tuple[list[Partial], Part | None]:
+        """Attend over sinks, folded part and tail, `before` columns of it all seen; give also the part afterwards."""
+        state, single = self.state, step.queries.shape[2] == 1
+        parts = [part for part in (state.sinks, state.folded) if part is not None and part.slots]
+        answers = _over_stored(step, parts, tail) if single else []
+        is_done = bool(answers)
+        near = _before_tail(state.sinks) if single and not is_done and before < _NEAR else None
+        folded = state.folded
+        for part in parts:
+            if is_done and part.stored is not None:
+                continue
+            if part is state.sinks and near is not None:  # they stand before the tail, and are attended with it
+                continue
+            answer, after = part.attend(step)
+            answers.append(answer)
+            folded = after if part is state.folded else folded
+        return answers if is_done else answers + _over_tail(step, tail, before, near), folded
 
     def _record(self, new: NewTokens, whole: Partial, before: int, scale: float) -> None:
         """Record the new tokens: each record observes them, and is opened at the first ones."""
@@ -205,6 +211,16 @@ class Layer:
         self.state = replace(state, records=records)
 
 
+def _over_stored(step: AttentionStep, parts: Sequence[Part], tail: Tail) -> list[Partial]:
+    """Attend with one new token, in one pass, over all that the compiled kernel reads; nothing where there is none."""
+    if tail.stored is None or tail.padded:
+        return []
+    stored = [part.stored for part in parts if part.stored is not None]
+    stored.append(tail.stored)
+    read = decode(step.queries, stored, heads=tail.keys.shape[1], scale=step.scale, newest=tail.length)
+    return [] if read is None else [Partial(*read)]
+
+
 def _before_tail(sinks: Part | None) -> tuple[Tensor, Tensor] | None:
     """Give keys and values of sinks that lie as they came: copied before a short tail, they save a merge."""
     if not isinstance(sinks, DensePart) or sinks.rectangles is None or len(sinks.rectangles) != 1:
@@ -221,12 +237,14 @@ def _seen_after(seen: tuple[int, ...], new: NewTokens) -> tuple[int, ...]:
     return tuple(old + int(more) for old, more in zip(before, added, strict=True))
 
 
-def _over_columns(new: NewTokens, tail: Tail, before: int, scale: float) -> list[Partial]:
+def _over_tail(step: AttentionStep, tail: Tail, before: int, prefix: tuple[Tensor, Tensor] | None) -> list[Partial]:
     """Attend over earlier raw columns, and causally over the new ones."""
-    queries = new.queries
+    queries = step.queries
     stop = before + queries.shape[2]
-    causal = over_tail(queries, tail, slice(before, stop), scale, causal=True)
-    return [over_tail(queries, tail, slice(0, before), scale), causal] if before else [causal]
+    if stop == before + 1:
+        return [over_tail(queries, tail, slice(0, stop), step.scale, prefix=prefix)]
+    causal = over_tail(queries, tail, slice(before, stop), step.scale, causal=True)
+    return [over_tail(queries, tail, slice(0, before), step.scale), causal] if before else [causal]
 
 
 def over_tail(

@@ -6,11 +6,13 @@ is a pad for some rows (position -1). It does not know what happens to tokens on
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from kvfold.attention.kernels.compiled import Form, StoredSlots
 
 PAD = -1  # the position of a column that holds no token of this row
 
@@ -25,6 +27,7 @@ class Tail:
     length: int  # columns that are read; older tails of the same buffers read fewer
     start: int  # columns that left before
     padded: bool  # whether any column is a pad for some row
+    stored: StoredSlots | None = field(default=None, compare=False)  # the buffers, for the compiled kernel
 
     @classmethod
     def empty(cls, keys: Tensor, values: Tensor) -> "Tail":
@@ -88,7 +91,7 @@ class Tail:
         """Pick these rows, in this order, repeats allowed, into new buffers."""
         chosen = torch.tensor(list(rows), device=self.keys.device)
         cut = {name: tensor[chosen] for name, tensor in self.tensors()}
-        return replace(self, **cut)
+        return replace(self, **cut, stored=_pointing_to(cut["keys"], cut["values"]))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor held, slack included, by name."""
@@ -113,4 +116,10 @@ class Tail:
         keys[:, :, : self.length] = self.keys[:, :, : self.length]
         values[:, :, : self.length] = self.values[:, :, : self.length]
         positions[:, : self.length] = self.positions[:, : self.length]
-        return replace(self, keys=keys, values=values, positions=positions)
+        return replace(self, keys=keys, values=values, positions=positions, stored=_pointing_to(keys, values))
+
+
+def _pointing_to(keys: Tensor, values: Tensor) -> StoredSlots | None:
+    """Point the compiled kernel to buffers, where it reads such numbers."""
+    form = Form.plain(keys, values)
+    return StoredSlots(form, stride=keys.shape[2]) if form is not None and form.is_readable else None

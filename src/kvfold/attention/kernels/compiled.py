@@ -1,0 +1,215 @@
+"""A decode step on a processor in one pass over what a layer holds: decode.c, compiled on the user's machine.
+
+The first step with a head size compiles it, in about a second, into the folder of files that can be made again. Without
+a C compiler, or with KVFOLD_KERNELS=off, torch does the same part by part. It reads slots as they lie, so nothing is
+widened or joined, and heads may hold different numbers. It knows no codec: a Form says how numbers are written.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvfold.attention.soft_cap import CappedScale
+from kvfold.files import draft_of, home, put_in_place
+
+SOURCE = Path(__file__).with_name("decode.c")
+_LANES = (16, 8)  # numbers of a vector: head sizes and groups are multiples of one of these
+_LARGEST_HEAD = 256
+_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fno-strict-aliasing", "-shared", "-fPIC")
+_COMPILE_SECONDS = 60
+_SHARED_SLOTS = 1 << 14  # slots of all heads from which heads are shared out over threads
+
+
+class Kind(IntEnum):
+    """How a number is written, as decode.c numbers the ways."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+    INT8 = 3
+    INT4 = 4
+
+
+_KINDS = {torch.float32: Kind.FLOAT32, torch.bfloat16: Kind.BFLOAT16, torch.float16: Kind.FLOAT16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """Keys and values of slots [slots, ...] as they are written: numbers, and for codes their steps and lows."""
+
+    kind: Kind
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    size: int  # dimensions of a head
+    group: int = 0  # dimensions that share a step; 0 where there are none
+    rotated: bool = False  # by a Hadamard matrix
+
+    @classmethod
+    def plain(cls, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> "Form | None":
+        """Describe numbers as they came; None for a type that the kernel does not read."""
+        kind = _KINDS.get(keys.dtype)
+        size = keys.shape[-1]
+        if kind is None or values.dtype != keys.dtype or values.shape[-1] != size:
+            return None
+        return cls(kind=kind, keys=(keys,), values=(values,), size=size)
+
+    @property
+    def is_readable(self) -> bool:
+        """Tell whether the kernel takes such sizes, and finds every tensor in one piece of this machine's memory."""
+        lanes = _lanes(self.size)
+        unit = 2 * lanes if self.kind is Kind.INT4 else lanes
+        fits = lanes > 0 and self.size % unit == 0 and self.group % unit == 0
+        return fits and all(one.device.type == "cpu" and one.is_contiguous() for one in (*self.keys, *self.values))
+
+
+class _Side(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("numbers", "steps", "lows")]
+
+
+class _Part(ctypes.Structure):
+    _fields_ = [
+        ("keys", _Side),
+        ("values", _Side),
+        ("ends", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("kind", "group", "rotated", "unused")),
+    ]
+
+
+class StoredSlots:
+    """Slots of all rows and heads as the kernel is told of them; it keeps alive what it points into."""
+
+    __slots__ = ("given", "part", "slots")
+
+    def __init__(
+        self, form: Form, *, stride: int = 0, count: int = 0, ends: Int[Tensor, " heads"] | None = None
+    ) -> None:
+        """Each head's slots end at `ends`, or there are `count` of each head, `stride` slots apart."""
+        self.given = (form, stride, count, ends)
+        self.slots = count if ends is None else int(ends[-1])
+        self.part = _Part(
+            keys=_Side(*(one.data_ptr() for one in form.keys)),
+            values=_Side(*(one.data_ptr() for one in form.values)),
+            ends=None if ends is None else ends.data_ptr(),
+            stride=stride,
+            count=count,
+            kind=form.kind,
+            group=form.group,
+            rotated=form.rotated,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Point anew in a copy: its tensors lie elsewhere."""
+        return _stored, self.given
+
+
+def _stored(form: Form, stride: int, count: int, ends: Tensor | None) -> StoredSlots:
+    return StoredSlots(form, stride=stride, count=count, ends=ends)
+
+
+def decode(
+    queries: Float[Tensor, "B G 1 D"],
+    parts: Sequence[StoredSlots],
+    *,
+    heads: int,
+    scale: float,
+    newest: int | None = None,
+) -> tuple[Float[Tensor, "B G 1 D"], Float[Tensor, "B G 1"]] | None:
+    """Attend with one token of each row over all parts; output and log-sum-exp. None where torch has to do it.
+
+    `newest` is how many slots of each head the last part has now: a tail grows in the buffers that it points to.
+    """
+    rows, query_heads, _, size = queries.shape
+    kernel = _kernel(size)
+    if kernel is None or queries.device.type != "cpu" or torch.is_grad_enabled() or type(scale) is CappedScale:
+        return None
+    count, every = len(parts), rows * heads
+    given = (_Part * count)(*[one.part for one in parts])
+    if newest is not None:
+        given[count - 1].count = newest
+    asked = queries.float().contiguous()
+    output = torch.empty(queries.shape, dtype=torch.float32)
+    sums = torch.empty(queries.shape[:-1], dtype=torch.float32)
+    rest = (query_heads // heads, scale, asked.data_ptr(), output.data_ptr(), sums.data_ptr())
+    if torch.get_num_threads() == 1:
+        failed = kernel(given, count, 0, every, *rest)
+    else:
+        slots = (newest or 0) * every + sum([one.slots for one in parts])
+        failed = _on_threads(partial(kernel, given, count), every, slots, rest)
+    return None if failed else (output.to(queries.dtype), sums)
+
+
+def _on_threads(kernel: Any, heads: int, slots: int, rest: tuple[Any, ...]) -> int:
+    """Run the kernel with some heads on each thread, where there is much to read; 0: it has read them."""
+    threads = min(torch.get_num_threads(), heads)
+    if threads == 1 or slots < _SHARED_SLOTS:
+        return kernel(0, heads, *rest)
+    cuts = [heads * number // threads for number in range(threads + 1)]
+    running = [_pool(threads).submit(kernel, *between, *rest) for between in pairwise(cuts)]
+    return max([one.result() for one in running])
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="kvfold-decode")
+
+
+@cache
+def _kernel(size: int) -> Any:
+    """Give the function for a head size; None where it cannot be had."""
+    if os.environ.get("KVFOLD_KERNELS") == "off" or not _lanes(size):
+        return None
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    if compiler is None:
+        return None
+    try:
+        function = ctypes.CDLL(str(_compiled(compiler, size))).kvfold_decode
+    except (OSError, subprocess.SubprocessError):  # an old compiler, a folder that cannot be written
+        return None
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    function.argtypes = (pointer, ctypes.c_int, number, number, ctypes.c_int, ctypes.c_float, *(pointer,) * 3)
+    return function
+
+
+def _lanes(size: int) -> int:
+    """Give the numbers of a vector for a head size; 0: there is no kernel for it."""
+    return next((lanes for lanes in _LANES if size % lanes == 0 and 0 < size <= _LARGEST_HEAD), 0)
+
+
+def _compiled(compiler: str, size: int) -> Path:
+    """Compile for this processor, unless that was done before; the name has everything that it depends on."""
+    words = " ".join((compiler, *_FLAGS, _processor()))
+    digest = hashlib.sha256(SOURCE.read_bytes() + words.encode()).hexdigest()[:16]
+    library = home() / "kernels" / f"decode-{size}-{digest}.so"
+    if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with draft_of(library) as draft:
+            command = [compiler, f"-DSIZE={size}", *_FLAGS, str(SOURCE), "-o", str(draft), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+            put_in_place(draft, library)
+    return library
+
+
+def _processor() -> str:
+    """Name what -march=native depends on: a home folder may be shared by machines that differ."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

@@ -1,0 +1,224 @@
+/* Attention of one new token over the slots of a layer, read as they lie: plain numbers, 8 bits or 4 bits.
+
+   A layer's parts are gone through one after the other. A part is decoded a tile at a time into a buffer that stays in the
+   first cache, and all query heads that share its key/value head read it there. The softmax goes along (Milakov and
+   Gimelshein, https://arxiv.org/abs/1805.02867), so parts need no merge. Sums are float32. Vectors are those of GCC and
+   Clang, for any processor. It is compiled once for each head size, SIZE. The slow reference is ../reference.py. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES (SIZE % 16 ? 8 : 16)
+#define TILE 32         /* slots that are decoded at a time */
+#define MOST_QUERIES 64 /* query heads that share a key/value head */
+#define NOTHING -1e30f  /* the largest score of no slots */
+#define BLOCK (SIZE & -SIZE)
+
+typedef float floats __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef uint8_t codes __attribute__((vector_size(LANES), aligned(1)));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2)));
+
+enum kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };
+
+/* Keys or values of all slots, in order of row, head, slot. */
+typedef struct {
+    const void *numbers;   /* [slots, SIZE], or [slots, SIZE / 2] of 4 bits */
+    const _Float16 *steps; /* [slots, SIZE / group] of codes */
+    const _Float16 *lows;  /* likewise, of 4 bits */
+} side;
+
+typedef struct {
+    side keys, values;
+    const int64_t *ends;    /* [heads]: where each head's slots end; NULL where all have `count`, `stride` apart */
+    int64_t stride, count;
+    int32_t kind, group, rotated, unused;
+} part;
+
+/* A running softmax of the query heads that share a key/value head. */
+typedef struct {
+    float output[MOST_QUERIES][SIZE], largest[MOST_QUERIES], total[MOST_QUERIES];
+} answer;
+
+static inline floats spread(float number) { return number - (floats){0}; }
+
+static inline float sum_of(floats numbers) {
+    float total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += numbers[lane];
+    return total;
+}
+
+/* exp of numbers that are at most 0, by a power of two and a polynomial; below -87 it is 0. */
+static inline floats exponential(floats x) {
+    ints alive = x > spread(-87.0f);
+    x = (floats)((ints)x & alive);
+    ints whole = __builtin_convertvector(x * 1.44269504f - 0.5f, ints);
+    floats rest = x - __builtin_convertvector(whole, floats) * 0.693359375f;
+    rest += __builtin_convertvector(whole, floats) * 2.12194440e-4f;
+    floats power = spread(1.9875691500e-4f);
+    power = power * rest + 1.3981999507e-3f;
+    power = power * rest + 8.3334519073e-3f;
+    power = power * rest + 4.1665795894e-2f;
+    power = power * rest + 1.6666665459e-1f;
+    power = power * rest + 5.0000001201e-1f;
+    power = power * rest * rest + rest + 1.0f;
+    ints exponent = (whole + 127) << 23;
+    return (floats)((ints)(power * (floats)exponent) & alive);
+}
+
+/* Rotate by the Walsh-Hadamard matrix, in blocks (../hadamard.py); twice gives the numbers back. */
+static void rotate(float *numbers) {
+    for (int first = 0; first < SIZE; first += BLOCK)
+        for (int step = 1; step < BLOCK; step *= 2)
+            for (int at = first; at < first + BLOCK; at += 2 * step)
+                for (int d = at; d < at + step; d++) {
+                    float left = numbers[d], right = numbers[d + step];
+                    numbers[d] = left + right;
+                    numbers[d + step] = left - right;
+                }
+    for (int d = 0; d < SIZE; d++) numbers[d] *= 1 / sqrtf(BLOCK);
+}
+
+/* Put the even dimensions of each 32 before the odd ones, or back: two 4-bit numbers lie in one byte. */
+static void split_pairs(const float *from, float *to, int back) {
+    for (int first = 0; first < SIZE; first += 2 * LANES)
+        for (int d = 0; d < 2 * LANES; d++) {
+            int apart = first + d / 2 + d % 2 * LANES;
+            if (back) to[first + d] = from[apart];
+            else to[apart] = from[first + d];
+        }
+}
+
+/* Decode `count` slots from number `first` on into floats [count, SIZE]; 4 bits in the order of split_pairs. */
+static inline __attribute__((always_inline)) void
+decode(enum kind kind, const side *from, int64_t first, int count, int group, float *restrict to) {
+    if (kind == BFLOAT16 || kind == FLOAT16) {
+        const uint16_t *numbers = (const uint16_t *)from->numbers + first * SIZE;
+        for (int d = 0; d < count * SIZE; d += LANES) {
+            if (kind == BFLOAT16) *(floats *)(to + d) = (floats)(__builtin_convertvector(*(halves *)(numbers + d), ints) << 16);
+            else for (int lane = 0; lane < LANES; lane++) to[d + lane] = (float)((const _Float16 *)numbers)[d + lane];
+        }
+        return;
+    }
+    int groups = SIZE / group;
+    const _Float16 *steps = from->steps + first * groups, *lows = kind == INT4 ? from->lows + first * groups : steps;
+    const uint8_t *packed = (const uint8_t *)from->numbers + (kind == INT4 ? first * SIZE / 2 : first * SIZE);
+    for (int at = 0; at < count * groups; at++) {
+        float step = (float)steps[at], low = (float)lows[at];
+        if (kind == INT8)
+            for (int d = 0; d < group; d += LANES, packed += LANES, to += LANES) /* sign by hand: compilers are slow at it */
+                *(floats *)to = __builtin_convertvector(__builtin_convertvector(*(codes *)packed ^ 128, ints) - 128, floats) * step;
+        else
+            for (int d = 0; d < group; d += 2 * LANES, packed += LANES, to += 2 * LANES) {
+                codes pairs = *(codes *)packed;
+                *(floats *)to = __builtin_convertvector(__builtin_convertvector(pairs & 15, ints), floats) * step + low;
+                *(floats *)(to + LANES) = __builtin_convertvector(__builtin_convertvector(pairs >> 4, ints), floats) * step + low;
+            }
+    }
+}
+
+/* Add the slots from `begin` to `end` to an answer. */
+static inline __attribute__((always_inline)) void
+attend(enum kind kind, const part *from, int64_t begin, int64_t end, int queries, const float *query, answer *into) {
+    float buffer[TILE * SIZE] __attribute__((aligned(64)));
+    float weights[MOST_QUERIES][TILE] __attribute__((aligned(64)));
+    for (int64_t first = begin; first < end; first += TILE) {
+        int count = end - first < TILE ? (int)(end - first) : TILE;
+        const float *tile = buffer;
+        if (kind == FLOAT32) tile = (const float *)from->keys.numbers + first * SIZE;
+        else decode(kind, &from->keys, first, count, from->group, buffer);
+        for (int q = 0; q < queries; q++) {
+            float *scores = weights[q];
+            for (int slot = 0; slot < count; slot++) {
+                floats products = {0};
+                for (int d = 0; d < SIZE; d += LANES)
+                    products += *(floats *)(query + q * SIZE + d) * *(floats *)(tile + slot * SIZE + d);
+                scores[slot] = sum_of(products);
+            }
+            for (int slot = count; slot < TILE; slot++) scores[slot] = NOTHING;
+            float before = into->largest[q], largest = before;
+            for (int slot = 0; slot < TILE; slot++) largest = scores[slot] > largest ? scores[slot] : largest;
+            floats total = {0};
+            for (int slot = 0; slot < TILE; slot += LANES)
+                total += *(floats *)(scores + slot) = exponential(*(floats *)(scores + slot) - largest);
+            float shrink = largest == before ? 1.0f : exponential(spread(before - largest))[0];
+            into->largest[q] = largest;
+            into->total[q] = into->total[q] * shrink + sum_of(total);
+            if (shrink != 1.0f)
+                for (int d = 0; d < SIZE; d++) into->output[q][d] *= shrink;
+        }
+        if (kind == FLOAT32) tile = (const float *)from->values.numbers + first * SIZE;
+        else decode(kind, &from->values, first, count, from->group, buffer);
+        for (int q = 0; q < queries; q++) {
+            floats sums[SIZE / LANES];
+            for (int d = 0; d < SIZE / LANES; d++) sums[d] = *(floats *)(into->output[q] + d * LANES);
+            for (int slot = 0; slot < count; slot++)
+                for (int d = 0; d < SIZE / LANES; d++)
+                    sums[d] += weights[q][slot] * *(floats *)(tile + slot * SIZE + d * LANES);
+            for (int d = 0; d < SIZE / LANES; d++) *(floats *)(into->output[q] + d * LANES) = sums[d];
+        }
+    }
+}
+
+static void attend_kind(const part *from, int64_t begin, int64_t end, int queries, const float *query, answer *into) {
+    switch (from->kind) {
+    case FLOAT32: attend(FLOAT32, from, begin, end, queries, query, into); break;
+    case BFLOAT16: attend(BFLOAT16, from, begin, end, queries, query, into); break;
+    case FLOAT16: attend(FLOAT16, from, begin, end, queries, query, into); break;
+    case INT8: attend(INT8, from, begin, end, queries, query, into); break;
+    case INT4: attend(INT4, from, begin, end, queries, query, into); break;
+    }
+}
+
+static void clear(answer *one, int queries) {
+    memset(one->output, 0, sizeof(float) * SIZE * queries);
+    for (int q = 0; q < queries; q++) one->largest[q] = NOTHING, one->total[q] = 0;
+}
+
+/* Attend over a part that is stored in other coordinates, and add what comes back in those of the queries. */
+static void attend_turned(const part *from, int64_t begin, int64_t end, int queries, const float *query, answer *into) {
+    float turned[MOST_QUERIES * SIZE], numbers[SIZE];
+    answer own;
+    clear(&own, queries);
+    for (int q = 0; q < queries; q++) {
+        memcpy(numbers, query + q * SIZE, sizeof numbers);
+        if (from->rotated) rotate(numbers);
+        if (from->kind == INT4) split_pairs(numbers, turned + q * SIZE, 0);
+        else memcpy(turned + q * SIZE, numbers, sizeof numbers);
+    }
+    attend_kind(from, begin, end, queries, turned, &own);
+    for (int q = 0; q < queries; q++) {
+        if (from->kind == INT4) split_pairs(own.output[q], numbers, 1);
+        else memcpy(numbers, own.output[q], sizeof numbers);
+        if (from->rotated) rotate(numbers);
+        float largest = own.largest[q] > into->largest[q] ? own.largest[q] : into->largest[q];
+        float old = expf(into->largest[q] - largest), new = expf(own.largest[q] - largest);
+        for (int d = 0; d < SIZE; d++) into->output[q][d] = into->output[q][d] * old + numbers[d] * new;
+        into->total[q] = into->total[q] * old + own.total[q] * new;
+        into->largest[q] = largest;
+    }
+}
+
+/* Attend with queries [heads, queries, SIZE], for the heads from `head` to `last`; 1: there are too many queries. */
+int kvfold_decode(const part *parts, int count, int64_t head, int64_t last, int queries, float scale, const float *query,
+                  float *output, float *log_sum_exp) {
+    if (queries > MOST_QUERIES) return 1;
+    float scaled[MOST_QUERIES * SIZE];
+    answer whole;
+    for (; head < last; head++) {
+        for (int d = 0; d < queries * SIZE; d++) scaled[d] = query[head * queries * SIZE + d] * scale;
+        clear(&whole, queries);
+        for (const part *one = parts; one < parts + count; one++) {
+            int64_t begin = one->ends == NULL ? head * one->stride : head ? one->ends[head - 1] : 0;
+            int64_t end = one->ends == NULL ? begin + one->count : one->ends[head];
+            if (one->rotated || one->kind == INT4) attend_turned(one, begin, end, queries, scaled, &whole);
+            else attend_kind(one, begin, end, queries, scaled, &whole);
+        }
+        for (int q = 0; q < queries; q++) {
+            float total = whole.total[q], share = total > 0 ? 1 / total : 0;
+            for (int d = 0; d < SIZE; d++) output[(head * queries + q) * SIZE + d] = whole.output[q][d] * share;
+            log_sum_exp[head * queries + q] = total > 0 ? whole.largest[q] + logf(total) : -INFINITY;
+        }
+    }
+    return 0;
+}
