@@ -75,6 +75,9 @@ def sonic(
         str | None, typer.Option("--from", help="An adapter to begin with: a folder, or `shipped`.")
     ] = None,
     terms: Annotated[str, typer.Option("--terms", help="Weights of the loss, like 'choice=1,salience=0'.")] = "",
+    as_used: Annotated[
+        bool, typer.Option("--as-used", help="Train on the choice of use; soft weights only give the gradient.")
+    ] = False,
 ) -> None:
     """Train SONIC's Nexus rows for a model: what a finished turn becomes, at any budget.
 
@@ -92,7 +95,7 @@ def sonic(
     )  # fmt: skip
     run = SonicRun(SonicSettings(
         model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, scorer_until=scorer,
-        start=start,
+        start=start, as_used=as_used,
         mix=Mix(without=without, study=study), terms=Terms(**_weights(terms, Terms)),
     ))  # fmt: skip
     _train(run)

@@ -48,6 +48,17 @@ def test_sharp_and_without_noise_the_soft_choice_is_the_one_of_use(monkeypatch, 
     assert (choice.rows > 0) == rows
 
 
+def test_as_used_the_choice_is_hard_and_what_is_gone_has_the_gradient_of_its_weight(monkeypatch):
+    monkeypatch.setattr("kvfold.train.sonic.soft_selection._NOISE", 0.0)
+    slots = torch.rand(LAYERS, HEADS, 12, requires_grad=True)
+    choose = SoftChoice(random.Random(2), done=0.0, as_used=True)
+    logs, _ = choose(slots, torch.rand(LAYERS, HEADS, 3), 4)
+    assert set(logs.detach().unique().tolist()) == {GONE, 0.0}
+    logs.exp().sum().backward()
+    assert slots.grad is not None
+    assert (slots.grad[logs == GONE] > 0).any()
+
+
 def test_sinks_and_the_open_segment_always_stay():
     _, _, logs = weighed(DrawnBudgets(), SoftChoice(random.Random(2), done=0.0))
     assert not logs[..., :4].any()

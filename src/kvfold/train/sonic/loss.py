@@ -61,7 +61,7 @@ class SonicLoss:
             if not self._chooses_softly:
                 return TokenLoss(mean=forecast + self._unused(), right=0, scored=0)
             folded = folded_segments(batch, self.settings.budgets, self.rng)
-            choice = SoftChoice(self.rng, done=self.share)
+            choice = SoftChoice(self.rng, done=self.share, as_used=self.settings.as_used)
             student = self._student_pass(batch, scored.scores, folded, choice, rows=self._trains_rows)
             found = self._divergence(batch, predicts, student, teacher)
         weight = batch.weights[:, 1:].sum().clamp_min(1e-6)

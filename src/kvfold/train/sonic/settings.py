@@ -30,6 +30,7 @@ class SonicSettings(RunSettings):
     most_tokens: int = 1600  # of a conversation
     guided_queries: int = 160  # queries a conversation whose attention the scorer forecasts
     scorer_until: float = 0.15  # share of the run in which only the scorer is trained; 1: there are no rows
+    as_used: bool = False  # replies see the choice of use; soft weights only give the gradient
     start: str | None = None  # an adapter to begin with: a folder, or "shipped"
     mix: Mix = field(default_factory=Mix)
     budgets: DrawnBudgets = field(default_factory=DrawnBudgets)

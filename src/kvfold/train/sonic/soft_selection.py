@@ -101,9 +101,14 @@ def log_weights(
 
 
 class SoftChoice:
-    """A choice with a gradient; `done` is the share of the training that is done, 0 to 1."""
+    """A choice with a gradient; `done` is the share of the training that is done, 0 to 1.
 
-    def __init__(self, rng: random.Random, *, done: float) -> None:
+    `as_used` passes on the choice of use, with the gradient of the soft one: what is trained is what will be kept.
+    Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, https://arxiv.org/abs/1308.3432
+    """
+
+    def __init__(self, rng: random.Random, *, done: float, as_used: bool = False) -> None:
+        self.as_used = as_used
         self.width = _WIDE * (_SHARP / _WIDE) ** done
         self.source = torch.Generator().manual_seed(rng.getrandbits(48))
 
@@ -131,7 +136,14 @@ class SoftChoice:
         threshold = (below + above) / 2
         even = torch.rand(scores.shape, generator=self.source).clamp(_EDGE, 1 - _EDGE)
         noise = _NOISE * even.to(scores.device).logit()
-        return logsigmoid((scores - threshold) / self.width + noise).clamp(min=GONE)
+        above = (scores - threshold) / self.width + noise
+        soft = logsigmoid(above).clamp(min=GONE)
+        if not self.as_used:
+            return soft
+        used = torch.zeros_like(soft).masked_fill(above < 0, GONE).detach()
+        weight = soft.exp()
+        # A logarithm has next to no gradient where the weight is next to nothing: what is gone must be able to return.
+        return used + (weight - weight.detach()) / used.exp()
 
 
 class HardChoice:
