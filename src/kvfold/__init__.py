@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from kvfold.chat.chat import Chat
     from kvfold.errors import KvfoldError
     from kvfold.hf.load import load
-    from kvfold.open import cache
+    from kvfold.open import cache, load_cache
     from kvfold.plan import Plan
 
-__all__ = ["Chat", "KvfoldError", "Ledger", "Plan", "cache", "load"]
+__all__ = ["Chat", "KvfoldError", "Ledger", "Plan", "cache", "load", "load_cache"]
 
 _HOMES = {
     "Chat": "kvfold.chat.chat",
@@ -27,6 +27,7 @@ _HOMES = {
     "Plan": "kvfold.plan",
     "cache": "kvfold.open",
     "load": "kvfold.hf.load",
+    "load_cache": "kvfold.open",
 }
 
 

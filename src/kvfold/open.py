@@ -1,19 +1,22 @@
-"""The one place where a plan, a model, its adapters and a memory meet: `kvfold.cache()`.
+"""The one place where a plan, a model, its adapters and a memory meet: `kvfold.cache()`, `kvfold.load_cache()`.
 
 What a model's layers fold by comes from the plan, what was learned for the model from adapters/, and what transformers
 sees from hf/. Nothing else puts these together.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from kvfold.adapters.files import find_adapter
 from kvfold.adapters.ranks import layout_for
 from kvfold.errors import BudgetError, ModelError, PlanError
+from kvfold.hf import snapshot
 from kvfold.hf.attention import AttentionService
 from kvfold.hf.binding import ModelBinding, PreTrainedModel
 from kvfold.hf.budgets import refuse_small
 from kvfold.hf.cache import FoldedCache
+from kvfold.hf.saved import SavedCache, refuse_unusable
 from kvfold.integers import integer, integer_or_none
 from kvfold.memory.forward import Boundaries
 from kvfold.memory.handover import hand_over
@@ -94,6 +97,35 @@ def cache_with(
         ),
         adapter=find_adapter(model, chosen.select),
     )
+
+
+def load_cache(
+    path: str | Path,
+    model: PreTrainedModel,
+    *,
+    plan: Plan | str | None = None,
+    trust: bool = False,
+    tokenizer: Any = None,
+) -> FoldedCache:
+    """Load a cache that `cache.save(path)` wrote, to go on with the model that it was saved with.
+
+    A file whose plan names folders, files or adapters is loaded with `trust`, or by your own `plan` of the same
+    members.
+
+    >>> cache.save("document.kvfold")
+    >>> again = load_cache("document.kvfold", model)
+
+    Raises FileError for a file that is no whole saved cache, CacheError for another model, dtype or kind of plan, and
+    for a plan that is not trusted.
+    """
+    place = Path(path).expanduser()
+    saved = SavedCache.read(place, model)
+    chosen = saved.chosen_plan(place, plan, trust=trust)
+    start = Boundaries(prompt=0)  # the file's own come with what is held
+    fresh = cache_with(model, chosen, boundaries=start, pinned=saved.pinned, least=saved.least, tokenizer=tokenizer)
+    snapshot.put_back(fresh, saved.snapshot)
+    refuse_unusable(place, fresh, model, 0)
+    return fresh
 
 
 def fork_under(read: FoldedCache, plan: Plan | str) -> FoldedCache:

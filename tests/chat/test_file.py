@@ -13,6 +13,7 @@ from kvfold import seal
 from kvfold.chat import file
 from kvfold.chat.chat import Chat
 from kvfold.errors import CacheError, FileError
+from kvfold.hf.snapshot_file import fill_in_seal
 
 CASES = [
     ("llama", "full", {}, torch.float32),
@@ -149,8 +150,8 @@ def rewritten(path, change):
     header = file.read_header(path)
     change(header)
     held = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    save_file(held, path, metadata={file.KIND: json.dumps(header | {"seal": seal.BLANK})})
-    file._seal(path)
+    save_file(held, path, metadata={file.CHAT.key: json.dumps(header | {"seal": seal.BLANK})})
+    fill_in_seal(path)
 
 
 def test_a_newer_file_says_to_upgrade(saved):

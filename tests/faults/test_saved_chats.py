@@ -19,6 +19,7 @@ from kvfold.chat import file
 from kvfold.chat.chat import Chat
 from kvfold.cli.main import run
 from kvfold.errors import CacheError, FileError, KvfoldError
+from kvfold.hf.snapshot_file import fill_in_seal
 
 SAVED = Path(__file__).parents[1] / "fixtures" / "saved"
 PLANS = ("h2o(keep=0.4)", "snapkv(keep=0.5) + int4", "dynakv(rate=0.47) + sentkv(budget=0.1)")
@@ -43,9 +44,9 @@ def chats(tiny, tmp_path_factory):
 def written(path, header, tensors, *, sealed=True):
     """Write a file whose seal is right, whatever it holds."""
     words = {**header, "seal": seal.BLANK} if sealed else {k: v for k, v in header.items() if k != "seal"}
-    save_file(tensors, path, metadata={file.KIND: json.dumps(words)})
+    save_file(tensors, path, metadata={file.CHAT.key: json.dumps(words)})
     if sealed:
-        file._seal(path)
+        fill_in_seal(path)
 
 
 def copy_of(path, tmp_path):
@@ -200,7 +201,7 @@ tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
 tensors["big"] = torch.zeros(1 << 22)
 print("ready", flush=True)
 while True:
-    file.write(out, header, tensors)
+    file.CHAT.write(out, header, tensors)
 """
 
 

@@ -16,11 +16,12 @@ from kvfold.chat.reply import Reply
 from kvfold.chat.saved import SavedChat
 from kvfold.chat.template import Template
 from kvfold.chat.turns import Past, Turn, folded_until
-from kvfold.errors import CacheError, DataError, FileError, KvfoldError, ModelError, PlanError, in_one_line
+from kvfold.errors import CacheError, DataError, KvfoldError, ModelError, PlanError
 from kvfold.hf import snapshot
 from kvfold.hf.budgets import NewBudget
 from kvfold.hf.cache import FoldedCache
-from kvfold.hf.generation import Model, Settings, Tokenizer, feed, is_finite, settings_for, stream
+from kvfold.hf.generation import Model, Settings, Tokenizer, feed, settings_for, stream
+from kvfold.hf.saved import SavedCache, refuse_unusable
 from kvfold.integers import integer, integer_or_none
 from kvfold.memory.forward import Boundaries
 from kvfold.open import LEAST, PLAN, SINKS, cache_with
@@ -160,12 +161,12 @@ class Chat:
         """
         place = Path(path).expanduser()
         saved = SavedChat.read(place, model)
-        chosen = saved.chosen_plan(place, plan, trust=trust)
+        chosen = saved.cache.chosen_plan(place, plan, trust=trust)
         chat = cls(model, tokenizer, chosen, generation=generation or saved.generation, **saved.settings)
         saved.refuse_other_tokenizer(place, chat._template, pinned=chat._pinned)
-        snapshot.put_back(chat._cache, saved.snapshot)
+        snapshot.put_back(chat._cache, saved.cache.snapshot)
         chat._past = saved.past
-        _refuse_unusable(place, chat)
+        refuse_unusable(place, chat._cache, model, chat.ids[-1] if chat.ids else 0)
         return chat
 
     # One turn ---------------------------------------------------------------------------------------------------
@@ -232,29 +233,12 @@ class Chat:
 def _as_saved(chat: Chat) -> SavedChat:
     """Take everything that a file of this chat holds."""
     return SavedChat(
-        plan=str(chat.plan),
-        pinned=chat._pinned,
+        cache=SavedCache.of(chat.cache),
         raw_turns=chat.raw_turns,
         stride=chat._stride,
-        least=chat._cache.memory.rules.least,
         past=chat._past,
         generation=chat.generation,
-        snapshot=snapshot.take(chat.cache),
     )
-
-
-def _refuse_unusable(path: Path, chat: Chat) -> None:
-    """Feed one token to a copy of a loaded history. Raises FileError where the model cannot attend to what is there."""
-    limit, ids = chat.cache.lease.text_limit, chat.ids
-    if not ids or (limit is not None and len(ids) >= limit):
-        return
-    try:
-        answers = is_finite(chat.model, chat.cache.fork(), ids[-1])
-        fault = "" if answers else "the model answers no numbers"
-    except Exception as error:  # tensors that do not fit each other fail in any way
-        fault = in_one_line(error, 200)
-    if fault:
-        raise FileError(f"{path} was to be read; its history cannot be used ({fault}); get a sound copy")
 
 
 def _fold(cache: FoldedCache, until: int) -> None:

@@ -1,7 +1,7 @@
-"""What the header of a saved chat may say: checked before anything is built from it, or room is made for it.
+"""What the header of a saved chat may say: what that of a saved cache says, and the conversation.
 
-Headers come from others. Types, bounds, and what must agree inside the header are checked here; whether it agrees with
-its tensors and with a model is checked where these are known (saved.py). It opens no file.
+Headers come from others. What must agree inside the header is checked here; whether it agrees with its tensors and with
+a model is checked where these are known (saved.py). It opens no file.
 """
 
 from itertools import pairwise
@@ -9,11 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from kvfold.hf.snapshot_schema import SavedHeader
 from kvfold.integers import MOST
-from kvfold.schema import Count, Index, Name, Scale, Size, Strict, Version
-
-Words = Annotated[str, Field(max_length=65536)]
-Dtype = Literal["float16", "bfloat16", "float32", "float64"]
+from kvfold.schema import Count, Strict
 
 
 class Said(Strict):
@@ -23,82 +21,15 @@ class Said(Strict):
     content: str
 
 
-class Part(Strict):
-    """Sinks, or a folded part: its plain values."""
-
-    counts: list[list[Count]] | None = None  # low-rank parts keep them in their tensors
-    dtype: Dtype | None = None
-    since: list[Count] | None = None
-
-
-class TailWords(Strict):
-    """The raw tail of a layer."""
-
-    length: Count
-    start: Count
-    padded: bool
-
-
-class LayerWords(Strict):
-    """What a layer holds besides tensors."""
-
-    seen: list[Count]
-    scale: Scale | None
-    cap: Scale | None = None  # soft cap of the attention scores, where a model has one
-    sinks: Part | None
-    folded: Part | None
-    tail: TailWords | None
-    records: dict[Annotated[str, Field(max_length=64)], dict[str, Any]] = Field(default_factory=dict)
-
-
-class BoundaryWords(Strict):
-    """After which tokens the cache folds by itself."""
-
-    prompt: Count | None
-    stride: Annotated[int, Field(ge=1, le=MOST)] | None
-
-
-class CacheWords(Strict):
-    """The snapshot of a cache."""
-
-    fed: Count
-    boundaries: BoundaryWords
-    text_length: Count | None = None  # version 1 has none
-    layers: Annotated[dict[Index, LayerWords], Field(max_length=10_000)]
-    stock: dict[Index, Count]
-    recurrent: dict[Index, list[Count]] = Field(default_factory=dict)  # states of a recurrent layer
-
-
-class Counters(Strict):
-    """Numbers of the ledger."""
-
-    fed: Count
-    seen: Count
-    slots: Size
-    stored_bytes: Size
-    full_bytes: Size
-    other_bytes: Size
-
-
-class ChatHeader(Strict):
+class ChatHeader(SavedHeader):
     """The header of a saved chat."""
 
-    format_version: Version
-    kvfold: Name
-    model: Name
-    fingerprint: Name
-    dtype: Dtype
-    plan: Words
-    pinned: Count
     raw_turns: Count
     stride: Annotated[int, Field(ge=1, le=MOST)] | None
-    least: Count = 0  # chats of earlier versions had no floor
-    counters: Counters
     messages: list[Said]
     turns: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
     ids: list[Count]
     generation: dict[str, Any]
-    cache: CacheWords
 
     @model_validator(mode="after")
     def turns_follow_one_another(self) -> "ChatHeader":

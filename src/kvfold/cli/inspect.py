@@ -1,4 +1,4 @@
-"""`kvfold inspect FILE`: what a saved chat or the folder of a model holds, without loading either.
+"""`kvfold inspect FILE`: what a saved chat or cache, or the folder of a model holds, without loading either.
 
 Reads headers and configurations only, so it answers at once. It judges nothing: whether a chat goes with a model is
 said when it is loaded.
@@ -16,16 +16,16 @@ from kvfold.errors import FileError
 
 def inspect(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A chat that was saved, the folder of a model, or `tiny`.")
+        Path, typer.Argument(metavar="FILE", help="A chat or a cache that was saved, the folder of a model, or `tiny`.")
     ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, a chat's messages included.")] = False,
 ) -> None:
-    """Say what a saved chat, or the folder of a model, holds."""
+    """Say what a saved chat or cache, or the folder of a model, holds."""
     from kvfold.hf.load import SHIPPED
 
     shipped = SHIPPED / file
     folder = shipped if not file.exists() and (shipped / "config.json").is_file() else file
-    held = _model(folder) if folder.is_dir() else _chat(file)
+    held = _model(folder) if folder.is_dir() else _saved(file)
     if json:
         typer.echo(escaped(words.dumps(held, ensure_ascii=False)))  # inside strings, these escapes are JSON's
         return
@@ -35,29 +35,22 @@ def inspect(
         typer.echo(f"{name:<{width}}  {escaped(_written(value))}")
 
 
-def _chat(path: Path) -> dict[str, Any]:
+def _saved(path: Path) -> dict[str, Any]:
     from kvfold.chat.file import read_header
+    from kvfold.hf.snapshot_file import CACHE
+    from kvfold.hf.snapshot_schema import SavedHeader
 
-    header = read_header(path)
+    is_cache = CACHE.is_in(path)
+    header = CACHE.read_header(path, SavedHeader) if is_cache else read_header(path)
     counters = header["counters"]
     full = counters["full_bytes"]
-    return {
-        "kind": "chat",
-        "file_bytes": path.stat().st_size,
-        "format_version": header["format_version"],
-        "kvfold": header["kvfold"],
-        "model": header["model"],
-        "fingerprint": header["fingerprint"],
-        "dtype": header["dtype"],
-        "plan": header["plan"],
-        "pinned": header["pinned"],
-        "raw_turns": header["raw_turns"],
-        "stride": header["stride"],
-        "turns": len(header["turns"]),
-        **counters,
-        "stored": round(counters["stored_bytes"] / full, 4) if full else None,
-        "messages": header["messages"],
-    }
+    stored = {"stored": round(counters["stored_bytes"] / full, 4) if full else None}
+    about = ("format_version", "kvfold", "model", "fingerprint", "dtype", "plan", "pinned")
+    held = {"file_bytes": path.stat().st_size, **{name: header[name] for name in about}}
+    if is_cache:
+        return {"kind": "cache", **held, **counters, **stored}
+    talk = {"raw_turns": header["raw_turns"], "stride": header["stride"], "turns": len(header["turns"])}
+    return {"kind": "chat", **held, **talk, **counters, **stored, "messages": header["messages"]}
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -65,8 +58,8 @@ def _model(folder: Path) -> dict[str, Any]:
         config = words.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileError(
-            f"{folder} was to be inspected; it has no config.json that can be read; give a saved chat or the folder of "
-            "a model"
+            f"{folder} was to be inspected; it has no config.json that can be read; give a saved chat or cache, or the "
+            "folder of a model"
         ) from error
     text = config.get("text_config", config)
     layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")

@@ -23,6 +23,7 @@ from kvfold.hf.forward import RunningForward
 from kvfold.hf.handle import FoldingLayer, NewRows
 from kvfold.hf.passes import ModelPasses
 from kvfold.hf.recurrent import RecurrentSeams, folding_layer, unfolded_layer
+from kvfold.hf.saving import Saving
 from kvfold.hf.stock_layers import StockLayers, StockState
 from kvfold.integers import MOST, integer
 from kvfold.memory.accounting import account, device_of
@@ -32,7 +33,7 @@ from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
 
 
-class FoldedCache(RecurrentSeams):
+class FoldedCache(Saving, RecurrentSeams):
     """The past of one model, folded by a plan. It changes with every forward."""
 
     def __init__(
@@ -54,7 +55,7 @@ class FoldedCache(RecurrentSeams):
         self._empty = memory.mark()
         self.stock = StockLayers({at: layer for at, layer in enumerate(layers) if type(layer) is not FoldingLayer})
         self.running = RunningForward(memory, self.stock, lease, last=len(layers) - 1)
-        self._branched = False  # rows are beams of one past
+        self.is_branched = False  # rows are beams of one past
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -117,7 +118,7 @@ class FoldedCache(RecurrentSeams):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows as a beam search wants them. Afterwards the cache is branched until one row is kept."""
         self._take_rows(beam_idx.tolist())
-        self._branched = True
+        self.is_branched = True
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row `repeats` times."""
@@ -127,7 +128,7 @@ class FoldedCache(RecurrentSeams):
         """Only some rows. Keeping one row ends a branch."""
         rows = torch.arange(len(self.memory.seen))[indices.cpu()].flatten().tolist()
         self._take_rows(rows)
-        self._branched = self._branched and len(rows) > 1
+        self.is_branched = self.is_branched and len(rows) > 1
 
     def reset(self) -> None:
         """Forget everything; plan and model stay."""
@@ -135,7 +136,7 @@ class FoldedCache(RecurrentSeams):
         self.memory.restore(self._empty)
         self.stock.reset()
         self.running.may_roll_back = False
-        self._branched = False
+        self.is_branched = False
 
     @property
     def batch_size(self) -> int:
@@ -195,7 +196,7 @@ class FoldedCache(RecurrentSeams):
             adapter=self.adapter,
         )
         twin.stock.follow(self.stock)
-        twin._branched = self._branched
+        twin.is_branched = self.is_branched
         return twin
 
     def mark(self) -> tuple[Mark, dict[int, StockState]]:
@@ -214,7 +215,7 @@ class FoldedCache(RecurrentSeams):
         if not self.running.awaits_attention:
             self.running.undo()
         held = len(self.memory.seen)
-        if self._branched and new > 1:
+        if self.is_branched and new > 1:
             raise CacheError(
                 f"a turn was fed to a cache of {held} beams; they are branches of one past; "
                 "keep one of them by batch_select_indices first"
@@ -225,7 +226,7 @@ class FoldedCache(RecurrentSeams):
                     f"{rows} rows were fed; the cache holds {held}; feed as many, or keep some by batch_select_indices"
                 )
             self.batch_repeat_interleave(rows // held)
-            self._branched = True
+            self.is_branched = True
         self.running.begin(rows, new, plan=str(self.plan))
 
     def _take_rows(self, rows: Sequence[int]) -> None:

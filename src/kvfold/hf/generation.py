@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     Cache,
@@ -122,12 +122,13 @@ def feed(model: Model, cache: Cache, ids: Sequence[int]) -> Float[Tensor, " voca
     return answer.logits[0, -1]
 
 
-def is_finite(model: Model, cache: Cache, token: int) -> bool:
-    """Feed one token to a cache, and tell whether the model answers with numbers."""
+def is_finite(model: Model, cache: Cache, token: int, mask: Int[Tensor, "B columns"]) -> bool:
+    """Feed one token to each row of a cache, under a mask of all columns; tell whether numbers are answered."""
     with torch.no_grad():
-        column = torch.tensor([[token]], device=model.device)
-        logits = model(input_ids=column, use_cache=True, **given(model, cache)).logits
-    return bool(logits.isfinite().any())
+        column = torch.full((len(mask), 1), token, device=model.device)
+        here = mask.to(model.device)
+        logits = model(input_ids=column, attention_mask=here, use_cache=True, **given(model, cache)).logits
+    return bool(logits.isfinite().any(dim=-1).all())
 
 
 class _Worker(BaseStreamer):

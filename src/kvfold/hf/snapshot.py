@@ -5,19 +5,33 @@ to check (hf/load.py has the fingerprint). No files.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from kvfold.errors import CacheError, KvfoldError, in_one_line
-from kvfold.hf.cache import FoldedCache
+from kvfold.hf.stock_layers import StockState
 from kvfold.memory import snapshot
+from kvfold.memory.forward import Mark
+from kvfold.memory.memory import Memory
 from kvfold.memory.snapshot import Snapshot
 
 _STOCK, _RECURRENT = "stock", "recurrent"
 
 
-def take(cache: FoldedCache) -> Snapshot:
+@runtime_checkable
+class Marked(Protocol):
+    """What a snapshot is taken of, and put back into: a folded cache."""
+
+    memory: Memory
+    layers: list[Any]
+
+    def mark(self) -> tuple[Mark, dict[int, StockState]]:
+        """Give the moment as it is now."""
+        ...
+
+
+def take(cache: Marked) -> Snapshot:
     """What a cache holds now: folded layers and stock ones."""
     mark = cache.mark()  # takes back a forward that never ended
     memory = snapshot.take(cache.memory)
@@ -34,7 +48,7 @@ def take(cache: FoldedCache) -> Snapshot:
     return Snapshot(tensors=tensors, plain={**memory.plain, _STOCK: stock, _RECURRENT: recurrent})
 
 
-def put_back(cache: FoldedCache, taken: Snapshot) -> None:
+def put_back(cache: Marked, taken: Snapshot) -> None:
     """Make a fresh cache of the same model and plan hold what the snapshot says.
 
     Raises CacheError for another model's, and FileError for one that contradicts itself, in whatever way.
@@ -47,7 +61,7 @@ def put_back(cache: FoldedCache, taken: Snapshot) -> None:
         snapshot.contradiction(in_one_line(error, 200))
 
 
-def _put_back(cache: FoldedCache, taken: Snapshot) -> None:
+def _put_back(cache: Marked, taken: Snapshot) -> None:
     sliding = {str(index) for index in range(len(cache.layers)) if index not in cache.memory.layers}
     stock = taken.plain[_STOCK]
     if not stock.keys() <= sliding:

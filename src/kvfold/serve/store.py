@@ -1,7 +1,7 @@
 """Store: conversations of a server as saved chats in a folder, one file each, named by their owner and their key.
 
-A file is written whole or not at all (chat/file.py). One that cannot be read is set aside under another name, with one
-line on standard error, and the rest is served. `kvfold chat --load` opens the same files.
+A file is written whole or not at all (hf/snapshot_file.py). One that cannot be read is set aside under another name,
+with one line on standard error, and the rest is served. `kvfold chat --load` opens the same files.
 """
 
 import contextlib
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvfold.chat import file
+from kvfold.chat.file import read_header
 from kvfold.chat.saved import SavedChat
 from kvfold.errors import CacheError, FileError, in_one_line
 from kvfold.hf import snapshot
+from kvfold.hf.saved import SavedCache
 from kvfold.serve.held import Held
 from kvfold.serve.served import ServedModel
 
@@ -59,14 +60,11 @@ class Store:
         with contextlib.suppress(OSError):  # else writing says what is wrong
             path.parent.mkdir(mode=0o700, exist_ok=True)
         saved = SavedChat(
-            plan=str(held.cache.plan),
-            pinned=held.pinned,
+            cache=SavedCache.of(held.cache),
             raw_turns=0,
             stride=None,
-            least=held.cache.memory.rules.least,
             past=held.past,
             generation=self._served.generation,
-            snapshot=snapshot.take(held.cache),
         )
         saved.write(path, model=self._served.model, ledger=held.cache.ledger())
         return Place(path=path, owner=held.owner, key=held.key, session=held.session)
@@ -75,8 +73,8 @@ class Store:
         """Read a conversation; None, and the file set aside, where that cannot be."""
         try:
             saved = SavedChat.read(place.path, self._served.model)
-            cache = self._served.cache(saved.pinned, saved.plan, saved.least)
-            snapshot.put_back(cache, saved.snapshot)
+            cache = self._served.cache(saved.cache.pinned, saved.cache.plan, saved.cache.least)
+            snapshot.put_back(cache, saved.cache.snapshot)
         except Exception as error:  # whatever is wrong with a file: the rest is served
             set_aside(place.path, error)
             return None
@@ -85,7 +83,7 @@ class Store:
             session=place.session,
             past=saved.past,
             cache=cache,
-            pinned=saved.pinned,
+            pinned=saved.cache.pinned,
             key=place.key,
         )
 
@@ -100,7 +98,7 @@ class Store:
         for path in sorted(paths, key=lambda path: path.stat().st_mtime):
             key, _, session = path.name.removesuffix(_ENDING).partition(".")
             try:
-                file.read_header(path)
+                read_header(path)
             except (FileError, CacheError) as error:
                 set_aside(path, error)
                 continue
