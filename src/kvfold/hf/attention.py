@@ -143,7 +143,7 @@ def _attention_over(before: str) -> Callable[..., Any]:
         module: torch.nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         if isinstance(key, NewRows):
-            return _folded(module, query, key, attention_mask, **kwargs), None
+            return _outside_graphs(module, query, key, attention_mask, **kwargs), None
         if isinstance(key, BatchedRows):
             return _batched(before, module, query, key, attention_mask, kwargs), None
         if isinstance(key, PassRows):
@@ -202,6 +202,9 @@ def _folded(
     output = running.forward.attend(rows.index, new, scale=scale, valid=read.past)
     running.is_complete = rows.index == running.last
     return output.transpose(1, 2).contiguous()
+
+
+_outside_graphs: Any = torch.compiler.disable(_folded)
 
 
 def _batched(

@@ -165,6 +165,8 @@ class BatchedRows:
         self.stock = stock  # of a layer that never folds: what each row holds there, the new token included
 
     def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # a compiler looks at an object before it leaves it alone
+            raise AttributeError(name)
         raise CacheError(
             f"another attention function asked a batch of folded caches for {name!r}; the caches are another model's, "
             "or this model's attention was set after them; make new ones by kvfold.cache(model, ...)"

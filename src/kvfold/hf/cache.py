@@ -2,7 +2,7 @@
 
 `update` hands a new-rows object to the attention function instead of tensors; the rows are stored there, where
 queries are known. One counter, `fed`, is the sequence length for transformers; sliding layers stay stock. A forward
-that never reached its last layer is undone by the next one.
+that never reached its last layer is undone by the next one. What a forward calls stays outside compiled graphs.
 """
 
 import copy
@@ -57,6 +57,7 @@ class FoldedCache(Saving, RecurrentSeams):
         self.running = RunningForward(memory, self.stock, lease, last=len(layers) - 1)
         self.is_branched = False  # rows are beams of one past
 
+    @torch.compiler.disable
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
@@ -74,6 +75,7 @@ class FoldedCache(Saving, RecurrentSeams):
         running.is_complete = layer_idx == running.last
         return answer
 
+    @torch.compiler.disable
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns fed so far, whichever layer is asked."""
         if self.lease.drop_watch is not None:
@@ -82,10 +84,12 @@ class FoldedCache(Saving, RecurrentSeams):
             self.running.commit()
         return self.memory.fed
 
+    @torch.compiler.disable
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Columns fed so far: where the next query stands."""
         return self.memory.fed
 
+    @torch.compiler.disable
     def get_mask_sizes(self, query_length: Any, layer_idx: int) -> tuple[int, int]:
         """Length and offset of the keys that a layer's mask must cover."""
         self.running.undo()

@@ -13,6 +13,8 @@ from kvfold.errors import ModelError
 from kvfold.hf.attention_source import obstacle, own_cache, storing_classes
 from kvfold.hf.decoder import decoder_of
 
+_WRAPPED = ("module", "_orig_mod")  # where DataParallel and its like, and torch.compile, keep the model that they wrap
+
 
 def refuse_foreign(model: Any) -> None:
     """Raise ModelError for anything but a decoder that attends through transformers' interface."""
@@ -22,8 +24,8 @@ def refuse_foreign(model: Any) -> None:
             f"model, tokenizer = kvfold.load({model!r}) first"
         )
     if not isinstance(model, PreTrainedModel):
-        inner = getattr(model, "module", None)
-        mend = "give the model inside, its .module" if isinstance(inner, torch.nn.Module) else "give one of its models"
+        inside = [name for name in _WRAPPED if isinstance(getattr(model, name, None), torch.nn.Module)]
+        mend = f"give the model inside, its .{inside[0]}" if inside else "give one of its models"
         raise ModelError(f"a cache of a {type(model).__name__} was asked for; it is no model of transformers; {mend}")
     name = model.config.name_or_path or type(model).__name__
     if model.config.is_encoder_decoder:

@@ -26,6 +26,8 @@ class NewRows:
         self.cache, self.index, self.keys, self.values = cache, index, keys, values
 
     def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # a compiler looks at an object before it leaves it alone
+            raise AttributeError(name)
         raise CacheError(
             f"another attention function asked a folded cache for {name!r}; the cache is another model's, or this "
             "model's attention was set after it; make a new one by kvfold.cache(model, ...)"

@@ -6,6 +6,7 @@ its first attention layer, so they take part in the running forward: an interrup
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
@@ -53,11 +54,13 @@ class RecurrentSeams(Cache):
 
     running: Any  # a RunningForward
 
+    @torch.compiler.disable
     def update_conv_state(self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
         """Take one layer's convolution states."""
         self.running.reach_recurrent(layer_idx)
         return super().update_conv_state(conv_states, layer_idx, state_idx, **kwargs)
 
+    @torch.compiler.disable
     def update_recurrent_state(
         self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
     ) -> Tensor:
