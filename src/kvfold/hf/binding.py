@@ -36,7 +36,9 @@ class ModelBinding:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = weakref.ref(model)
         self.modules: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet(model.modules())
-        self.position_limit: int | None = getattr(self.text_config, "max_position_embeddings", None)
+        positions: int | None = getattr(self.text_config, "max_position_embeddings", None)
+        self.has_dynamic_rotations = "'dynamic'" in str(getattr(self.text_config, "rope_parameters", None))
+        self.position_limit = None if self.has_dynamic_rotations else positions  # they grow with the text
         self.drop_watch = self._drop_watch()
         self.forward_end = ForwardEnd(model)
         self.forward_pieces = ForwardPieces(model)
@@ -59,7 +61,7 @@ class ModelBinding:
     def _drop_watch(self) -> DropWatch | None:
         """Make the watch of a model that changes its rotations on the way to its last position."""
         switch: int | None = getattr(self.text_config, "original_max_position_embeddings", None)
-        if switch is None or switch == self.position_limit:
+        if switch is None or switch == self.position_limit or self.has_dynamic_rotations:
             return None
         return DropWatch(self.model, self.name, switch)
 

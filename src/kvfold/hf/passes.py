@@ -22,6 +22,7 @@ from kvfold.attention.scores import max_attention_scores
 from kvfold.errors import CacheError
 from kvfold.hf.argument import given
 from kvfold.hf.decoder import decoder_of
+from kvfold.hf.rotary import rotations_kept
 from kvfold.memory.context import NO_ROW, ReplayText, RowAdapter, Rows
 from kvfold.memory.state import LayerState
 from kvfold.memory.step import AttentionStep
@@ -47,12 +48,12 @@ class ModelPasses:
 
     def run(self, states: States, rows: Rows) -> dict[int, Made]:
         """Run rows over what the layers hold; give their keys and values by layer."""
-        with _recurrent_states_kept(self._past):
+        with _recurrent_states_kept(self._past), rotations_kept(self._model):
             return run(self._model, self._past, states, rows, self.adapter)
 
     def replay(self, states: States, text: ReplayText) -> dict[int, Tensor]:
         """Run text over what the layers hold; give the maximum attention to each column of the tail by layer."""
-        with _recurrent_states_kept(self._past):
+        with _recurrent_states_kept(self._past), rotations_kept(self._model):
             return replay(self._model, self._past, states, text)
 
     @property

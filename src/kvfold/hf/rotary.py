@@ -1,9 +1,12 @@
 """The rotations of a model (RoPE), taken from the rotary module of the model, whatever their scaling.
 
-Kinds whose angles change with the length of the text are refused: the angle of an old key could not be known later.
+Kinds whose angles change with the length of the text are refused: the angle of an old key could not be known later. A
+pass that a fold runs leaves such angles as they were, so that the text goes on as without it.
 """
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +19,10 @@ from kvfold.hf.binding import ModelBinding
 from kvfold.hf.decoder import decoder_of
 
 _CHANGING = ("dynamic", "longrope")
+_OF_LENGTH = (
+    "max_seq_len_cached",
+    "attention_scaling",
+)  # what a longer text changes in a rotary module, and its buffers
 
 
 def rotary_of(model: PreTrainedModel) -> Rotary:
@@ -38,3 +45,18 @@ def rotary_of(model: PreTrainedModel) -> Rotary:
         return cosines[0], sines[0]
 
     return Rotary(angles=angles)
+
+
+@contextlib.contextmanager
+def rotations_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a pass may reach later positions than the text has; afterwards dynamic rotations are as they were."""
+    module = getattr(decoder_of(model), "rotary_emb", None)
+    if module is None or not ModelBinding.of(model).has_dynamic_rotations:
+        yield
+        return
+    before = {**module._buffers, **{name: value for name, value in vars(module).items() if name.endswith(_OF_LENGTH)}}
+    try:
+        yield
+    finally:
+        for name, value in before.items():  # a longer text puts new tensors there, and writes into none
+            setattr(module, name, value)
