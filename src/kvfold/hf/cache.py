@@ -17,6 +17,8 @@ from transformers.cache_utils import CacheLayerMixin
 from kvfold.budget.ledger import Ledger
 from kvfold.errors import CacheError
 from kvfold.hf import stock_layers
+from kvfold.hf.argument import given_to_generate
+from kvfold.hf.beams import Beams
 from kvfold.hf.binding import ModelLease
 from kvfold.hf.budgets import NewBudget, rebudgeted
 from kvfold.hf.forward import RunningForward
@@ -33,7 +35,7 @@ from kvfold.memory.memory import Memory
 from kvfold.plan import Plan
 
 
-class FoldedCache(Saving, RecurrentSeams):
+class FoldedCache(Saving, Beams, RecurrentSeams):
     """The past of one model, folded by a plan. It changes with every forward."""
 
     def __init__(
@@ -55,7 +57,12 @@ class FoldedCache(Saving, RecurrentSeams):
         self._empty = memory.mark()
         self.stock = StockLayers({at: layer for at, layer in enumerate(layers) if type(layer) is not FoldingLayer})
         self.running = RunningForward(memory, self.stock, lease, last=len(layers) - 1)
-        self.is_branched = False  # rows are beams of one past
+        self.is_branched = False
+
+    @property
+    def keyword(self) -> dict[str, Any]:
+        """The cache as the keyword that `generate` of this release of transformers takes."""
+        return given_to_generate(self)
 
     @torch.compiler.disable
     def update(
@@ -118,21 +125,6 @@ class FoldedCache(Saving, RecurrentSeams):
         """Called before the newest tokens may be taken back (prompt lookup): they leave no trace then."""
         super().activate_past_recording()
         self.running.speculate()
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows as a beam search wants them. Afterwards the cache is branched until one row is kept."""
-        self._take_rows(beam_idx.tolist())
-        self.is_branched = True
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times."""
-        self._take_rows([row for row in range(len(self.memory.seen)) for _ in range(repeats)])
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Only some rows. Keeping one row ends a branch."""
-        rows = torch.arange(len(self.memory.seen))[indices.cpu()].flatten().tolist()
-        self._take_rows(rows)
-        self.is_branched = self.is_branched and len(rows) > 1
 
     def reset(self) -> None:
         """Forget everything; plan and model stay."""
@@ -200,6 +192,7 @@ class FoldedCache(Saving, RecurrentSeams):
             adapter=self.adapter,
         )
         twin.stock.follow(self.stock)
+        twin.running.adapters = self.running.adapters
         twin.is_branched = self.is_branched
         return twin
 
@@ -219,21 +212,6 @@ class FoldedCache(Saving, RecurrentSeams):
         if not self.running.awaits_attention:
             self.running.undo()
         held = len(self.memory.seen)
-        if self.is_branched and new > 1:
-            raise CacheError(
-                f"a turn was fed to a cache of {held} beams; they are branches of one past; "
-                "keep one of them by batch_select_indices first"
-            )
-        if held and rows != held:
-            if rows % held:
-                raise CacheError(
-                    f"{rows} rows were fed; the cache holds {held}; feed as many, or keep some by batch_select_indices"
-                )
-            self.batch_repeat_interleave(rows // held)
-            self.is_branched = True
+        if held and (rows != held or (self.is_branched and new > 1)):
+            self.branch(rows, new)
         self.running.begin(rows, new, plan=str(self.plan))
-
-    def _take_rows(self, rows: Sequence[int]) -> None:
-        self.running.undo()
-        self.memory.take_rows(rows)
-        self.stock.take_rows(rows)
