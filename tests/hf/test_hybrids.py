@@ -10,6 +10,7 @@ import kvfold
 from driving import close, feed
 from fakes import text
 from families.builder import small_model
+from kvfold.chat.rows import Rows
 from kvfold.errors import CacheError
 from kvfold.hf.batched import BatchedCache
 
@@ -96,3 +97,11 @@ def test_a_batch_of_caches_refuses_recurrent_ones(model):
     with pytest.raises(CacheError, match="recurrent layers go row by row"):
         BatchedCache([kvfold.cache(model, "full")])
     gc.collect()
+
+
+def test_rows_of_different_length_are_refused_in_one_line(model):
+    rows = Rows(model, "full", rows=2)
+    with pytest.raises(CacheError, match="pads count there; run such rows one by one"):
+        rows.feed([[5, 6, 7], [8, 9]])
+    rows.feed([[5, 6], [8, 9]])
+    assert rows.fed_tokens == [2, 2]

@@ -21,6 +21,7 @@ from kvfold.hf.argument import given
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, stock_cache
+from kvfold.hf.stock_layers import reads_pads
 from kvfold.memory.forward import Boundaries
 from kvfold.open import SINKS, cache_with, fork_under
 from kvfold.plan import Plan
@@ -231,12 +232,11 @@ class Rows:
             )
 
     def _refuse_ragged_windows(self, chunks: Sequence[Sequence[int]], widest: int) -> None:
-        """Raise CacheError for pads before sliding layers: these count columns, so a row's window would be shorter."""
+        """Raise CacheError for pads before layers that read them: a row's window or state would be another."""
         ragged = any(len(chunk) != widest for chunk in chunks)
         layers: list[Any] = list(self.cache.layers)
-        slides = any(layer.is_sliding for layer in layers)
-        if ragged and slides:
+        if ragged and any(map(reads_pads, layers)):
             raise CacheError(
-                "rows of different length were given to a model with sliding layers; pads would shorten their windows; "
+                "rows of different length were given to a model with sliding or recurrent layers; pads count there; "
                 "run such rows one by one, or give chunks of equal length"
             )

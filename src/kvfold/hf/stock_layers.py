@@ -87,6 +87,11 @@ def is_recurrent(layer: object) -> bool:
     return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
+def reads_pads(layer: Any) -> bool:
+    """Tell whether pads change what a layer holds: windows count columns, and states run over them."""
+    return is_recurrent(layer) or getattr(layer, "is_sliding", False)
+
+
 @dataclass(frozen=True, slots=True)
 class StockState:
     """A stock layer at one moment: its attributes that change. Windows are replaced, recurrent states written over."""

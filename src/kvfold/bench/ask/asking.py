@@ -15,6 +15,7 @@ from kvfold.bench.ask.shared import SharedRows
 from kvfold.bench.subject import Subject
 from kvfold.budget.ledger import Ledger
 from kvfold.chat.rows import Rows
+from kvfold.hf.stock_layers import reads_pads
 
 PIECE = 512  # columns of one forward while a context is read; bounds the memory, changes no result
 ALIKE = 1 / 32  # how much longer than the shortest a row may be to go with it
@@ -117,6 +118,6 @@ def group_by_length(lengths: Sequence[int], *, alone: bool) -> list[list[int]]:
 
 
 def has_sliding_layers(subject: Subject) -> bool:
-    """Say whether some layers of the model see a window only."""
+    """Say whether some layers of the model see a window only, or have states that pads would change."""
     layers: list[Any] = Rows(subject.model, None, rows=1).cache.layers
-    return any(layer.is_sliding for layer in layers)
+    return any(map(reads_pads, layers))
