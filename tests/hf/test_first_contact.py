@@ -1,5 +1,6 @@
 """What a model does beside folded caches, and what is refused before one is made."""
 
+import copy
 import gc
 
 import pytest
@@ -26,6 +27,19 @@ def test_the_attention_of_before_is_back_with_the_last_cache(before):
     del other
     gc.collect()
     assert model.config._attn_implementation == before
+
+
+def test_continuous_batching_is_refused_in_one_line_while_a_folded_cache_lives():
+    model, prompts = fresh("llama"), [[5, 6, 7], [8, 9]]
+    cache = kvfold.cache(model, "full")
+    with pytest.raises(ModelError, match="let go of the model's folded caches first") as error:
+        model.generate_batch(prompts, max_new_tokens=2)
+    assert "\n" not in str(error.value)
+    assert copy.deepcopy(model).init_continuous_batching.__func__ is type(model).init_continuous_batching
+    del cache
+    gc.collect()
+    assert "init_continuous_batching" not in vars(model)
+    assert model.config._attn_implementation == "sdpa"  # which is what it takes
 
 
 def test_a_static_cache_and_none_at_all_answer_as_before_while_a_folded_one_lives():

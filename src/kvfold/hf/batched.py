@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel
 
 from kvfold.errors import CacheError
 from kvfold.hf import stock_layers
+from kvfold.hf.argument import given
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.handle import FoldedLength
 
@@ -69,8 +70,8 @@ class BatchedCache(Cache):
             answer: Any = model(
                 input_ids=ids,
                 position_ids=self.positions.to(model.device),
-                past_key_values=self,
                 use_cache=True,
+                **given(model, self),
             )
         return answer.logits[:, -1]
 
@@ -136,7 +137,7 @@ class BatchedCache(Cache):
         for number, row in enumerate(self.rows):
             row.lease.note_token_ids(None if ids is None else ids[number : number + 1])
             row.begin(1, 1)
-        self.rows[0].lease.note_running(self)  # the last row noted itself alone
+        self.rows[0].lease.forward_end.note(self)  # the last row noted itself alone
 
     def _stock_rows(self, keys: Tensor, values: Tensor, index: int) -> list[tuple[Tensor, Tensor]]:
         """Let each row's stock layer take its token; give what that layer holds then."""

@@ -16,15 +16,17 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from kvfold.hf.batch_refusal import BatchRefusal
 from kvfold.hf.drop_watch import DropWatch
 from kvfold.hf.foreign import refuse_foreign
-from kvfold.hf.forward_end import ForwardEnd, Running
+from kvfold.hf.forward_end import ForwardEnd
 from kvfold.hf.forward_pieces import ForwardPieces
 from kvfold.hf.generate_watch import GenerateWatch
 from kvfold.hf.hidden_states import HiddenStateRecorder, softmax_scale
 from kvfold.hf.hooks import ForwardHook
 from kvfold.hf.stock_layers import folds, stock_layers
 from kvfold.hf.token_ids import DelimiterTable, DelimiterTables, IdRecorder
+from kvfold.hf.tuned_layers import TunedLayers
 from kvfold.place.sentences import ENDS, Ends
 
 _Learned = TypeVar("_Learned")
@@ -42,8 +44,9 @@ class ModelBinding:
         self.drop_watch = self._drop_watch()
         self.forward_end = ForwardEnd(model)
         self.forward_pieces = ForwardPieces(model)
-        self.generate_watch = GenerateWatch(model)
+        self.generate_watch, self.batch_refusal = GenerateWatch(model), BatchRefusal(model)
         self.token_ids = IdRecorder(model)
+        self.tuned_layers = TunedLayers(model)
         self.delimiters = DelimiterTables()
         self._learned: dict[Hashable, Any] = {}
         self._registered: dict[str, Callable[[], Any]] = {}
@@ -191,13 +194,17 @@ class ModelLease:
         self.position_limit = binding.position_limit
         self.text_limit = binding.text_limit
         self.drop_watch = binding.drop_watch
+        self.forward_end = binding.forward_end
+        self.tuned_layers = binding.tuned_layers
         self.records_token_ids = token_ids
         self.records_hidden_states = hidden_states
         self._binding = weakref.ref(binding)
         self._attention = attention
         self._table = None if table is None else weakref.ref(table)
         hooks: list[ForwardHook] = [] if self.drop_watch is None else [self.drop_watch]
-        hooks += [binding.forward_end, binding.generate_watch] + ([] if attention is None else [attention])
+        hooks += [binding.forward_end, binding.generate_watch, binding.batch_refusal] + (
+            [] if attention is None else [attention]
+        )
         hooks += [binding.token_ids] if token_ids else []
         hooks += [binding.hidden_states] if hidden_states else []
         for hook in hooks:
@@ -231,12 +238,6 @@ class ModelLease:
             return True
         binding = self.binding
         return binding is not None and binding.has_module(module)
-
-    def note_running(self, running: Running | None) -> None:
-        """Note the forward that this thread runs, to be kept when the decoder is done."""
-        binding = self.binding
-        if binding is not None:
-            binding.forward_end.note(running)
 
     def take_token_ids(self, rows: int, new: int) -> Int[Tensor, "B Q"] | None:
         """Give the ids of the running forward; None where they are not recorded or not known."""

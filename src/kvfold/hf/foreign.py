@@ -25,6 +25,7 @@ def refuse_foreign(model: Any) -> None:
         )
     if not isinstance(model, PreTrainedModel):
         inside = [name for name in _WRAPPED if isinstance(getattr(model, name, None), torch.nn.Module)]
+        inside += ["get_base_model()"] if getattr(model, "get_base_model", None) is not None else []  # of peft
         mend = f"give the model inside, its .{inside[0]}" if inside else "give one of its models"
         raise ModelError(f"a cache of a {type(model).__name__} was asked for; it is no model of transformers; {mend}")
     name = model.config.name_or_path or type(model).__name__

@@ -17,6 +17,7 @@ from kvfold.errors import CacheError
 from kvfold.hf.binding import ModelLease
 from kvfold.hf.generate_call import ANY, GenerateCall, GivenText
 from kvfold.hf.stock_layers import StockLayers, StockState
+from kvfold.hf.tuned_layers import Active, refuse_switched
 from kvfold.memory.forward import WHOLE, Forward, Text
 from kvfold.memory.memory import Memory
 
@@ -45,6 +46,7 @@ class RunningForward:
         self.may_roll_back = False  # nobody says which tokens may be taken back: folds wait for the forward after
         self.call: GenerateCall | None = None  # while `generate` runs on the cache
         self._any_may_go = False  # as it was before
+        self.adapters: Active | None = None  # of the model, when the text was fed; None: not known
         self.last = last  # index of the model's last layer
         self.reached = -1  # the newest layer of the running forward; layers come in order
         self.attended = -1  # the newest attention layer; a layer may be recurrent and attend
@@ -61,17 +63,21 @@ class RunningForward:
         """Begin a forward of `new` columns. Raises ModelError where transformers would drop the cache on its way."""
         if self._lease.drop_watch is not None:
             self._lease.drop_watch.refuse_recomputing(self._memory.fed, new)
+        if self._lease.tuned_layers.found or self.adapters:
+            self._note_adapters()
+        elif not self._memory.fed:
+            self.adapters = ()
         if self._before is None:  # recurrent layers before the first attention layer may have been reached
             self._before = self._stock.states()
         text = self._text(rows, new, plan)  # before a fold that runs text itself
-        self._lease.note_running(None)  # a fold may run the decoder, whose end is not this forward's
+        self._lease.forward_end.note(None)  # a fold may run the decoder, whose end is not this forward's
         reading = WHOLE if self.call is None else self.call.reading(self._memory.fed, new)
         if self.call is None and self.may_roll_back:
             reading = ANY
         if not self._continues:
             self._kept.clear()
         self.forward = self._memory.begin(new, text=text, reading=reading)
-        self._lease.note_running(self)
+        self._lease.forward_end.note(self)
 
     def reach_recurrent(self, index: int) -> None:
         """Note that a recurrent layer is reached, in a hybrid model often before the first attention layer."""
@@ -139,9 +145,11 @@ class RunningForward:
             ) from error
 
     def begin_call(self, given: GivenText) -> None:
-        """Know from now on what `generate` was given."""
+        """Know from now on what `generate` was given. Raises CacheError where it cannot go on."""
         self.undo()
         self._end_call()
+        self._lease.tuned_layers.look()
+        self._note_adapters()
         self._any_may_go = self.may_roll_back
         self.call = GenerateCall.of(given, self._memory)
 
@@ -185,6 +193,13 @@ class RunningForward:
         finally:
             self._continues = before
 
+    def _note_adapters(self) -> None:
+        """Note the adapters that act in the model. Raises CacheError where others did when the text was fed."""
+        now = self._lease.tuned_layers.active()
+        if self._memory.fed and self.adapters is not None:
+            refuse_switched(self.adapters, now)
+        self.adapters = now
+
     def _end(self) -> None:
         self.forward, self.columns, self._before = None, None, None
         self.reached, self.attended, self.is_complete = -1, -1, False
@@ -194,10 +209,11 @@ class RunningForward:
 
         Raises CacheError where a method reads ids and there are none.
         """
-        ids, rules = self._lease.take_token_ids(rows, new), self._memory.rules
+        lease, rules = self._lease, self._memory.rules
+        ids = lease.take_token_ids(rows, new) if lease.records_token_ids else None
         if ids is None and rules.reads_ids:
             raise CacheError(
                 f"{plan} was to read embeddings; it goes by the text when it folds, and needs ids; feed input_ids"
             )
-        classes = None if rules.delimiters is None else self._lease.delimiter_classes(ids)
+        classes = None if rules.delimiters is None else lease.delimiter_classes(ids)
         return Text(ids=ids if rules.reads_ids else None, classes=classes)

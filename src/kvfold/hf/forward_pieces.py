@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from kvfold.hf.argument import taken
 from kvfold.hf.hooks import ForwardHook
 
 _KEPT = "logits_to_keep"
@@ -70,7 +71,7 @@ class ForwardPieces(ForwardHook):
 
 def _running(kwargs: dict[str, Any]) -> Any:
     """Find what runs the forwards of a folded cache; None for another cache."""
-    return getattr(kwargs.get("past_key_values", kwargs.get("cache")), "running", None)
+    return getattr(taken(kwargs), "running", None)
 
 
 def _cut(kwargs: dict[str, Any], start: int, stop: int, columns: int) -> dict[str, Any]:

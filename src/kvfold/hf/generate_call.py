@@ -6,6 +6,7 @@ speculation is known where `generate` is called (generate_watch.py). A value; it
 
 from dataclasses import dataclass
 
+from kvfold.errors import CacheError
 from kvfold.memory.forward import WHOLE, Boundaries, Reading
 from kvfold.memory.memory import Memory
 
@@ -31,7 +32,12 @@ class GenerateCall:
 
     @classmethod
     def of(cls, given: GivenText, memory: Memory) -> "GenerateCall":
-        """Begin a call on a cache as it is now."""
+        """Begin a call on a cache as it is now. Raises CacheError for a text with nothing behind what was fed."""
+        if given.is_whole and given.columns <= memory.fed:
+            raise CacheError(
+                f"a whole text of {given.columns} tokens was given to a cache that was fed {memory.fed}; nothing of it "
+                "is new; make a new cache for another text, or give new tokens with an attention_mask of all columns"
+            )
         boundaries = memory.mark().boundaries
         if boundaries.prompt is None:
             boundaries = Boundaries(prompt=given.columns, stride=boundaries.stride)

@@ -15,11 +15,11 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvfold.hf.argument import taken
 from kvfold.hf.generate_call import GivenText
 from kvfold.hf.hooks import ForwardHook
 
 _METHOD = "_prepare_model_inputs"  # inputs, first token, keywords: gives text, its kind, keywords
-_CACHES = ("past_key_values", "cache")  # how transformers names the argument, before and since 5.24
 
 
 @runtime_checkable
@@ -89,8 +89,7 @@ class _Watched:
         assert model is not None, "what hangs on a model is called while it is there"
         before = _own(model) if self.before is None else self.before
         text, kind, keywords = before(*args, **kwargs)
-        cache = next((keywords[name] for name in _CACHES if keywords.get(name) is not None), None)
-        running = getattr(cache, "running", None)
+        running = getattr(taken(keywords), "running", None)
         if isinstance(running, Generating) and isinstance(text, Tensor):
             text = text.view_as(text)  # an object of this `generate` alone, which is gone when it is done
             given = given_text(text, keywords.get("attention_mask"))
