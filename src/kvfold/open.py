@@ -40,7 +40,7 @@ def cache(
     least: int = LEAST,
     tokenizer: Any = None,
 ) -> "FoldedCache":
-    """A folded cache for one model, to be given to `model.generate(..., past_key_values=cache)`.
+    """A folded cache for one model, to be given to `model.generate(..., **cache.keyword)`.
 
     Without a plan nothing is evicted, and numbers are stored in 8 bits. The first forward is the prompt and is folded
     at its end, layer by layer; `prompt_tokens` says otherwise (columns, pads included; 0 folds only when `cache.fold()`
@@ -50,7 +50,7 @@ def cache(
     by the one beside the model's weights.
 
     >>> folded = cache(model, "snapkv(keep=0.125) + int8")
-    >>> model.generate(**inputs, past_key_values=folded)
+    >>> model.generate(**inputs, **folded.keyword)  # past_key_values=folded, or cache=folded from transformers 5.24 on
 
     Raises PlanError for a plan that cannot be read, BudgetError for one that cannot hold the pinned tokens and
     ModelError for a model whose layers cannot be folded.
