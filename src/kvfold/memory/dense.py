@@ -7,6 +7,7 @@ head. So counts may differ per row and per head and bytes are exact. It does not
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -226,7 +227,7 @@ class DensePart(Part):
         counts = [count for row in self.counts for count in row]
         if ragged.uniform(self.counts):
             return StoredSlots(form, stride=counts[0], count=counts[0])
-        return StoredSlots(form, ends=torch.tensor(counts).cumsum(0))
+        return StoredSlots(form, ends=list(accumulate(counts)))
 
     def _picked(self, order: Tensor, counts: Counts) -> "DensePart":
         return self.made_of({name: tensor[order] for name, tensor in self.tensors()}, counts)

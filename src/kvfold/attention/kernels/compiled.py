@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from kvfold.attention.soft_cap import CappedScale
@@ -95,18 +95,17 @@ class _Part(ctypes.Structure):
 class StoredSlots:
     """Slots of all rows and heads as the kernel is told of them; it keeps alive what it points into."""
 
-    __slots__ = ("given", "part", "slots")
+    __slots__ = ("ends", "given", "part", "slots")
 
-    def __init__(
-        self, form: Form, *, stride: int = 0, count: int = 0, ends: Int[Tensor, " heads"] | None = None
-    ) -> None:
+    def __init__(self, form: Form, *, stride: int = 0, count: int = 0, ends: Sequence[int] | None = None) -> None:
         """Each head's slots end at `ends`, or there are `count` of each head, `stride` slots apart."""
         self.given = (form, stride, count, ends)
-        self.slots = count if ends is None else int(ends[-1])
+        self.slots = count if ends is None else ends[-1]
+        self.ends = None if ends is None else (ctypes.c_int64 * len(ends))(*ends)
         self.part = _Part(
             keys=_Side(*(one.data_ptr() for one in form.keys)),
             values=_Side(*(one.data_ptr() for one in form.values)),
-            ends=None if ends is None else ends.data_ptr(),
+            ends=None if self.ends is None else ctypes.addressof(self.ends),
             stride=stride,
             count=count,
             kind=form.kind,
@@ -119,7 +118,7 @@ class StoredSlots:
         return _stored, self.given
 
 
-def _stored(form: Form, stride: int, count: int, ends: Tensor | None) -> StoredSlots:
+def _stored(form: Form, stride: int, count: int, ends: Sequence[int] | None) -> StoredSlots:
     return StoredSlots(form, stride=stride, count=count, ends=ends)
 
 
