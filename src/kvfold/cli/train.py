@@ -64,20 +64,14 @@ def sonic(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     rank: Annotated[int, typer.Option("--rank", help="Rank of the adapter's updates.", min=1)] = 32,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 2e-3,
-    scorer: Annotated[
-        float, typer.Option("--judge", help="Share of the run that trains the salience alone; 1: no rows at all.")
-    ] = 0.15,
+    scorer: Annotated[float, typer.Option("--judge", help="Share of it for the scorer alone; 1: no rows.")] = 0.15,
     without: Annotated[str | None, typer.Option("--without", help="A family of dialogues to leave out.")] = None,
     study: Annotated[
         float, typer.Option("--study", help="Share of talks in which the model asks itself about the data.", min=0)
     ] = 0.0,
-    start: Annotated[
-        str | None, typer.Option("--from", help="An adapter to begin with: a folder, or `shipped`.")
-    ] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Adapter to begin with: a folder, `shipped`.")] = None,
     terms: Annotated[str, typer.Option("--terms", help="Weights of the loss, like 'choice=1,salience=0'.")] = "",
-    as_used: Annotated[
-        bool, typer.Option("--as-used", help="Train on the choice of use; soft weights only give the gradient.")
-    ] = False,
+    as_used: Annotated[bool, typer.Option("--as-used", help="Train on the hard choice, as in use.")] = False,
 ) -> None:
     """Train SONIC's Nexus rows for a model: what a finished turn becomes, at any budget.
 
