@@ -12,7 +12,7 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest faults check docs records records-smollm2 families grid installed
+.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 families grid installed
 
 help:  ## what each word does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -74,8 +74,12 @@ check: setup  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and the picture of README from the records
+site: setup  ## the pages of docs/ as a site in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+docs: setup  ## regenerate what is generated: docs/cli.md, settings and drawings, and the tables and the picture of README from the records
 	$(BIN)/python -m kvfold.cli.reference docs/cli.md
+	$(BIN)/python docs/make/drawings.py
 	if test -n "$(RUNS)"; then \
 	  $(BIN)/kvfold report $(RUNS) --overview --into README.md && \
 	  $(BIN)/kvfold report $(RUNS) --into docs/results.md; fi
@@ -87,6 +91,7 @@ docs: setup  ## regenerate what is generated: docs/cli.md, and the tables and th
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sentkv-*) --into docs/methods/sentkv-tables.md; fi
 	if test -f $(RECORDS)/chat-tiny/records.jsonl; then \
 	  $(BIN)/kvfold report $(RECORDS)/chat-tiny --picture docs/pictures/score.svg; fi
+	$(BIN)/python docs/make/members.py
 
 # What `make records` runs: folders of $(RECORDS), each with its suite. Two at a time, each on one thread; what a folder
 # holds already is not run again. int8 and int4 are judged on bfloat16, as byte bars are: of float32 they would look

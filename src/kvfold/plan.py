@@ -221,7 +221,7 @@ def _build(name: str, kind: type[Member], settings: dict[str, Any]) -> Member:
     hints = get_type_hints(kind)
     for key, value in settings.items():
         if not _fits(value, hints[key]):
-            raise PlanError(f"{name} was given {key}={value!r}; it cannot be that; give {_said(hints[key])}")
+            raise PlanError(f"{name} was given {key}={value!r}; it cannot be that; give {said(hints[key])}")
     try:
         return kind(**settings)
     except KvfoldError as error:
@@ -249,12 +249,12 @@ def _fits(value: object, hint: Any) -> bool:
     return isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
 
 
-def _said(hint: Any) -> str:
+def said(hint: Any) -> str:
     """An annotation in words."""
     if get_origin(hint) is Literal:
         return " or ".join(repr(one) for one in get_args(hint))
     if get_origin(hint) in _UNIONS:
-        return " or ".join(_said(one) for one in get_args(hint))
+        return " or ".join(said(one) for one in get_args(hint))
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}
     return words.get(hint, str(hint))
 

@@ -25,35 +25,41 @@ KEEPS = "0.5,0.2"
 
 
 # The words and options of the command line, one a parameter of `bench`.
-Suite = Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite, such as chat.")]
-Model = Annotated[
-    str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, a name on the Hub, or a shape (speed).")
+Suite = Annotated[
+    str, typer.Argument(metavar="SUITE", help="The name of a suite, such as chat; `kvfold suites` lists them.")
 ]
-Plans = Annotated[str, typer.Option(help="Plans, parted by semicolons; `full` and `none` always run too.")]
+Model = Annotated[
+    str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, a name on the Hub, or (speed) a shape.")
+]
+Plans = Annotated[str, typer.Option(help="Plans, with semicolons between them. `full` and `none` always run too.")]
 Keep = Annotated[
     str | None,
-    typer.Option(help=f"Sizes, parted by commas, in place of each plan's own; {KEEPS} for plans without, if left."),
+    typer.Option(help=f"Sizes for every plan, with commas between them. Default: a plan's own size, or {KEEPS}."),
 ]
-Peers = Annotated[str, typer.Option(help="Rivals to run beside, such as `kvpress:SnapKV; transformers:DynamicCache`.")]
+Peers = Annotated[
+    str, typer.Option(help="Other projects' caches to run too, such as `kvpress:SnapKV; transformers:DynamicCache`.")
+]
 Samples = Annotated[int, typer.Option(help="How many samples.", min=1)]
-Seed = Annotated[int, typer.Option(help="The seed that the samples follow from.", min=0)]
-Folder = Annotated[Path, typer.Option(help="The folder for the records; finished ones in it are not run again.")]
+Seed = Annotated[int, typer.Option(help="The seed from which the samples are made.", min=0)]
+Folder = Annotated[Path, typer.Option(help="The folder for the records. What is finished there is not run again.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the suite; again for more.")
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the suite. Repeat it for more settings."),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="Real text for suites that ask about it: a file, or the folder that holds it.")
+    Path | None, typer.Option(help="Real text, which some suites need: a file, or the folder that holds it.")
 ]
 JudgeUrl = Annotated[
-    str | None, typer.Option(help="Where a judge speaks OpenAI's chat completions; its key is in KVFOLD_JUDGE_KEY.")
+    str | None,
+    typer.Option(help="The address of a judge with OpenAI's chat API. Its key is read from KVFOLD_JUDGE_KEY."),
 ]
-JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads; torch's own choice when left out.", min=1)]
-Executor = Annotated[str, typer.Option(help="Where the work is done: here, processes or ray.")]
-Workers = Annotated[int, typer.Option(help="How many workers, each with its own threads.", min=1)]
+JudgeModel = Annotated[str | None, typer.Option(help="The name of the judge's model.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads. Default: torch's own choice.", min=1)]
+Executor = Annotated[str, typer.Option(help="Where samples run: here, processes or ray.")]
+Workers = Annotated[int, typer.Option(help="How many workers run. Each has its own threads.", min=1)]
 Minutes = Annotated[
     float | None,
-    typer.Option(help="End in time: finished samples are shown and kept, and the same command goes on.", min=0.1),
+    typer.Option(help="Stop after so many minutes. Finished samples are kept, and the same command goes on.", min=0.1),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")]
 
@@ -120,7 +126,7 @@ def bench(
     minutes: Minutes = None,
     json: Json = False,
 ) -> None:
-    """Ask a model the questions of a suite under several plans, beside the full cache and no history at all."""
+    """Ask a model the questions of a suite under several plans, with the full cache and without any history."""
     records = carry_out(
         suite,
         model=model,

@@ -20,30 +20,39 @@ if TYPE_CHECKING:
 
 MODEL = "tiny"
 PLAN = "int8(rotate=True)"  # as kvfold.open has it, which would bring torch
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub. "
+        f"Default: {MODEL}, or the model of the saved chat."
+    ),
+]
+PlanText = Annotated[
+    str | None, typer.Option(help=f"How the history is folded. Default: {PLAN}, or the plan of the saved chat.")
+]
+Least = Annotated[
+    int | None,
+    typer.Option(min=0, help="Tokens that a plan with keep= leaves in any case. Default: 256, or the saved chat's."),
+]
 
 
 def chat(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub; {MODEL} unless a file says so."
-        ),
-    ] = None,
-    plan: Annotated[str | None, typer.Option(help=f"How the history is folded; {PLAN} unless a file says so.")] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt; it is never folded.")] = None,
-    load: Annotated[Path | None, typer.Option(help="Go on with a saved chat, with the model that it names.")] = None,
-    trust: Annotated[bool, typer.Option("--trust", help="Let a saved chat's plan name folders and adapters.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Save the chat here when leaving.")] = None,
-    least: Annotated[
-        int | None, typer.Option(min=0, help="Tokens that a fraction leaves in any case; 256 unless a file says so.")
-    ] = None,
+    model: Model = None,
+    plan: PlanText = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt. It is never folded.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Go on with this saved chat. Its model is loaded.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Accept a saved chat whose plan names folders or adapters.")
+    ] = False,
+    save: Annotated[Path | None, typer.Option(help="Save the chat to this file at the end.")] = None,
+    least: Least = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling, where the temperature is not 0.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The seed of sampling, if the temperature is above 0.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    """Talk with a model; after each turn a line says what the history takes. /help lists what can be done besides."""
+    """Talk with a model. After each turn a line says how much the history takes. /help lists commands."""
     from kvfold.chat.chat import Chat
     from kvfold.hf.generation import reply_settings
 

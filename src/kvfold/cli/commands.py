@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from kvfold.budget.ledger import Ledger
     from kvfold.chat.chat import Chat
 
-HELP = """/undo               take the newest turn back
-/retry [0.8]        take it back and say it again, at another temperature if one is given
-/plan [PLAN]        say the plan; or read the conversation anew under another
-/system [TEXT]      say the system prompt; or read the conversation anew with another
-/budget 0.2         keep a fifth from now on; 512: so many tokens
-/ledger             what is held, part by part
+HELP = """/undo               take back the newest turn
+/retry [0.8]        take it back and ask it again, at another temperature if you give one
+/plan [PLAN]        show the plan; with PLAN: read the conversation again under this plan
+/system [TEXT]      show the system prompt; with TEXT: read the conversation again with this one
+/budget 0.2         keep a fifth from now on; /budget 512 keeps 512 tokens
+/ledger             show what is held, part by part
 /save [FILE]        save the conversation
 /load FILE          go on with a saved conversation of this model
-/help, /quit        this list; leave (Ctrl-D too)"""
+/help, /quit        show this list; leave (Ctrl-D leaves too)"""
 
 
 class Talk:

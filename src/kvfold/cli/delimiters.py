@@ -1,4 +1,4 @@
-"""`kvfold delimiters`: how good an end of a sentence each mark is to one model, as a file for `sentkv(ends=...)`.
+"""`kvfold delimiters`: how well each mark ends a sentence for one model, as a file for `sentkv(delimiters=...)`.
 
 Everything heavy is imported when the verb runs.
 """
@@ -12,18 +12,18 @@ from kvfold.cli.hardware import Device, Dtype
 
 
 def delimiters(
-    text: Annotated[Path, typer.Option("--text", help="What to measure on: .txt, .jsonl or .jsonl.xz.")],
+    text: Annotated[Path, typer.Option("--text", help="The text to measure on: .txt, .jsonl or .jsonl.xz.")],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("delimiters.json"),
     model: Annotated[
         str, typer.Option("--model", help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub.")
     ] = "tiny",
     characters: Annotated[
-        int, typer.Option("--characters", help="How much of the text is read, at most.", min=1)
+        int, typer.Option("--characters", help="The most characters of the text that are read.", min=1)
     ] = 200_000,
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    """Measure by a model's attention where its sentences end best."""
+    """Measure how well each mark ends a sentence for a model, as a file for sentkv(delimiters=...)."""
     from kvfold.cli.hardware import load_model
     from kvfold.data.files import prose, read_rows
     from kvfold.train.delimiters import measure, save_ends

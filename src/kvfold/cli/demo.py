@@ -18,12 +18,12 @@ SAMPLES = 32  # what two cores answer under all plans within three minutes
 
 
 def demo(
-    n: Annotated[int, typer.Option(help="How many dialogues, the four families in turn.", min=4)] = SAMPLES,
-    seed: Annotated[int, typer.Option(help="The seed that the dialogues follow from.", min=0)] = 0,
+    n: Annotated[int, typer.Option(help="How many dialogues. The four families take turns.", min=4)] = SAMPLES,
+    seed: Annotated[int, typer.Option(help="The seed from which the dialogues are made.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="The folder for report.html and the records.")] = FOLDER,
     json: Annotated[bool, typer.Option("--json", help="Print one record per line and nothing else.")] = False,
 ) -> None:
-    """See a real multi-turn benchmark: the shipped model, full cache, no history, and four methods at two sizes."""
+    """Run a real multi-turn benchmark on the shipped model: four methods at two sizes, full cache, no history."""
     from kvfold.bench.report import page as report
 
     # A model this small gains nothing from a second thread, but two processes do twice the work of one.

@@ -10,11 +10,11 @@ import typer
 Dtype = Annotated[
     str,
     typer.Option(
-        help="auto, float32, bfloat16 or float16; auto is bfloat16 on CUDA and where the processor is quick in it, "
+        help="auto, float32, bfloat16 or float16. auto is bfloat16 on CUDA and on processors that are fast in it, "
         "else float32."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto is CUDA where there is one.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda. auto is cuda if there is one, else cpu.")]
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -16,18 +16,18 @@ _BUDGET = ("keep", "tokens", "max_bytes")
 
 
 def plans() -> None:
-    """List the members that plans are made of: what each does, the models it is for, and its settings."""
+    """List the members of plans: what each does, which models it runs with, and its settings."""
     from kvfold.plan import members
 
     for axis, question in _QUESTIONS.items():
         typer.echo(f"{axis} ({question})")
         for name, kind in members(axis).items():
             typer.echo(f"  {name:<14} {_first_sentence(kind)} [{_models(kind)}] {_settings(kind)}".rstrip())
-    typer.echo("one of each axis makes a plan, joined by +: snapkv(keep=0.5) + int8; keep= is a fraction of the bytes")
+    typer.echo("a plan has one member of each axis at most: snapkv(keep=0.5) + int8; keep= is a fraction of the bytes")
 
 
 def suites() -> None:
-    """List the suites that `kvfold bench` knows: what each asks."""
+    """List the suites of `kvfold bench`, and what each asks."""
     from kvfold.bench.suites import names
 
     for name in names():

@@ -19,12 +19,12 @@ def ranks(
         str, typer.Option("--model", help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub.")
     ] = "tiny",
     plan: Annotated[str, typer.Option("--plan", help="How the text is folded.")] = "dynakv(rate=0.3)",
-    tokens: Annotated[int, typer.Option("--tokens", help="How much of the text is read, at most.", min=8)] = 1024,
+    tokens: Annotated[int, typer.Option("--tokens", help="The most tokens of the text that are read.", min=8)] = 1024,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print what each layer keeps as one JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what each layer keeps, as one JSON object.")] = False,
 ) -> None:
-    """Draw a text with each token shaded by how much of it a plan keeps, layer by layer."""
+    """Draw a text as a page: each token is shaded by how much of it a plan keeps, layer by layer."""
     from kvfold.bench.report.ranks import page, shares_of
     from kvfold.cli.hardware import load_model
     from kvfold.data.files import prose, read_rows

@@ -15,20 +15,23 @@ FOLDER = Path("kvfold-report")
 
 def report(
     places: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that `kvfold bench` wrote.")],
-    out: Annotated[Path, typer.Option(help="The folder that report.html is written into.")] = FOLDER,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables and write nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the merged records and write nothing.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for report.html.")] = FOLDER,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as Markdown. No file is written.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the merged records. No file is written.")] = False,
     into: Annotated[
-        Path | None, typer.Option(help="Renew the tables between the marks of this Markdown file and nothing else.")
+        Path | None,
+        typer.Option(help="Renew the tables between the marks of this Markdown file. Nothing else is written."),
     ] = None,
     overview: Annotated[
-        bool, typer.Option("--overview", help="Of Markdown: one table, a row for each plan, a column for each suite.")
+        bool, typer.Option("--overview", help="With Markdown: one table, a row for each plan, a column for each suite.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Write the curves of the first table to this SVG file and nothing else.")
+        Path | None, typer.Option(help="Write the curves of the first table to this SVG file. Nothing else is written.")
     ] = None,
 ) -> None:
-    """Make one page of the records of one or many runs: tables that sort, score over kept bytes, what ran where."""
+    """Make one page from the records of one or many runs: tables, curves, and what ran where."""
     from kvfold.bench.report import page as pages
     from kvfold.bench.report import plot, tables
     from kvfold.bench.run import journal

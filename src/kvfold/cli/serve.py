@@ -14,25 +14,32 @@ from kvfold.cli.hardware import Device, Dtype, load_model
 from kvfold.errors import ModelError
 
 Model = Annotated[str, typer.Option(help="`smollm2`, `tiny`, a folder, a GGUF file, or a name on the Hub.")]
+Least = Annotated[int, typer.Option(min=0, help="Tokens of a chat that a plan with keep= leaves in any case.")]
+Memory = Annotated[str, typer.Option(help="The most that all chats together may take, such as 512MB or 2GB.")]
+Host = Annotated[str, typer.Option(help="The address to listen at. Other machines need --token-file.")]
+Store = Annotated[Path | None, typer.Option(help="Keep finished turns in this folder, over a restart too.")]
+TokenFile = Annotated[Path | None, typer.Option(help="A file with the tokens of clients, one in each line.")]
+Name = Annotated[str | None, typer.Option(help="The name of the model for clients. Default: the value of --model.")]
+ReplyTokens = Annotated[int, typer.Option(min=1, help="The most tokens that a request may ask for.")]
 
 
 def serve(
     model: Model = "tiny",
-    plan: Annotated[str, typer.Option(help="How the history of every chat is folded.")] = PLAN,
-    least: Annotated[int, typer.Option(min=0, help="Tokens of a chat that a fraction leaves in any case.")] = 256,
-    memory: Annotated[str, typer.Option(help="What all chats together may take, such as 512MB or 2GB.")] = "2GB",
-    store: Annotated[Path | None, typer.Option(help="Keep finished turns in this folder; a restart has them.")] = None,
-    host: Annotated[str, typer.Option(help="Address; any but this machine's own needs --token-file.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
-    token_file: Annotated[Path | None, typer.Option(help="Tokens of clients, one a line.")] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the model; the value of --model if left.")] = None,
-    reply_tokens: Annotated[int, typer.Option(min=1, help="The longest reply that a request may ask for.")] = 1024,
-    rows: Annotated[int, typer.Option(min=1, help="Chats that decode at once.")] = 16,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
+    plan: Annotated[str, typer.Option(help="How the history of each chat is folded.")] = PLAN,
+    least: Least = 256,
+    memory: Memory = "2GB",
+    store: Store = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen at.")] = 8000,
+    token_file: TokenFile = None,
+    name: Name = None,
+    reply_tokens: ReplyTokens = 1024,
+    rows: Annotated[int, typer.Option(min=1, help="How many chats decode at the same time.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="How many requests may wait.")] = 64,
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    """Serve chats over HTTP, by OpenAI's API, until Ctrl-C or SIGTERM."""
+    """Serve chats over HTTP by OpenAI's API. Ctrl-C or SIGTERM ends it."""
     try:
         from kvfold.serve import access
         from kvfold.serve.run import serve as run

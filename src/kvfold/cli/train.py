@@ -10,6 +10,28 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(help="Train a model or an adapter: base, sonic, dynakv.", no_args_is_help=True)
+Data = Annotated[Path | None, typer.Option("--data", help="A folder of real text (*.jsonl.xz) to mix in.")]
+Minutes = Annotated[float | None, typer.Option("--minutes", help="How many minutes the whole run takes.")]
+Tokens = Annotated[int | None, typer.Option("--tokens", help="How many tokens the whole run reads.")]
+Scorer = Annotated[
+    float,
+    typer.Option("--judge", help="The share of the run that trains the scorer alone. 1: no rows are trained."),
+]
+Study = Annotated[
+    float, typer.Option("--study", help="The share of talks in which the model asks itself about the data.", min=0)
+]
+TermWeights = Annotated[
+    str, typer.Option("--terms", help="Weights of the loss's terms, such as 'choice=1,salience=0'.")
+]
+Without = Annotated[str | None, typer.Option("--without", help="A family of dialogues that training leaves out.")]
+Rows = Annotated[
+    int | None,
+    typer.Option("--rows", help="Rows of text. Default: 3 in a training step, 30 in a measurement.", min=1),
+]
+Length = Annotated[
+    int | None,
+    typer.Option("--length", help="Tokens of a row. Default: 768 in a training, 1,024 in a measurement."),
+]
 
 
 @app.callback()
@@ -19,22 +41,23 @@ def train() -> None:
 
 @app.command()
 def base(
-    out: Annotated[Path, typer.Option("--out", help="Folder for checkpoint, record and finished model.")],
-    preset: Annotated[str, typer.Option("--preset", help="Shape of the model: tiny or small.")] = "tiny",
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of real text (*.jsonl.xz) to mix in.")] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="Length of the whole run in minutes.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="Length of the whole run in tokens.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of weights, data and order.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="The folder for checkpoint, record and finished model.")],
+    preset: Annotated[str, typer.Option("--preset", help="The shape of the model: tiny or small.")] = "tiny",
+    data: Data = None,
+    minutes: Minutes = None,
+    tokens: Tokens = None,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of weights, data and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
-    start: Annotated[Path | None, typer.Option("--from", help="Finished model of this preset to go on from.")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="A finished model of this preset to start with.")] = None,
     soup: Annotated[
-        Path | None, typer.Option("--soup", help="Finished model of this preset to average the finished weights with.")
+        Path | None,
+        typer.Option("--soup", help="A finished model of this preset; the result is the mean of both weights."),
     ] = None,
-    rate: Annotated[float, typer.Option("--rate", help="Share of the usual learning rates.")] = 1.0,
+    rate: Annotated[float, typer.Option("--rate", help="A factor for the usual learning rates.")] = 1.0,
 ) -> None:
     """Train a base model on generated dialogues and documents, mixed with real text.
 
-    Give --minutes or --tokens. Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
+    Give --minutes or --tokens. Ctrl-C stops the run; with --resume it goes on from its last checkpoint.
     """
     from kvfold.train.base.run import BaseRun
     from kvfold.train.base.settings import BaseSettings
@@ -55,27 +78,27 @@ def base(
 
 @app.command()
 def sonic(
-    out: Annotated[Path, typer.Option("--out", help="Folder for checkpoint, record and finished adapter.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for checkpoint, record and finished adapter.")],
     model: Annotated[str, typer.Option("--model", help="The model that the adapter is for.")] = "tiny",
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of real text (*.jsonl.xz) to mix in.")] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="Length of the whole run in minutes.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="Length of the whole run in tokens.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of rows, data and order.")] = 0,
+    data: Data = None,
+    minutes: Minutes = None,
+    tokens: Tokens = None,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of rows, data and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
-    rank: Annotated[int, typer.Option("--rank", help="Rank of the adapter's updates.", min=1)] = 32,
-    rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 2e-3,
-    scorer: Annotated[float, typer.Option("--judge", help="Share of it for the scorer alone; 1: no rows.")] = 0.15,
-    without: Annotated[str | None, typer.Option("--without", help="A family of dialogues to leave out.")] = None,
-    study: Annotated[
-        float, typer.Option("--study", help="Share of talks in which the model asks itself about the data.", min=0)
-    ] = 0.0,
-    start: Annotated[str | None, typer.Option("--from", help="Adapter to begin with: a folder, `shipped`.")] = None,
-    terms: Annotated[str, typer.Option("--terms", help="Weights of the loss, like 'choice=1,salience=0'.")] = "",
+    rank: Annotated[int, typer.Option("--rank", help="The rank of the adapter's updates.", min=1)] = 32,
+    rate: Annotated[float, typer.Option("--rate", help="The learning rate.")] = 2e-3,
+    scorer: Scorer = 0.15,
+    without: Without = None,
+    study: Study = 0.0,
+    start: Annotated[
+        str | None, typer.Option("--from", help="An adapter to start with: a folder, or `shipped`.")
+    ] = None,
+    terms: TermWeights = "",
     as_used: Annotated[bool, typer.Option("--as-used", help="Train on the hard choice, as in use.")] = False,
 ) -> None:
-    """Train SONIC's Nexus rows for a model: what a finished turn becomes, at any budget.
+    """Train the adapter of sonic for a model. One adapter serves every budget.
 
-    Give --minutes or --tokens. Stopped by Ctrl-C, the run goes on from its last checkpoint with --resume.
+    Give --minutes or --tokens. Ctrl-C stops the run; with --resume it goes on from its last checkpoint.
     """
     from kvfold.train.loop import LoopSettings
     from kvfold.train.sonic.run import SonicRun
@@ -99,35 +122,36 @@ def sonic(
 
 @app.command()
 def dynakv(
-    out: Annotated[Path, typer.Option("--out", help="Folder for checkpoint, record and finished adapter.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for checkpoint, record and finished adapter.")],
     model: Annotated[str, typer.Option("--model", help="The model that the adapter is for.")] = "tiny",
     data: Annotated[
         Path | None, typer.Option("--data", help="Real text to mix in: a folder of *.jsonl.xz, or a file.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Steps of training; 0 only measures bases.", min=0)] = 0,
+    steps: Annotated[int, typer.Option("--steps", help="Steps of training. 0 only measures bases.", min=0)] = 0,
     basis: Annotated[
         str | None,
-        typer.Option("--basis", help="What is measured: joint, mixed, rotated, heads, rotary; the first is trained."),
+        typer.Option(
+            "--basis", help="Bases to measure: joint, mixed, rotated, heads, rotary. The first one is trained."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of data and order.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of data and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
-    rows: Annotated[
-        int | None, typer.Option("--rows", help="Rows of text: of a step 3, of a measurement 30.", min=1)
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option("--length", help="Tokens of a row: in training 768, in a measurement 1,024.")
-    ] = None,
+    rows: Rows = None,
+    length: Length = None,
     split: Annotated[
-        str, typer.Option("--split", help="How a rate is shared out untrained: by loss, or even (no backward pass).")
+        str, typer.Option("--split", help="How layers share a rate without training: loss, or even (no backward pass).")
     ] = "loss",
     update: Annotated[
-        int, typer.Option("--update", help="Rank of updates to the model's attention; the updated one is in OUT/model.")
+        int,
+        typer.Option("--update", help="Rank of updates to the model's attention. The updated model is in OUT/model."),
     ] = 0,
-    without: Annotated[str, typer.Option("--without", help="What is not trained: bases, gates, hard or entropy.")] = "",
+    without: Annotated[
+        str, typer.Option("--without", help="Parts that are not trained: bases, gates, hard or entropy.")
+    ] = "",
 ) -> None:
-    """Train DynaKV's ranks for a model, or only measure its bases: one adapter for every rate.
+    """Train ranks of dynakv for a model, or only measure a basis. One adapter serves every rate.
 
-    A measurement (--steps 0) takes minutes. A training that Ctrl-C stops goes on from its checkpoint with --resume.
+    A measurement (--steps 0) takes minutes. Ctrl-C stops a training; with --resume it goes on from its checkpoint.
     """
     given = {name: value for name, value in (("rows", rows), ("length", length)) if value is not None}
     if steps:

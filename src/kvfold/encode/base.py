@@ -100,7 +100,7 @@ class Quantised(SlotCodec):
     """A codec that writes groups of a slot's dimensions as small integers."""
 
     group: int = 32  # dimensions that share a scale; the whole head where it does not divide the head size
-    rotate: bool = False  # keys and values are rotated by a Hadamard matrix first, so that none is much larger
+    rotate: bool = False  # rotate keys and values by a Hadamard matrix first, so that no dimension is much larger
 
     kind: ClassVar[Kind | None] = None  # of its codes, for the compiled kernel
     written: ClassVar[tuple[str, ...]] = ()  # what `write` writes: codes, and by what they are numbers
@@ -163,7 +163,7 @@ class Quantised(SlotCodec):
 class Learned(Encode):
     """A member whose layout is made of an adapter. All heads of a layer share a latent, and so their slots."""
 
-    adapter: str = "shipped"  # or a folder or Hub name of one
+    adapter: str = "shipped"  # the adapter of this package for the model, or a folder, or a name on the Hub
 
     names_files: ClassVar[tuple[str, ...]] = ("adapter",)
     shared_heads: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""dense: a slot is stored as the model handed it.
+"""dense: store a slot as the model gave it.
 
 Source: the model itself, https://arxiv.org/abs/1706.03762
 Ours differs: nothing; it is the identity that other codecs are held against.

@@ -1,4 +1,4 @@
-"""DynaKV: a learned rank for every token, stored and attended in that rank.
+"""DynaKV: store each token in a learned rank of its own, and attend in that rank.
 
 DynaKV (LUMIA Lab and others): a rank for each token by a learned gate, https://arxiv.org/abs/2603.04411
 Ours differs: keys and values share one order of dimensions and one level a token, so no rank is stored beside it; the

@@ -1,4 +1,4 @@
-"""int4: each group of a slot's dimensions as 4-bit numbers between the group's smallest and largest, two to a byte.
+"""int4: store each number in 4 bits, between the smallest and the largest of its group.
 
 Liu et al., KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750
 Ours differs: groups run along the dimensions of one slot for keys too (KIVI's key groups run over tokens), so a slot

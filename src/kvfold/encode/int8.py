@@ -1,4 +1,4 @@
-"""int8: each group of a slot's dimensions as signed bytes and one scale.
+"""int8: store each number as a signed byte; a group of numbers shares one scale.
 
 Liu et al., KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750
 Ours differs: groups run along the dimensions of one slot for keys too (KIVI's key groups run over tokens), so a slot

@@ -1,4 +1,4 @@
-"""kvtc: every slot in the same latent dimensions, each with as many bits as the measured loss asks for. No training.
+"""kvtc: store each dimension of a measured basis in as many bits as the measured loss asks for. No training.
 
 KV Cache Transform Coding for Compact Storage in LLM Inference, https://arxiv.org/abs/2511.01815
 Ours differs: the cache stays readable as it lies (no entropy coding: slots can be dropped and fetched by themselves),

@@ -1,4 +1,4 @@
-"""pca: every slot of a layer in the same few dimensions, those that keys and values fill most. No training.
+"""pca: store every token in the same few dimensions of a measured basis. No training.
 
 Chang et al., Palu: Compressing KV-Cache with Low-Rank Projection, https://arxiv.org/abs/2407.21118
 Ours differs: bases are principal components of measured keys and values over all heads of a layer; where the adapter

@@ -1,4 +1,4 @@
-"""device: everything that is kept lies on the model's device.
+"""device: keep every slot on the device of the model.
 
 Source: the model itself, https://arxiv.org/abs/1706.03762
 Ours differs: nothing; it is the place of a plan that names none.

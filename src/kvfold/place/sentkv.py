@@ -1,4 +1,4 @@
-"""sentkv: slots lie in a far tier; an index of sentences decides which few are read, and most of those stay.
+"""sentkv: hold every slot in host memory or on disk, and read the few sentences that an index chooses.
 
 SentKVCompress, https://openreview.net/forum?id=T0ii3nAxk4, with the splitter and the summaries of DynSplit-KV,
 https://arxiv.org/abs/2602.03184; pages of a fixed size (`window=0`) make it Quest, https://arxiv.org/abs/2406.10774
@@ -38,22 +38,22 @@ class SentKV(Place):
 
     budget: float | int = 0.1  # slots read per head: a fraction of the tokens that the select member kept, or a number
     tier: str = "host"  # device, host, disk, or another file of place/tiers/
-    directory: str | None = None  # of the disk tier's file
-    limit_bytes: int | None = None  # of that file
+    directory: str | None = None  # the folder for the file of the disk tier
+    limit_bytes: int | None = None  # the largest size of that file
     length: int = 16  # tokens of a sentence
-    window: int = 8  # so many more or fewer; 0 makes pages
-    delimiters: str | None = None  # a file of `kvfold delimiters`: how good an end each mark is to the model
+    window: int = 8  # a sentence may have so many tokens more or fewer; 0 makes pages of a fixed length
+    delimiters: str | None = None  # a file of `kvfold delimiters`: how well each mark ends a sentence for the model
     recent: int = 16  # newest folded tokens, always read; the unfinished sentence is too
-    summary: Literal["minmax", "mean", "spread", "halves"] = "minmax"
+    summary: Literal["minmax", "mean", "spread", "halves"] = "minmax"  # what the index keeps of a sentence's keys
     debias: bool = True  # longer sentences have wider extremes by chance: take that off
     when: Literal["steps", "sentence", "drift"] = "sentence"  # what makes it select anew
     every: int = 16  # tokens after which it selects anew in any case
     drift: float = 0.8  # cosine of the mean queries below which the query has drifted
-    queries: int = 8  # newest queries that choose, beside the one that asks
+    queries: int = 8  # newest queries that choose, beside the query of the current step
     reuse: bool = True  # fetch only the slots that are not fetched yet
-    stay: float = 0.3  # nats that a sentence which is there has ahead of others in the next selection
-    query_scores: float = 0.5  # share of the budget for what recent queries of any layer attended to in a long forward
-    around: int = 20  # tokens that these take along on either side
+    stay: float = 0.3  # nats that are added to the score of a sentence that is on the device already
+    query_scores: float = 0.5  # share of the budget for what the last queries of a long forward attended to
+    around: int = 20  # tokens on either side of such a token that stay with it
     mean_of_unselected: bool = False  # read the slots that are not selected as one mean slot
     prompt: Literal["all", "chosen"] = "all"  # what forwards of several tokens read
     offload_above: int = 2048  # raw tokens beyond which the older ones are offloaded, while a prompt is read

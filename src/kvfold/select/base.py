@@ -27,10 +27,10 @@ from kvfold.memory.recorders import Recorder
 class Select(ABC):
     """A method that says which slots stay. Give one of keep, tokens and max_bytes."""
 
-    keep: float | None = None  # fraction of the full cache's bytes, sinks and everything else included
-    tokens: int | None = None  # slots of every row and head
-    max_bytes: int | None = None  # over all rows and layers
-    scope: Literal["history", "turn"] = "history"  # choose among everything held, or each new segment once
+    keep: float | None = None  # fraction of the full cache's bytes that may be held, sinks included
+    tokens: int | None = None  # slots that each row and head may hold
+    max_bytes: int | None = None  # bytes that all rows and layers together may hold
+    scope: Literal["history", "turn"] = "history"  # what it chooses among: all that is held, or one segment
 
     query_aware: ClassVar[bool]  # whether it looks at recent queries, which may be the question itself
     paper: ClassVar[str | None]

@@ -1,4 +1,4 @@
-"""ChunkKV: what any layer's newest queries look at stays in every layer, with the words around it.
+"""ChunkKV: keep what the newest queries of any layer look at, with the text around it, the same in all layers.
 
 Liu et al., ChunkKV: Semantic-Preserving KV Cache Compression for Efficient Long-Context LLM Inference,
 https://arxiv.org/abs/2502.00299, on the votes of SnapKV, https://arxiv.org/abs/2404.14469
@@ -26,7 +26,7 @@ from kvfold.select.base import JointSelect
 class ChunkKV(JointSelect):
     """The same slots in all layers: those around the best scores by the last `window` queries, and the last tokens."""
 
-    window: int = 32
+    window: int = 32  # newest queries whose attention is the score; as many of the newest tokens stay
     pool: int = POOL  # neighbours over which scores are averaged; odd
     reach: int = 80  # tokens that stay on either side of one that was attended to
 

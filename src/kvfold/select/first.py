@@ -1,4 +1,4 @@
-"""First: keep the first tokens of each segment. A control: what learning must beat.
+"""First: keep the first tokens of each segment. A control: learning must beat it.
 
 The lead baseline of summarising: See et al., Get To The Point, https://arxiv.org/abs/1704.04368
 Ours differs: it keeps slots, not text. Its mirror image, the last tokens of a segment, is streaming_llm(scope="turn").

@@ -1,4 +1,4 @@
-"""Mean pool: stretches of each segment become the means of their keys and values. A control: what learning must beat.
+"""Mean pool: replace each stretch of a segment by the means of its keys and values. A control: learning must beat it.
 
 As compressive memories without training do, Rae et al., Compressive Transformers, https://arxiv.org/abs/1911.05507
 Ours differs: keys are averaged as they are scored, after their rotation; each segment is pooled once.

@@ -1,4 +1,4 @@
-"""none: keep nothing of the history but the sinks, and what the floor (`least`) leaves. The lowest row of every table.
+"""none: keep no history, only the sinks and what the floor (`least`) leaves. The lowest row of every table.
 
 Source: the no-history control of https://arxiv.org/abs/2309.17453 taken to its end.
 Ours differs: it is a plan like any other, so it runs on the same samples through the same code.

@@ -26,8 +26,8 @@ from kvfold.select.base import PerLayerSelect, Select, best, newest
 class SnapKV(PerLayerSelect):
     """The slots that the last `window` queries attend to, smoothed over `pool` neighbours, and the last tokens."""
 
-    window: int = 32
-    pool: int = 7  # odd
+    window: int = 32  # newest queries whose attention is the score; as many of the newest tokens stay
+    pool: int = 7  # neighbours over which scores are averaged; odd
 
     query_aware: ClassVar[bool] = True
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2404.14469"

@@ -1,4 +1,4 @@
-"""SONIC: a finished segment becomes a few slots, some of them learned Nexus tokens.
+"""SONIC: keep the slots of a finished segment that later replies would miss most, and learned ones (Nexus rows).
 
 Chen et al., SONIC: Segmented Optimized Nexus for Information Compression in Key-Value Caching,
 https://arxiv.org/abs/2601.21927
@@ -28,9 +28,9 @@ SAVED = 48  # tokens whose share of the budget quiet segments may save for later
 class Sonic(JointSelect):
     """The most salient slots of each segment, as they are or as Nexus rows. Give a budget, or `slots` of a segment."""
 
-    slots: int | None = None  # of each segment, whatever its length
+    slots: int | None = None  # of each segment, whatever its length; in place of a budget
     verbatim: float | None = None  # share of the slots kept word for word; None: rows and words compete
-    adapter: str = "shipped"  # or a folder, or a name on the Hub
+    adapter: str = "shipped"  # the adapter of this package for the model, or a folder, or a name on the Hub
 
     names_files: ClassVar[tuple[str, ...]] = ("adapter",)
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2601.21927"

@@ -1,4 +1,4 @@
-"""Summary: each segment becomes its most informative tokens, read anew as text. A control: what learning must beat.
+"""Summary: keep the rarest tokens of each segment, read once more as a short text. A control: learning must beat it.
 
 Li et al., Compressing Context to Enhance Inference Efficiency of Large Language Models (Selective Context),
 https://arxiv.org/abs/2310.06201. The chosen tokens run through the model once more, without the segment in sight, so
