@@ -15,19 +15,12 @@ from kvfold.errors import FileError
 
 
 def inspect(
-<<<<<<< HEAD
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A chat or a cache that was saved, the folder of a model, or `tiny`.")
+        Path, typer.Argument(metavar="FILE", help="A saved chat or cache, the folder of a model, or `tiny`.")
     ],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, a chat's messages included.")] = False,
-) -> None:
-    """Say what a saved chat or cache, or the folder of a model, holds."""
-=======
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A saved chat, the folder of a model, or `tiny`.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with the messages of a chat.")] = False,
 ) -> None:
-    """Show what a saved chat or the folder of a model holds, without loading a model."""
->>>>>>> 1d1a6805 (A site (make site): quickstart, how-to pages, concepts with drawings, a page for each member, questions, a glossary; plain help texts; tables fit their page.)
+    """Show what a saved chat or cache, or the folder of a model, holds, without loading a model."""
     from kvfold.hf.load import SHIPPED
 
     shipped = SHIPPED / file
