@@ -152,20 +152,21 @@ class QueryWindow(Record):
         if valid is not None:
             marked = marked.masked_fill(~valid, PAD)
         marked = marked.expand(queries.shape[0], -1)  # B Q; rows may share one line of positions
-        if self.positions.shape[1]:
-            queries = torch.cat([self.queries, queries], dim=2)
-            log_sum_exp = torch.cat([self.log_sum_exp, log_sum_exp], dim=2)
-            marked = torch.cat([self.positions, marked], dim=1)
         # Without pads the newest queries are the last ones of every row, and no sort is needed.
-        if valid is not None or self.padded:
+        sorts = valid is not None or self.padded
+        held, new = self.positions.shape[1], marked.shape[1]
+        old = slice(0 if sorts else max(0, held + new - self.width), None)
+        fresh = slice(0 if sorts else max(0, new - self.width), None)
+        queries, log_sum_exp, marked = queries[:, :, fresh], log_sum_exp[:, :, fresh], marked[:, fresh]
+        if held:
+            queries = torch.cat([self.queries[:, :, old], queries], dim=2)
+            log_sum_exp = torch.cat([self.log_sum_exp[:, :, old], log_sum_exp], dim=2)
+            marked = torch.cat([self.positions[:, old], marked], dim=1)
+        else:  # a view would keep all of them alive
+            queries, log_sum_exp, marked = queries.clone(), log_sum_exp.clone(), marked.clone()
+        if sorts:
             return self._newest(queries, log_sum_exp, marked, self.width)
-        newest = slice(max(0, marked.shape[1] - self.width), None)
-        return replace(
-            self,
-            queries=queries[:, :, newest].clone(),  # a view would keep all of them alive
-            log_sum_exp=log_sum_exp[:, :, newest].clone(),
-            positions=marked[:, newest].clone(),
-        )
+        return replace(self, queries=queries, log_sum_exp=log_sum_exp, positions=marked)
 
     def _where(self, stay: Bool[Tensor, "B W"]) -> "QueryWindow":
         kept = torch.where(stay, self.positions, PAD)  # dropping a query makes it a pad
