@@ -8,7 +8,8 @@ import torch
 from coins import Coins
 from rich.console import Console
 
-from fakes import model_of
+from fakes import fresh, model_of
+from kvfold.adapters.files import register_adapter
 from kvfold.bench.ask.audit import AuditedRows, check_fed
 from kvfold.bench.ask.cost import size_fields
 from kvfold.bench.ask.reader import Reader
@@ -19,9 +20,11 @@ from kvfold.bench.run.kept import KeptSamples
 from kvfold.bench.run.runner import run
 from kvfold.bench.run.setting import Setting
 from kvfold.bench.subject import Subject
+from kvfold.encode.lowrank.ranks import Ranks
 from kvfold.errors import SuiteError
 from kvfold.plan import Plan
 from kvfold.select.streaming_llm import StreamingLLM
+from ranks import ranks_for
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,3 +145,14 @@ def test_a_lie_stops_the_run_and_finished_samples_are_kept(tmp_path):
             watcher=PlainLines(Console(file=io.StringIO())))  # fmt: skip
     kept = KeptSamples(tmp_path, setting)
     assert [len(kept.find(plan)) for plan in ("full", "none", "hoarder")] == [4, 4, 0]
+
+
+@pytest.mark.parametrize("plan", ["dynakv(rate=0.47)", "pca(rate=0.3)", "kvtc"])
+def test_the_ledger_of_measured_ranks_counts_what_their_caches_hold(plan):
+    model = fresh("llama", head_dim=32)
+    measured = ranks_for(model).measured
+    register_adapter(model, "dynakv", lambda: Ranks(bases={}, measured=measured, default="joint"))
+    rows = AuditedRows(model, plan, rows=1)
+    rows.feed([list(range(3, 60))])
+    rows.fold()
+    assert rows.ledger().weight_bytes > 0  # reading it compares it with a walk

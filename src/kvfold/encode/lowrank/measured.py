@@ -6,7 +6,7 @@ knows where none of this comes from; adapters/measured.py reads it and train/dyn
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -49,12 +49,6 @@ class MeasuredLayer:
         """Give the format that keeps every dimension."""
         return LowRankFormat(bases=self.bases, levels=(self.sides,))
 
-    @property
-    def weight_bytes(self) -> int:
-        """Count the bytes of the bases and of what is known of the loss."""
-        loss_bytes = sum(getattr(self.loss, field.name).nbytes for field in fields(self.loss))
-        return self.form.weight_bytes + loss_bytes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRanks:
@@ -81,7 +75,8 @@ class MeasuredRanks:
         for index, cut in self.cuts(rate).items():
             form = replace(self.layers[index].form, int8=int8)
             formats[index] = single_level(form, cut)
-        learned_bytes = sum(layer.weight_bytes for layer in self.layers.values())
+        # What is known of the loss has said where to cut, and is not held by a cache.
+        learned_bytes = sum(form.weight_bytes for form, _ in formats.values())
         return RankedLayout(formats=formats, learned_bytes=learned_bytes)
 
     def coded_layout(self, bits: float) -> RankedLayout:
