@@ -40,9 +40,10 @@ def commands():
     for page in PAGES:
         lines = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in re.findall(r"^(?:    )?kvfold ([a-z].*)$", lines, flags=re.MULTILINE):
+            if line.split()[0] in ("keeps", "replaces"):  # a sentence that begins with kvfold
+                continue
             words = tuple(shlex.split(line, comments=True))
-            if words[0] not in ("keeps", "replaces"):  # a sentence that begins with kvfold
-                found.append((str(page.relative_to(ROOT)), words))
+            found.append((str(page.relative_to(ROOT)), words))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kvfold.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from kvfold.bench.advise.advising import advise
     from kvfold.budget.ledger import Ledger
     from kvfold.chat.chat import Chat
     from kvfold.errors import KvfoldError
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from kvfold.open import cache, load_cache
     from kvfold.plan import Plan
 
-__all__ = ["Chat", "KvfoldError", "Ledger", "Plan", "cache", "load", "load_cache"]
+__all__ = ["Chat", "KvfoldError", "Ledger", "Plan", "advise", "cache", "load", "load_cache"]
 
 _HOMES = {
     "Chat": "kvfold.chat.chat",
     "KvfoldError": "kvfold.errors",
     "Ledger": "kvfold.budget.ledger",
     "Plan": "kvfold.plan",
+    "advise": "kvfold.bench.advise.advising",
     "cache": "kvfold.open",
     "load": "kvfold.hf.load",
     "load_cache": "kvfold.open",

@@ -25,11 +25,17 @@ def test_help_costs_less_than_half_a_second_of_cpu_time():
     assert min(cpu_seconds("--help") for _ in range(3)) < 0.5
 
 
+def test_a_forecast_costs_less_than_two_seconds_of_cpu_time():
+    asked = ("advise", "--model", "tiny", "--memory", "5MB", "--forecast")
+    cpu_seconds(*asked)  # the first run may have to write byte code
+    assert min(cpu_seconds(*asked) for _ in range(2)) < 2
+
+
 def test_help_of_a_verb_imports_nothing_heavy():
     program = """
 import sys
 from kvfold.cli.main import run
-for verb in ("demo", "bench", "report", "chat", "train", "inspect"):
+for verb in ("demo", "bench", "report", "chat", "train", "inspect", "advise"):
     assert run([verb, "--help"]) == 0, verb
 heavy = {"torch", "transformers", "numpy", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import kvfold
-from kvfold.cli import bench, chat, delimiters, demo, inspect, listing, ranks, report, serve, train
+from kvfold.cli import advise, bench, chat, delimiters, demo, inspect, listing, ranks, report, serve, train
 from kvfold.cli.printing import escaped
 from kvfold.errors import KvfoldError
 
@@ -45,6 +45,7 @@ def options(
 
 
 app.command()(demo.demo)
+app.command()(advise.advise)
 app.command()(bench.bench)
 app.command()(report.report)
 app.command()(chat.chat)

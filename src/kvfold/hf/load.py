@@ -45,7 +45,7 @@ def load(
     Example: `model, tokenizer = kvfold.load("smollm2")`, or "tiny", or "model.gguf". Raises ModelError, in one line,
     for what is not there, not complete, without a tokenizer, or holds NaN.
     """
-    source = _source(name_or_path)
+    source = source_of(name_or_path)
     offline = Path(source).is_dir() or any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE
     )
@@ -94,7 +94,7 @@ def fingerprint(model: "PreTrainedModel") -> str:
     return digest.hexdigest()[:16]
 
 
-def _source(name: str) -> str:
+def source_of(name: str) -> str:
     """What transformers shall read: a complete folder, or a name for the Hub."""
     if name in PACKAGED:
         file = packaged_file(PACKAGED[name])

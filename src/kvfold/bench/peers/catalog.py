@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-import kvfold
 from kvfold.errors import SuiteError
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -58,7 +57,7 @@ class Peer:
 def second_python() -> Path:
     """Give the path of the second environment's interpreter, there or not."""
     named = os.environ.get(OTHER_PYTHON)
-    return Path(named) if named else Path(kvfold.__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
+    return Path(named) if named else Path(__file__).resolve().parents[4] / ".venv-peers" / "bin" / "python"
 
 
 KVPRESS = Peer(

@@ -8,14 +8,14 @@ from importlib import metadata
 from pathlib import Path
 from platform import python_version
 
-import kvfold
+from kvfold.version import __version__
 
 STANDS_ON = ("torch", "transformers", "tokenizers", "numpy")
 
 
 def versions() -> dict[str, str]:
     """The version of kvfold, of Python and of each package that can move a number."""
-    return {"kvfold": kvfold.__version__, "python": python_version()} | {
+    return {"kvfold": __version__, "python": python_version()} | {
         name: metadata.version(name) for name in STANDS_ON if _is_installed(name)
     }
 
@@ -30,7 +30,7 @@ def _is_installed(name: str) -> bool:
 
 def git_revision() -> str | None:
     """The commit of the source tree, with a plus where tracked files differ from it; None outside a checkout."""
-    home = Path(kvfold.__file__).resolve().parents[2]
+    home = Path(__file__).resolve().parents[4]
     if not (home / ".git").exists():
         return None  # an installed wheel may lie inside somebody else's checkout
     try:

@@ -1,0 +1,30 @@
+"""Candidates: the plans that advice is given about, in the order in which they are preferred without a check.
+
+The order goes by the loss that was measured on SmolLM2 (docs/advise.md has the figures). The text of a plan is what a
+user types; its size is what the forecast needs, so that no plan need be parsed. A test holds that the two agree.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from kvfold.bench.advise.forecast import PlanSize
+
+FULL = "full"
+
+CANDIDATES: Mapping[str, PlanSize] = MappingProxyType(
+    {
+        FULL: PlanSize(),
+        "int8(rotate=True)": PlanSize(codec="int8"),
+        "int4(rotate=True)": PlanSize(codec="int4"),
+        "dynakv(rate=0.47)": PlanSize(rate=0.47),
+        "dynakv(rate=0.47, int8=True)": PlanSize(rate=0.47, codec="int8"),
+        "dynakv(rate=0.2)": PlanSize(rate=0.2),
+        "snapkv(keep=0.5)": PlanSize(keep=0.5),
+        "snapkv(keep=0.5) + int8(rotate=True)": PlanSize(keep=0.5, codec="int8"),
+        "snapkv(keep=0.5) + int4(rotate=True)": PlanSize(keep=0.5, codec="int4"),
+        "snapkv(keep=0.5) + dynakv(rate=0.47)": PlanSize(keep=0.5, rate=0.47),
+        "snapkv(keep=0.2)": PlanSize(keep=0.2),
+        "snapkv(keep=0.2) + int8(rotate=True)": PlanSize(keep=0.2, codec="int8"),
+        "snapkv(keep=0.2) + int4(rotate=True)": PlanSize(keep=0.2, codec="int4"),
+    }
+)
