@@ -12,7 +12,7 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 families grid installed
+.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 families grid installed dist
 
 help:  ## what each word does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -65,6 +65,10 @@ grid: setup  ## every pair of members, and every plan with every way of generati
 
 installed: setup  ## a wheel in a fresh environment without extras, and every verb there
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m installed tests/cli
+
+dist: $(RUNS_STAMP)  ## dist/ with the wheel and the sdist of this version
+	rm -rf dist
+	$(BIN)/python -m hatchling build
 
 faults: setup  ## the whole campaign of damaged files, kills and failed folds; `make test` runs a small part of it
 	KVFOLD_FAULTS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults

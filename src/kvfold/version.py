@@ -3,4 +3,4 @@
 Every room may name it, in records and saved files, without importing the public face of the package.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,20 +1,24 @@
-"""What a first user has: the wheel in a fresh environment, with what it requires and no extra.
+"""What a first user has: what `make dist` builds, in a fresh environment, with what it requires and no extra.
 
 The environment holds links to the installed packages that `pip install kvfold` would bring, found by following the
-requirements, so nothing is downloaded; kvfold itself is built and installed as a wheel.
+requirements, so nothing is downloaded; kvfold itself is installed from the wheel.
 """
 
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
+import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from kvfold.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,18 +44,24 @@ def link(held, site):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def built(tmp_path_factory):
+    """The folder with the wheel and the sdist, built as `make dist` builds them."""
+    place = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "--directory", place], cwd=ROOT, check=True)
+    return place
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
     """The `kvfold` command of a fresh environment."""
     place = tmp_path_factory.mktemp("installed")
-    build = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*build, "--wheel-dir", place, ROOT], check=True)
     venv.create(place / "env", with_pip=False)
     python = place / "env" / "bin" / "python"
     site = next((place / "env" / "lib").glob("python3*/site-packages"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for held in required(project["dependencies"], {}).values():
         link(held, site)
-    wheel = next(place.glob("kvfold-*.whl"))
+    wheel = next(built.glob("kvfold-*.whl"))
     install = [sys.executable, "-m", "pip", "--python", python, "--quiet", "install", "--no-deps", "--no-index"]
     subprocess.run([*install, wheel], check=True)
     return place / "env" / "bin" / "kvfold"
@@ -81,6 +91,21 @@ def test_the_environment_holds_no_extra(installed):
     assert held.stdout.strip() == "[]"
 
 
+def test_both_archives_are_of_this_version_and_hold_models_adapters_and_licence(built):
+    version = __version__
+    wheel = zipfile.ZipFile(built / f"kvfold-{version}-py3-none-any.whl").namelist()
+    with tarfile.open(built / f"kvfold-{version}.tar.gz") as opened:
+        source = [name.removeprefix(f"kvfold-{version}/") for name in opened.getnames()]
+    for card in (ROOT / "src" / "kvfold" / "models").glob("*/adapters/*/README.md"):
+        folder = card.parent.relative_to(ROOT / "src")
+        for name in ("README.md", "adapter.json", "adapter.safetensors"):
+            assert f"{folder}/{name}" in wheel
+            assert f"src/{folder}/{name}" in source
+    assert f"kvfold-{version}.dist-info/licenses/LICENSE" in wheel
+    assert {"LICENSE", "CITATION.cff", "CHANGELOG.md", "Makefile", "docs/advise.md", "pyproject.toml"} <= set(source)
+    assert not [name for name in wheel if not name.startswith(("kvfold/", f"kvfold-{version}.dist-info/"))]
+
+
 def test_a_demo_ends_with_its_page(said, tmp_path):
     assert "written: kvfold-report/report.html" in said("demo", "--n", "4")
     assert "<svg" in (tmp_path / "kvfold-report" / "report.html").read_text()
@@ -105,3 +130,4 @@ def test_the_other_verbs(said, tmp_path):
     said("ranks", "--text", "text.txt", "--plan", "snapkv(keep=0.5)", "--tokens", "64")
     said("delimiters", "--text", "text.txt", "--characters", "2500")
     said("train", "base", "--help")
+    assert "take int8(rotate=True): " in said("advise", "--memory", "5MB", "--context", "4096", "--forecast")
