@@ -6,6 +6,7 @@ have left. What is only called like a draft, or has anything else in it, is neve
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import re
@@ -21,6 +22,7 @@ from kvfold.errors import FileError
 _DRAFTS = re.compile(r"\..+\.kvfold-(\d{1,9})-[a-z0-9_]{8}\.part")
 _MARK, _DRAFT = "kvfold-draft", "draft"
 _TEMPORARY = ".tmp"  # begins the names under which safetensors writes
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of fallocate(2)
 _LONGEST_NAME = 100  # characters of a name that a draft's folder takes over: names have at most 255 bytes
 
 
@@ -70,6 +72,18 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def give_back_room(handle: int, offset: int, size: int) -> bool:
+    """Give a stretch of an open file back to the disk: it takes no room then, and reads as zeros.
+
+    False where the system cannot do that.
+    """
+    punch = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if punch is None:
+        return False
+    place = (ctypes.c_longlong(offset), ctypes.c_longlong(size))
+    return punch(handle, _PUNCH_HOLE | _KEEP_SIZE, *place) == 0
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -15,7 +15,9 @@ import torch
 import kvfold
 from driving import feed
 from fakes import model_of, text
-from kvfold.errors import FileError, PlanError
+from kvfold.errors import BudgetError, FileError, PlanError
+from kvfold.memory.store import TierStore
+from kvfold.place.tiers import disk
 from kvfold.place.tiers.disk import DiskTier, remove_stale
 
 CPU = torch.device("cpu")
@@ -23,6 +25,11 @@ CPU = torch.device("cpu")
 
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def takes(path, size):
+    """Whether a file takes so many bytes on the disk, holes left out; the list of its pieces may take pages too."""
+    return size <= path.stat().st_blocks * 512 <= size + 4 * 4096
 
 
 def test_what_is_written_is_read_and_the_file_goes_with_its_tier(tmp_path):
@@ -45,15 +52,82 @@ def test_room_that_was_given_back_is_used_again_and_empty(tmp_path):
         assert not buffer.tensor.any()
         buffer.write(0, 0, torch.ones(1000, 8))
         del buffer
-        gc.collect()
     assert tier.path.stat().st_size <= 1 << 16
 
 
 def test_a_limit_is_kept_and_says_so(tmp_path):
     tier = DiskTier(tmp_path, limit_bytes=10_000)
+    before = tier.path.stat().st_size
     with pytest.raises(FileError, match="may have 10000; give a larger limit_bytes"):
         tier.buffer((1, 100_000, 8), torch.float32, CPU)
-    assert tier.path.stat().st_size == 0
+    assert tier.path.stat().st_size == before
+
+
+def test_neighbours_that_are_free_are_one_place_and_the_last_one_leaves_the_file(tmp_path):
+    tier = DiskTier(tmp_path, limit_bytes=None)
+    first, second, third, last = (tier.buffer((1, 1024, 4), torch.float32, CPU) for _ in range(4))
+    last.write(0, 0, torch.ones(1024, 4))
+    length = tier.path.stat().st_size
+    third.write(0, 0, torch.ones(1024, 4))
+    del first, third, second
+    assert tier.file_bytes == 4096 + 16384  # the mark, and the last one
+    assert takes(tier.path, tier.file_bytes)
+    joined = tier.buffer((1, 3 * 1024, 4), torch.float32, CPU)
+    assert tier.path.stat().st_size == length
+    assert not joined.tensor.any()
+    assert last.tensor.eq(1).all()
+    del last
+    assert tier.path.stat().st_size == length - 16384
+    del joined
+    assert tier.file_bytes == tier.path.stat().st_size == 4096
+
+
+def test_after_200_turns_the_file_takes_little_more_than_what_lies_in_it(tmp_path):
+    tier = DiskTier(tmp_path, limit_bytes=None)
+    stores = [TierStore(tier, CPU) for _ in range(3)]  # of three layers, with two heads each
+    held = 0  # slots of each head
+    for turn in range(200):
+        more = 30 + turn % 40
+        fresh = {"keys": torch.ones(2 * more, 32), "positions": torch.ones(2 * more, dtype=torch.int32)}
+        stores = [store.append((held, held), fresh, [more, more]) for store in stores]
+        held += more
+        assert takes(tier.path, tier.file_bytes)
+        assert turn < 20 or tier.file_bytes <= 1.3 * 3 * 2 * held * (32 * 4 + 4)
+    assert tier.path.stat().st_size <= 2 * tier.file_bytes, "the file is full of holes"
+
+
+def test_the_ledger_says_what_the_file_takes(tmp_path):
+    model = model_of("llama")
+    cache = kvfold.cache(model, f"sentkv(budget=0.5, tier='disk', directory='{tmp_path}')", prompt_tokens=0)
+    feed(model, text(1, 60), cache)
+    cache.fold()
+    ledger = cache.ledger()
+    assert takes(next(tmp_path.iterdir()), ledger.file_bytes)
+    assert f"the file on disk takes {ledger.file_bytes} bytes" in str(ledger)
+    assert kvfold.cache(model, "full").ledger().file_bytes == 0
+
+
+def test_the_limit_counts_what_the_file_takes(tmp_path):
+    tier = DiskTier(tmp_path, limit_bytes=5 * 4096)
+    held = [tier.buffer((1, 1024), torch.float32, CPU) for _ in range(5)]
+    with pytest.raises(FileError, match="it has 20480 and may have 20480"):
+        tier.buffer((1, 1), torch.float32, CPU)
+    del held[1], held[2]  # apart: no place of two pages
+    held.append(tier.buffer((1, 2048), torch.float32, CPU))
+    with pytest.raises(BudgetError, match="takes 20480 bytes already"):
+        tier.set_limit(20479)
+
+
+def test_a_disk_that_cannot_be_given_room_back_counts_what_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "give_back_room", lambda *where: False)
+    tier = DiskTier(tmp_path, limit_bytes=3 * 4096)
+    held = [tier.buffer((1, 1024), torch.float32, CPU) for _ in range(3)]
+    held[1].write(0, 0, torch.ones(1, 1024)[0])
+    del held[1]
+    assert tier.file_bytes == 4 * 4096
+    with pytest.raises(FileError, match="may have 12288"):
+        tier.buffer((1, 2048), torch.float32, CPU)
+    assert not tier.buffer((1, 1024), torch.float32, CPU).tensor.any()
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_the_cache_as_it_was(tmp_path, monkeypatch):
@@ -118,6 +192,33 @@ def test_files_of_killed_processes_are_removed_at_the_next_start_and_those_of_li
     assert len(files(tmp_path)) == 1
     tier = DiskTier(tmp_path, limit_bytes=None)
     assert files(tmp_path) == [tier.path.name]
+
+
+def test_what_is_only_called_like_a_file_of_ours_stays(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    gone, mine = process.pid, os.getpid()
+    mark = f"kvfold disk tier of process {gone}\n"
+    theirs = {
+        f"kvfold-{gone}-abcdefgh.far": "my thesis",
+        f"kvfold-{gone}-abcdefgi.far": "",
+        f"kvfold-{mine}-abcdefgj.far": mark,  # the mark of another
+        "kvfold-notes.far": mark,
+        "kvfold-.far": mark,
+        f"kvfold-{os.getppid()}-abcdefgh.far": f"kvfold disk tier of process {os.getppid()}\n",  # it runs
+    }
+    for name, words in theirs.items():
+        (tmp_path / name).write_text(words)
+    os.mkfifo(tmp_path / f"kvfold-{gone}-abcdefgk.far")
+    (tmp_path / f"kvfold-{gone}-abcdefgl.far").mkdir()
+    (tmp_path / "elsewhere").write_text(mark)
+    (tmp_path / f"kvfold-{gone}-abcdefgm.far").symlink_to(tmp_path / "elsewhere")
+    before = files(tmp_path)
+    for name in (f"kvfold-{gone}-abcdefgn.far", f"kvfold-{gone}-abcdefgo.far.new"):
+        (tmp_path / name).write_text(mark + "slots")
+    assert len(remove_stale(tmp_path)) == 2
+    assert files(tmp_path) == before
+    assert all((tmp_path / name).read_text() == words for name, words in theirs.items())
 
 
 def test_a_copy_of_a_cache_has_buffers_of_its_own(tmp_path):

@@ -74,6 +74,7 @@ class Ledger:
     attended_slots: int  # slots that one new token of each row reads, over layers and heads
     parts: tuple[PartLine, ...]
     weight_bytes: int = 0  # of what was learned to store slots: once a model, not in stored_bytes
+    file_bytes: int = 0  # that the file of a disk tier takes, what other caches have in it included
     traffic: FetchStats | None = None  # of parts in far tiers
     claimed: float | None = None  # the kept fraction that a rival's cache reports; None for our caches
 
@@ -127,6 +128,8 @@ class Ledger:
             f"  {part.name:<8} {part.device:<6} {part.slots:>10} slots {part.stored_bytes:>12} bytes"
             for part in self.parts
         ]
+        if self.file_bytes:
+            lines.append(f"  the file on disk takes {self.file_bytes} bytes")
         if self.weight_bytes:
             pays = "never" if self.break_even_tokens is None else f"from {self.break_even_tokens} tokens on"
             lines.append(

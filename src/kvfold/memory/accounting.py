@@ -63,6 +63,7 @@ def account(
         full_bytes=sum(memory.seen) * token_bytes,  # if nothing had been folded
         other_bytes=other_bytes,
         attended_slots=slots - unread,
+        file_bytes=max((usage.file_bytes for usage in usages), default=0),  # layers share a file
         traffic=_traffic(usages),
         parts=tuple(lines),
         weight_bytes=memory.rules.layout.weight_bytes + adapter_bytes,

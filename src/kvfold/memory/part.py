@@ -30,6 +30,7 @@ class Usage:
 
     attended_slots: int  # entries that a new token reads, over all rows and heads
     tiers: Mapping[str, str] = field(default_factory=dict)  # tensors, by name, that lie in another tier
+    file_bytes: int = 0  # that the tier's file takes, of every part in it
     fetched: Mapping[str, float] | None = None  # counters of page selection and fetches
     shares: tuple[Float[Tensor, " _"], ...] | None = None  # by row: of each slot, oldest first, the numbers kept
 

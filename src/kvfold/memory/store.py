@@ -86,6 +86,11 @@ class Tier(ABC):
     def buffer(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Buffer:
         """Make room for slots. Raises FileError where there is none left."""
 
+    @property
+    def file_bytes(self) -> int:
+        """Count the bytes that its file takes, of every cache that shares it. Default: there is no file."""
+        return 0
+
     def set_limit(self, limit_bytes: int) -> None:
         """Set another limit of what may lie there. Raises BudgetError below what does. Default: there is no limit."""
         raise BudgetError(f"limit_bytes={limit_bytes} was asked for; {self.name} memory has no limit; leave it away")

@@ -212,10 +212,14 @@ class OffloadedPart(Part):
 
     def usage(self) -> Usage:
         """Count the slots that a token reads; name the tensors in the tier; give the counters of fetches."""
-        tier = self.table.policy.tier.name
-        tiers = {} if tier == "device" else {name: tier for name, _ in self.table.stored.tensors()}
-        attended = sum(self.table.budgets())
-        return Usage(attended_slots=attended, tiers=tiers, fetched=self.working.stats.counts())
+        tier = self.table.policy.tier
+        names = [] if tier.name == "device" else [name for name, _ in self.table.stored.tensors()]
+        return Usage(
+            attended_slots=sum(self.table.budgets()),
+            tiers=dict.fromkeys(names, tier.name),
+            file_bytes=tier.file_bytes,
+            fetched=self.working.stats.counts(),
+        )
 
     def state(self) -> State:
         """Give the slots as their layout saves them, and the selection. The index follows from the slots."""

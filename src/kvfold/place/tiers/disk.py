@@ -1,17 +1,21 @@
 """The disk tier: one file, readable by its owner only, in a folder that the user names.
 
 Room is allocated before it is written and never beyond the limit, writes are checked, and the file goes when its cache
-goes. A killed process leaves its file behind without its lock; the next disk tier of that folder removes such files.
-It knows no slots.
+goes. Room that is given back goes back to the disk, is joined with free neighbours, and is used again. A killed process
+leaves its file behind without its lock; the next disk tier of that folder removes such files: those whose name and
+first page say that a process made them which is gone. It knows no slots.
 """
 
 import contextlib
 import fcntl
 import mmap
 import os
+import re
+import stat
 import tempfile
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -21,15 +25,21 @@ import torch
 from torch import Tensor
 
 from kvfold.errors import BudgetError, FileError, PlanError
+from kvfold.files import give_back_room, is_running
 from kvfold.memory.store import TensorBuffer, Tier
+from kvfold.place.free_room import FreeRoom
 
-_PREFIX, _SUFFIX = "kvfold-", ".far"
-_NEW = ".new"
+_SUFFIX, _NEW = ".far", ".new"
+_NAMES = re.compile(r"kvfold-(\d{1,9})-[a-z0-9_]{8}\.far(\.new)?")
 _PAGE = mmap.ALLOCATIONGRANULARITY
 
 
 class DiskTier(Tier):
-    """One file. It changes: buffers are allocated in it and given back when nothing refers to them."""
+    """One file. It changes: buffers are allocated in it and given back when nothing refers to them.
+
+    The limit counts buffers in whole pages: their slots, the room that a store has for slots to come (an eighth), and
+    both the old and the new buffer while a store grows. The first page, which has the mark, is not counted.
+    """
 
     name: ClassVar[str] = "disk"
     needs_directory: ClassVar[bool] = True
@@ -43,8 +53,11 @@ class DiskTier(Tier):
         except OSError as error:
             _refuse(folder, error)
         self.path = Path(name)
-        self._size = 0
-        self._free: list[tuple[int, int]] = []  # buffers given back: offset, size
+        self._size = _PAGE
+        self._live_bytes = 0  # of buffers
+        self._free = FreeRoom()
+        self._punches = True  # what is free takes no room on the disk
+        self._given_back: deque[tuple[int, int]] = deque()  # offset and size of buffers that are not free yet
         self._lock = threading.Lock()
         self.close = weakref.finalize(self, _remove, self._handle, self.path)
 
@@ -63,22 +76,32 @@ class DiskTier(Tier):
         wanted = max(prod(shape) * dtype.itemsize, 1)
         size = -(-wanted // _PAGE) * _PAGE  # rounded up: mappings begin at whole pages
         with self._lock:
-            offset = self._reused(size)
-            if offset is None:
-                offset = self._allocate(size)
+            self._settle()
+            offset = self._allocate(size)
         mapped = mmap.mmap(self._handle, size, offset=offset)
         tensor = torch.frombuffer(mapped, dtype=dtype, count=max(prod(shape), 1))[: prod(shape)].view(*shape)
         buffer = _MappedBuffer(tensor, self, offset)
-        weakref.finalize(mapped, self._give_back, offset, size)  # when no view of the mapping is left
+        freed = weakref.finalize(mapped, self._give_back, offset, size)  # when no view of the mapping is left
+        freed.atexit = False  # views may outlive the last line of a program
         return buffer
+
+    @property
+    def file_bytes(self) -> int:
+        """Count the bytes that the file takes on the disk, of every cache that shares it."""
+        return _PAGE + self._taken_bytes
+
+    @property
+    def _taken_bytes(self) -> int:
+        return self._live_bytes + (0 if self._punches else self._free.size_bytes)
 
     def set_limit(self, limit_bytes: int) -> None:
         """Set another limit of the file. Raises BudgetError for one below what it takes now."""
         with self._lock:
-            if limit_bytes < self._size:
+            self._settle()
+            if limit_bytes < self._taken_bytes:
                 raise BudgetError(
-                    f"limit_bytes={limit_bytes} was asked for; {self.path} takes {self._size} bytes already; "
-                    f"give {self._size} or more, or a new chat the smaller limit"
+                    f"limit_bytes={limit_bytes} was asked for; {self.path} takes {self._taken_bytes} bytes already; "
+                    f"give {self._taken_bytes} or more, or a new chat the smaller limit"
                 )
             self.limit_bytes = limit_bytes
 
@@ -92,33 +115,64 @@ class DiskTier(Tier):
             data, offset = data[written:], offset + written
 
     def _allocate(self, size: int) -> int:
-        if self.limit_bytes is not None and self._size + size > self.limit_bytes:
-            raise FileError(
-                f"{size} bytes more were to be put into {self.path}; it has {self._size} and may have "
-                f"{self.limit_bytes}; give a larger limit_bytes, or a shorter text"
-            )
+        """Give the offset of room that is on the disk and reads as zeros. Raises FileError where there is none."""
+        offset = self._free.take(size)
+        is_there = offset is not None and not self._punches  # it takes its room already
+        more = 0 if is_there else size
         try:
-            os.posix_fallocate(self._handle, self._size, size)  # a full disk refuses here, not in the middle of a fold
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, self._size)  # give back what was allocated before it failed
-            _refuse(self.path.parent, error)
+            if self.limit_bytes is not None and self._taken_bytes + more > self.limit_bytes:
+                raise FileError(
+                    f"{size} bytes more were to be put into {self.path}; it has {self._taken_bytes} and may have "
+                    f"{self.limit_bytes}; give a larger limit_bytes, or a shorter text"
+                )
+            self._fill(self._size if offset is None else offset, size, is_there=is_there)
+        except FileError:
+            if offset is not None:
+                self._free.add(offset, size)
+            raise
+        self._live_bytes += size
+        if offset is not None:
+            return offset
         self._size += size
         return self._size - size
 
-    def _reused(self, size: int) -> int | None:
-        """Find a place that was given back and is large enough, and fill it with zeros; None where there is none."""
-        for number, (offset, held) in enumerate(self._free):
-            if held >= size:
-                self._free[number : number + 1] = [(offset + size, held - size)] if held > size else []
-                zeros = memoryview(bytes(min(size, 1 << 20)))
-                for start in range(0, size, len(zeros)):
-                    self.put(offset + start, zeros[: size - start])
-                return offset
-        return None
+    def _fill(self, offset: int, size: int, *, is_there: bool) -> None:
+        """Have zeros on the disk: a full disk refuses here, not in the middle of a fold."""
+        if is_there:
+            zeros = memoryview(bytes(min(size, 1 << 20)))
+            for start in range(0, size, len(zeros)):
+                self.put(offset + start, zeros[: size - start])
+            return
+        try:
+            os.posix_fallocate(self._handle, offset, size)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # give back what was allocated before it failed
+                if offset == self._size:
+                    os.ftruncate(self._handle, offset)
+                else:
+                    give_back_room(self._handle, offset, size)
+            _refuse(self.path.parent, error)
 
     def _give_back(self, offset: int, size: int) -> None:
-        self._free.append((offset, size))
+        """Note that nothing refers to a buffer. This runs wherever Python frees it, also while the lock is held."""
+        self._given_back.append((offset, size))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def _settle(self) -> None:
+        """Free the room of buffers that were given back. The lock is held."""
+        while self._given_back:
+            offset, size = self._given_back.popleft()
+            self._live_bytes -= size
+            self._free.add(offset, size)
+            self._punches = self._punches and give_back_room(self._handle, offset, size)
+        end = self._free.take_end(self._size)
+        if end < self._size:
+            os.ftruncate(self._handle, end)
+            self._size = end
 
 
 class _MappedBuffer(TensorBuffer):
@@ -138,25 +192,45 @@ class _MappedBuffer(TensorBuffer):
 
 
 def remove_stale(folder: Path) -> list[Path]:
-    """Remove the files of processes that are gone: nobody holds their lock."""
+    """Remove files of ours whose process is gone: nobody holds their lock. What is only called like one stays."""
     gone = []
-    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+    for path in list(folder.iterdir()):
+        named = _NAMES.fullmatch(path.name)
+        if named is None:
+            continue
         with contextlib.suppress(OSError):  # another's file, or another was quicker
-            handle = os.open(path, os.O_RDWR)
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-                gone.append(path)
+                if _is_left(handle, int(named[1])):
+                    path.unlink()
+                    gone.append(path)
             finally:
                 os.close(handle)
     return gone
 
 
+def _is_left(handle: int, process: int) -> bool:
+    """Tell whether an open file is this user's, has our mark, and was made by a process that is gone."""
+    mark = _mark_of(process)
+    there = os.fstat(handle)
+    if not stat.S_ISREG(there.st_mode) or there.st_uid != os.geteuid() or os.pread(handle, len(mark), 0) != mark:
+        return False
+    # Numbers are used again: one that is ours now, of a file that we have not locked, was another's.
+    return process == os.getpid() or not is_running(process)
+
+
+def _mark_of(process: int) -> bytes:
+    return f"kvfold disk tier of process {process}\n".encode()
+
+
 def _create(folder: Path) -> tuple[int, str]:
-    """Create a file for its owner only, locked before it gets the name that others look for."""
-    handle, draft = tempfile.mkstemp(dir=folder, prefix=_PREFIX, suffix=_SUFFIX + _NEW)
+    """Create a file for its owner only, locked and marked before it gets the name that others look for."""
+    handle, draft = tempfile.mkstemp(dir=folder, prefix=f"kvfold-{os.getpid()}-", suffix=_SUFFIX + _NEW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.posix_fallocate(handle, 0, _PAGE)
+        os.pwrite(handle, _mark_of(os.getpid()), 0)
         name = draft.removesuffix(_NEW)
         os.rename(draft, name)
     except OSError:
