@@ -7,8 +7,10 @@ import time
 import httpx2
 import openai
 import pytest
+from safetensors.torch import load_file
 
 import kvfold
+from kvfold.chat import file
 from kvfold.hf.storages import storages_of
 from serve.conftest import assistant, sayer, user
 
@@ -158,6 +160,46 @@ def test_a_file_that_rots_while_the_server_runs_is_set_aside_and_the_text_is_rea
         again = say([*first("Anna"), assistant(answers["Anna"]), user("Where?")])
         assert again.usage.prompt_tokens_details.cached_tokens == 0
         assert list(tmp_path.rglob("*.damaged"))
+
+
+def test_a_file_that_reaches_for_others_or_answers_no_numbers_is_set_aside(serving, tmp_path, tiny, capsys):
+    with serving(store=tmp_path) as one:
+        say = sayer(one)
+        answers = {name: say(first(name)) for name in NAMES[:2]}
+    reaching, broken = sorted(tmp_path.rglob("*.kvfold"), key=lambda path: path.stat().st_mtime)
+    header, tensors = file.read_header(reaching), load_file(reaching)
+    del header["seal"]
+    plan = f"sentkv(budget=0.5, tier='disk', directory={str(tmp_path / 'theirs')!r})"
+    file.write(reaching, header | {"plan": plan}, tensors)
+    header, tensors = file.read_header(broken), {name: tensor.clone() for name, tensor in load_file(broken).items()}
+    del header["seal"]
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    file.write(broken, header, tensors)
+    with serving(store=tmp_path) as other:
+        say = sayer(other)
+        for name in NAMES[:2]:
+            again = say([*first(name), assistant(answers[name]), user("Where?")])
+            assert again.usage.prompt_tokens_details.cached_tokens == 0
+    said = capsys.readouterr().err
+    assert "give a plan of the same members" in said
+    assert "the model answers no numbers" in said
+    assert len(list(tmp_path.rglob("*.damaged"))) == 2
+
+
+def test_the_chats_used_longest_ago_are_removed_beyond_the_stores_limit(serving, tmp_path):
+    def left_after(names, limit):
+        with serving(store=tmp_path, store_bytes=limit, reply_tokens=8) as one:
+            for name in names:
+                sayer(one)(first(name), metadata={"session": name})
+        return list(tmp_path.rglob("*.kvfold"))
+
+    (newest,) = left_after(NAMES[:3], 1)
+    limit = 2 * newest.stat().st_size + 1000
+    left = left_after(NAMES[3:6], limit)
+    assert 0 < sum(path.stat().st_size for path in left) <= limit
+    assert newest not in left
 
 
 def test_a_stored_chat_is_one_that_the_library_loads(serving, tmp_path, tiny):

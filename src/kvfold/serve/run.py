@@ -50,6 +50,7 @@ def server(model: Model, tokenizer: Tokenizer, settings: ServeSettings) -> Itera
             Holdings(settings.memory_bytes),
             is_durable=settings.store is not None,
             kept_turns=settings.kept_turns,
+            store_bytes=settings.store_bytes,
         )
         sessions = Sessions()
         for session, owner in shelf.owners_of_sessions():

@@ -44,7 +44,7 @@ class ServedModel:
         """Count the tokens of a conversation that are never folded."""
         return max(SINKS, template.pinned())
 
-    def cache(self, pinned: int, plan: str | None = None, least: int | None = None) -> FoldedCache:
+    def cache(self, pinned: int, plan: Plan | None = None, least: int | None = None) -> FoldedCache:
         """Make an empty cache that folds on demand only; a saved chat brings a plan and a floor of its own."""
         return cache_with(
             self.model,

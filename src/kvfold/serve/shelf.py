@@ -34,15 +34,22 @@ class Entry:
 class Shelf:
     """Conversations by owner and key. It changes with every turn. One thread uses it."""
 
-    def __init__(self, store: Store, holdings: Holdings, *, is_durable: bool, kept_turns: int) -> None:
-        """`is_durable` says that a finished turn is written at once; without it, only what must leave memory."""
+    def __init__(
+        self, store: Store, holdings: Holdings, *, is_durable: bool, kept_turns: int, store_bytes: int
+    ) -> None:
+        """`is_durable` says that a finished turn is written at once; without it, only what must leave memory.
+
+        Of what is on disk the conversations used longest ago go where they would take more than `store_bytes`.
+        """
         self.holdings = holdings
         self.moved_to_disk = 0
         self._store, self._is_durable, self._kept_turns = store, is_durable, kept_turns
+        self._store_bytes = store_bytes
         self._entries: OrderedDict[Key, Entry] = OrderedDict()  # used longest ago first
         self._sessions: dict[str, list[Key]] = {}  # the newest last
         for place in store.places() if is_durable else ():
             self._put((place.owner, place.key), Entry(place=place), place.session)
+        self._bound_store()
 
     # Finding ----------------------------------------------------------------------------------------------------
 
@@ -101,6 +108,7 @@ class Shelf:
         self._hold(entry, held)
         if before is not None:
             self._supersede(before, entry)
+        self._bound_store()
         self.make_room(0)
 
     def make_room(self, wanted_bytes: int) -> bool:
@@ -144,6 +152,23 @@ class Shelf:
             entry.place = self._store.write(entry.held)
         self.moved_to_disk += 1
         self._release(entry)
+        self._bound_store()
+
+    def _bound_store(self) -> None:
+        """Remove the files of conversations used longest ago, beyond the limit of the store. The newest one stays."""
+        on_disk = [(key, entry, entry.place) for key, entry in self._entries.items() if entry.place is not None]
+        taken = sum(place.size_bytes for _, _, place in on_disk)
+        for key, entry, place in on_disk[:-1]:
+            if taken <= self._store_bytes:
+                return
+            if entry.users:
+                continue
+            taken -= place.size_bytes
+            if entry.held is None:
+                self._forget(key)
+            else:
+                self._store.remove(place)
+                entry.place = None
 
     def _supersede(self, before: Entry, entry: Entry) -> None:
         """Keep the state before a turn for a while, in memory alone, and the newest few of those before it."""

@@ -15,7 +15,8 @@ from kvfold.chat.file import read_header
 from kvfold.chat.saved import SavedChat
 from kvfold.errors import CacheError, FileError, in_one_line
 from kvfold.hf import snapshot
-from kvfold.hf.saved import SavedCache
+from kvfold.hf.saved import SavedCache, refuse_unusable
+from kvfold.plan import Plan
 from kvfold.serve.held import Held
 from kvfold.serve.served import ServedModel
 
@@ -73,8 +74,12 @@ class Store:
         """Read a conversation; None, and the file set aside, where that cannot be."""
         try:
             saved = SavedChat.read(place.path, self._served.model)
-            cache = self._served.cache(saved.cache.pinned, saved.cache.plan, saved.cache.least)
+            # A plan that names files acts by the server's own words: those of the file may be another's.
+            given = self._served.plan if Plan.parse(saved.cache.plan).reaches else None
+            plan = saved.cache.chosen_plan(place.path, given, trust=False)
+            cache = self._served.cache(saved.cache.pinned, plan, saved.cache.least)
             snapshot.put_back(cache, saved.cache.snapshot)
+            refuse_unusable(place.path, cache, self._served.model, saved.past.ids[-1])
         except Exception as error:  # whatever is wrong with a file: the rest is served
             set_aside(place.path, error)
             return None
