@@ -104,6 +104,17 @@ def test_resuming_from_nothing_says_what_to_do(llama, tmp_path):
         Trainer(llama, LoopSettings(tokens=1), TextLoss(llama)).resume(tmp_path / "checkpoint.pt", rng=random.Random(0))
 
 
+@pytest.mark.parametrize("damage", [lambda held: b"", lambda held: b"nothing", lambda held: held[: len(held) // 2],
+                                    lambda held: held[:900] + bytes(4000) + held[4900:]])  # fmt: skip
+def test_a_checkpoint_that_is_none_is_one_line(llama, tmp_path, damage):
+    trainer = Trainer(llama, LoopSettings(tokens=1), TextLoss(llama))
+    path = tmp_path / "checkpoint.pt"
+    trainer.save(path, rng=random.Random(1), more={})
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(FileError, match=r"no whole checkpoint of this training .*leave out --resume to start$"):
+        trainer.resume(path, rng=random.Random(0))
+
+
 def test_the_rate_warms_up_stays_and_falls(llama):
     trainer = Trainer(llama, LoopSettings(tokens=100, warmup_steps=4, flat_until=0.5, last_rate=0.1), TextLoss(llama))
     rates = []

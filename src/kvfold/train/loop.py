@@ -8,7 +8,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from kvfold.errors import FileError
+from kvfold.errors import FileError, in_one_line
 from kvfold.train.optimisers import FULL_RATE, ParameterGroup, groups_by_shape, optimisers_of
 
 
@@ -217,9 +217,19 @@ class Trainer:
         os.replace(new, path)
 
     def resume(self, path: Path, *, rng: random.Random) -> dict:
-        """Take up a checkpoint; returns what `save` was given as `more`."""
+        """Take up a checkpoint; returns what `save` was given as `more`. Raises FileError for one of another run."""
         refuse_missing(path)
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        try:
+            return self._taken_up(torch.load(path, weights_only=True, map_location="cpu"), rng)
+        except Exception as error:  # of whatever kind torch, zip and pickle raise for what is no checkpoint
+            reason = in_one_line(error, 200)
+            raise FileError(
+                f"resuming from {path} was asked; it is no whole checkpoint of this training ({reason}); leave out "
+                "--resume to start"
+            ) from error
+
+    def _taken_up(self, state: Mapping[str, Any], rng: random.Random) -> dict:
+        """Set weights, averages, optimisers, counters and random numbers as they were."""
         self.model.load_state_dict(state["model"])
         for mean, kept in zip(self.averaged, state["averaged"], strict=True):
             mean.copy_(kept)

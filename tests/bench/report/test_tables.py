@@ -111,3 +111,14 @@ def test_what_else_was_measured_has_a_column_where_some_record_has_it():
     assert shown.measures == ("kl",)
     column = tables.heads(shown).index("kl")
     assert [tables.cells(shown, row)[column] for row in shown.rows] == ["0.01235 (0 to 1)", ""]
+
+
+def test_words_of_others_end_no_cell_and_reach_no_terminal():
+    hostile = "full|<img src=x>\x1b[2J\nnew"
+    (shown,) = tables.tables([made.record("full", 1.0), made.record(hostile, 0.5, remarks=(hostile,))])
+    text = tables.markdown(shown)
+    assert not set(text) & {"\x1b", "\r"}
+    assert "<img" not in text
+    assert r"full\|&lt;img src=x>\x1b[2J\nnew" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.replace(r"\|", "").count("|") for line in rows}) == 1

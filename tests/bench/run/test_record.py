@@ -62,6 +62,20 @@ def test_a_record_of_another_version_names_the_odd_key(change):
         record.from_line(json.dumps(keys), where="here")
 
 
+@pytest.mark.parametrize("change", [{"outcomes": 1}, {"outcomes": ["x"]}, {"stored_bytes": "5"}, {"score": None},
+                                    {"by_family": []}, {"interval": [0.1]}, {"remarks": [3]}, {"plan": {}}, {"n": True},
+                                    {"metric_intervals": [1]}, {"metric_intervals": {"kl": 2}}])  # fmt: skip
+def test_a_record_with_a_broken_field_says_which_line(change):
+    keys = json.loads(made.record().line()) | change
+    with pytest.raises(FileError, match=r"^here was read as a record; .* give another folder$"):
+        record.from_line(json.dumps(keys), where="here")
+
+
+def test_deep_json_is_no_record():
+    with pytest.raises(FileError, match="it is not JSON"):
+        record.from_line("[" * 200_000, where="here")
+
+
 def test_a_metric_is_a_key_of_its_own_and_comes_back():
     one = made.record(metrics={"kl": 0.25, "top1": 0.5})
     assert json.loads(one.line())["kl"] == 0.25

@@ -270,8 +270,14 @@ def scopes_shown(plans: Iterable[str]) -> list[str]:
 
 
 def markdown_line(words: Sequence[str]) -> str:
-    """Write one line of a Markdown table."""
-    return "| " + " | ".join(words) + " |"
+    """Write one line of a Markdown table. A bar in a word ends no cell, and a control character is written out."""
+    return "| " + " | ".join(in_markdown(word) for word in words) + " |"
+
+
+def in_markdown(text: str) -> str:
+    """Escape what would end a cell, begin a tag, or act on a terminal."""
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return shown.replace("|", "\\|").replace("<", "&lt;")
 
 
 def markdown(shown: Table) -> str:
@@ -283,5 +289,5 @@ def markdown(shown: Table) -> str:
         lines.append(markdown_line([f"`{plan}`", *rest]))
     lines.append("")
     for note in notes(shown):
-        lines.append(f"- {note}")
+        lines.append(f"- {in_markdown(note)}")
     return "\n".join(lines) + "\n"

@@ -12,7 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kvfold.errors import FileError
+from pydantic import TypeAdapter, ValidationError
+
+from kvfold.errors import FileError, in_one_line
+from kvfold.schema import first_fault
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,9 @@ UNMEASURED: dict[str, Any] = {
 }
 
 
+_FIELDS = TypeAdapter(Record)
+
+
 def samples_name(**fields: Any) -> str:
     """Name samples before any record of them exists; the keywords are those of SAMPLE_KEYS."""
     assert set(fields) == set(SAMPLE_KEYS)
@@ -115,9 +121,10 @@ def from_line(line: str, *, where: str) -> Record:
     """Read one line back. `where` is how an error calls the line."""
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(
-            f"{where} was read as a record; it is not JSON ({error.msg}); remove the line or give another folder"
+            f"{where} was read as a record; it is not JSON ({in_one_line(error, 200)}); remove the line or "
+            "give another folder"
         ) from None
     given = values if isinstance(values, dict) else {}
     intervals = given.pop("metric_intervals", {})
@@ -131,11 +138,17 @@ def from_line(line: str, *, where: str) -> Record:
         )
     if values["failure"] is not None:
         values |= UNMEASURED
-    for name in ("interval", "outcomes", "remarks"):
-        values[name] = tuple(values[name])
-    return Record(
-        **{name: values[name] for name in KEYS},
-        shared_prefill=shared,
-        metrics=metrics,
-        metric_intervals={name: tuple(bounds) for name, bounds in intervals.items()},
-    )
+    fields = {name: values[name] for name in KEYS}
+    more = {"shared_prefill": shared, "metrics": metrics, "metric_intervals": intervals}
+    return _checked({**fields, **more}, where)
+
+
+def _checked(fields: dict[str, Any], where: str) -> Record:
+    """Make a record of the fields of a line. Raises FileError where one has a value of another kind."""
+    try:
+        return _FIELDS.validate_json(json.dumps(fields), strict=True)  # as JSON: strict, lists are no tuples otherwise
+    except ValidationError as error:
+        raise FileError(
+            f"{where} was read as a record; it has a broken field ({first_fault(error)}); remove the line or give "
+            "another folder"
+        ) from None
