@@ -89,6 +89,14 @@ def test_a_strange_header_is_one_line_or_a_chat(chats, tiny, tmp_path, number, s
     assert refused > 2 * SCALE
 
 
+@pytest.mark.parametrize("version", [float("inf"), float("nan"), None, "2", [], -1, 10**400])
+def test_a_format_version_that_is_none_is_one_line(chats, tmp_path, version):
+    path = next(iter(chats))
+    tensors = {k: v.clone() for k, v in load_file(path).items()}
+    written(tmp_path / "strange", file.read_header(path) | {"format_version": version}, tensors)
+    assert one_line(lambda: file.read_header(tmp_path / "strange"))
+
+
 @pytest.mark.parametrize("number", range(len(PLANS)))
 def test_strange_tensors_are_one_line_or_a_chat(chats, tiny, tmp_path, number):
     path = list(chats)[number]

@@ -170,13 +170,13 @@ def test_a_file_that_reaches_for_others_or_answers_no_numbers_is_set_aside(servi
     header, tensors = file.read_header(reaching), load_file(reaching)
     del header["seal"]
     plan = f"sentkv(budget=0.5, tier='disk', directory={str(tmp_path / 'theirs')!r})"
-    file.write(reaching, header | {"plan": plan}, tensors)
+    file.CHAT.write(reaching, header | {"plan": plan}, tensors)
     header, tensors = file.read_header(broken), {name: tensor.clone() for name, tensor in load_file(broken).items()}
     del header["seal"]
     for tensor in tensors.values():
         if tensor.is_floating_point():
             tensor.fill_(float("nan"))
-    file.write(broken, header, tensors)
+    file.CHAT.write(broken, header, tensors)
     with serving(store=tmp_path) as other:
         say = sayer(other)
         for name in NAMES[:2]:

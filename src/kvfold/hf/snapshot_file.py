@@ -85,7 +85,7 @@ class FileKind:
         try:
             header = json.loads(metadata[self.key])
             version = int(header["format_version"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             _refuse(path, f"read as a {self.noun}", "its header cannot be read", "get a sound copy")
         if version > self.version:
             newer = f"kvfold {header.get('kvfold')!s:.40} wrote it in format {version}, newer than {self.version}"
