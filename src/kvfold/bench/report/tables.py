@@ -269,6 +269,12 @@ def scopes_shown(plans: Iterable[str]) -> list[str]:
     return [f"shown in scope {scope!r}: {', '.join(found[scope])}" for scope in sorted(found)]
 
 
+_IN_MARKDOWN = {
+    "|": "\\|",
+    "<": "&lt;",
+}
+
+
 def markdown_line(words: Sequence[str]) -> str:
     """Write one line of a Markdown table. A bar in a word ends no cell, and a control character is written out."""
     return "| " + " | ".join(in_markdown(word) for word in words) + " |"
@@ -276,8 +282,12 @@ def markdown_line(words: Sequence[str]) -> str:
 
 def in_markdown(text: str) -> str:
     """Escape what would end a cell, begin a tag, or act on a terminal."""
-    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    return shown.replace("|", "\\|").replace("<", "&lt;")
+    shown = ""
+    for character in text:
+        if not character.isprintable():
+            character = repr(character)[1:-1]
+        shown += _IN_MARKDOWN.get(character, character)
+    return shown
 
 
 def markdown(shown: Table) -> str:
