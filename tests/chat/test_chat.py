@@ -379,3 +379,10 @@ def test_a_lower_budget_evicts_at_once_and_a_plan_without_one_says_so(begin):
     say(chat, TALK[0])
     with pytest.raises(BudgetError, match="has none to change"):
         begin("int8").rebudget(keep=0.5)
+
+
+def test_settings_of_replies_are_named_or_a_configuration(begin):
+    by_name, configured = (begin("full", generation=given) for given in ({"max_new_tokens": 10}, SHORT))
+    assert by_name.reply("Hello there.") == configured.reply("Hello there.")
+    with pytest.raises(ModelError, match="'max_tokens'; transformers' GenerationConfig has no such setting"):
+        begin("full", generation={"max_tokens": 10})

@@ -6,10 +6,10 @@ renders, hf/ generates, reply.py decodes, the cache folds, saved.py keeps.
 """
 
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from kvfold.budget.ledger import Ledger
 from kvfold.chat.reply import Reply
@@ -44,7 +44,7 @@ class Chat:
         plan: Plan | str = PLAN,
         *,
         system: str | None = None,
-        generation: Settings | None = None,
+        generation: Settings | Mapping[str, Any] | None = None,
         raw_turns: int = 0,
         stride: int | None = None,
         least: int = LEAST,
@@ -149,7 +149,7 @@ class Chat:
         model: Model,
         tokenizer: Tokenizer,
         *,
-        generation: Settings | None = None,
+        generation: Settings | Mapping[str, Any] | None = None,
         plan: Plan | str | None = None,
         trust: bool = False,
     ) -> "Chat":

@@ -9,7 +9,7 @@ import copy
 import json
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,11 +44,25 @@ def stock_cache(model: Model) -> Cache:
     return DynamicCache(config=model.config)
 
 
-def settings_for(model: Model, given: Settings | None, *, stop: Iterable[int]) -> Settings:
+def _named(settings: Mapping[str, Any]) -> Settings:
+    """Make a generation configuration of settings by their names."""
+    known = GenerationConfig().to_dict()
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ModelError(
+            f"generation was given {unknown[0]!r}; transformers' GenerationConfig has no such setting; give "
+            "max_new_tokens, do_sample, temperature or another of its names"
+        )
+    return GenerationConfig.from_dict(dict(settings))
+
+
+def settings_for(model: Model, given: Settings | Mapping[str, Any] | None, *, stop: Iterable[int]) -> Settings:
     """Complete the settings of a chat's replies (the model's where none are given): a limit, and tokens that end one.
 
-    Raises ModelError for several replies at once: a chat streams one.
+    Raises ModelError for several replies at once (a chat streams one), and for a setting that transformers lacks.
     """
+    if isinstance(given, Mapping):
+        given = _named(given)
     settings = GenerationConfig.from_dict((given or model.generation_config).to_dict())
     counts = ("num_beams", "num_return_sequences")
     several = [name for name in counts if (getattr(settings, name) or 1) > 1]
