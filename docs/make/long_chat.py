@@ -19,7 +19,7 @@ PLANS = {
     "snapkv(keep=0.2)": "snapkv, a fifth",
 }
 QUESTION = (
-    "Number {turn} of my notes: this parcel weighs {weight} kg, goes to dock {dock} and must leave before {hour} o'clock; "
+    "Number {turn} of my notes: this parcel weighs {weight} kg, goes to dock {dock} and leaves before {hour} o'clock; "
     "the driver wants a signature, the customs paper and a photo of the seal. What should I write down about it?"
 )
 

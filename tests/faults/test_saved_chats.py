@@ -235,7 +235,8 @@ def test_what_killed_saves_leave_is_removed_by_the_next_and_nothing_else(chats, 
         saver.wait()
         saver.stdout.close()
         if out.exists():
-            file.read_tensors(out, file.read_header(out), device="cpu")
+            file.read_header(out)
+            load_file(out)
     loaded = Chat.load(path, *tiny)
     loaded.save(tmp_path / "next.kvfold")
     left = {one.name for one in tmp_path.iterdir()} - {"anna.kvfold", "next.kvfold"}

@@ -171,11 +171,15 @@ class Layer:
 
     def _over_parts(self, step: AttentionStep, tail: Tail, before: int) -> tuple[list[Partial], Part | None]:
         """Attend over sinks, folded part and tail, `before` columns of it all seen; give also the part afterwards."""
-        state, single = self.state, step.queries.shape[2] == 1
-        parts = [part for part in (state.sinks, state.folded) if part is not None and part.slots]
+        state = self.state
+        held = (state.sinks, state.folded)
+        parts = [part for part in held if part is not None and part.slots]
+        single = step.queries.shape[2] == 1
         answers = _over_stored(step, parts, tail) if single else []
         is_done = bool(answers)
-        near = _before_tail(state.sinks) if single and not is_done and before < _NEAR else None
+        near = None
+        if single and not is_done and before < _NEAR:
+            near = _before_tail(state.sinks)
         folded = state.folded
         for part in parts:
             if is_done and part.stored is not None:
@@ -185,7 +189,9 @@ class Layer:
             answer, after = part.attend(step)
             answers.append(answer)
             folded = after if part is state.folded else folded
-        return answers if is_done else answers + _over_tail(step, tail, before, near), folded
+        if not is_done:
+            answers += _over_tail(step, tail, before, near)
+        return answers, folded
 
     def _record(self, new: NewTokens, whole: Partial, before: int, scale: float) -> None:
         """Record the new tokens: each record observes them, and is opened at the first ones."""
@@ -217,7 +223,13 @@ def _over_stored(step: AttentionStep, parts: Sequence[Part], tail: Tail) -> list
         return []
     stored = [part.stored for part in parts if part.stored is not None]
     stored.append(tail.stored)
-    read = decode(step.queries, stored, heads=tail.keys.shape[1], scale=step.scale, newest=tail.length)
+    read = decode(
+        step.queries,
+        stored,
+        heads=tail.keys.shape[1],
+        scale=step.scale,
+        newest=tail.length,
+    )
     return [] if read is None else [Partial(*read)]
 
 

@@ -155,15 +155,20 @@ class QueryWindow(Record):
         # Without pads the newest queries are the last ones of every row, and no sort is needed.
         sorts = valid is not None or self.padded
         held, new = self.positions.shape[1], marked.shape[1]
-        old = slice(0 if sorts else max(0, held + new - self.width), None)
-        fresh = slice(0 if sorts else max(0, new - self.width), None)
-        queries, log_sum_exp, marked = queries[:, :, fresh], log_sum_exp[:, :, fresh], marked[:, fresh]
+        surplus = 0 if sorts else held + new - self.width
+        old = slice(max(0, surplus), None)
+        fresh = slice(max(0, surplus - held), None)
+        queries = queries[:, :, fresh]
+        log_sum_exp = log_sum_exp[:, :, fresh]
+        marked = marked[:, fresh]
         if held:
             queries = torch.cat([self.queries[:, :, old], queries], dim=2)
             log_sum_exp = torch.cat([self.log_sum_exp[:, :, old], log_sum_exp], dim=2)
             marked = torch.cat([self.positions[:, old], marked], dim=1)
         else:  # a view would keep all of them alive
-            queries, log_sum_exp, marked = queries.clone(), log_sum_exp.clone(), marked.clone()
+            queries = queries.clone()
+            log_sum_exp = log_sum_exp.clone()
+            marked = marked.clone()
         if sorts:
             return self._newest(queries, log_sum_exp, marked, self.width)
         return replace(self, queries=queries, log_sum_exp=log_sum_exp, positions=marked)

@@ -122,4 +122,6 @@ class Tail:
 def _pointing_to(keys: Tensor, values: Tensor) -> StoredSlots | None:
     """Point the compiled kernel to buffers, where it reads such numbers."""
     form = Form.plain(keys, values)
-    return StoredSlots(form, stride=keys.shape[2]) if form is not None and form.is_readable else None
+    if form is None or not form.is_readable:
+        return None
+    return StoredSlots(form, stride=keys.shape[2])

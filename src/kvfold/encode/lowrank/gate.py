@@ -32,6 +32,15 @@ class Gate:
     square: Float[Tensor, " L"]
     bias: Float[Tensor, " L"]
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for parameters whose sizes contradict one another, as in a file from others."""
+        dimensions, levels = self.left_out.shape
+        sizes = {"cost": (dimensions,), "scale": (dimensions,), "floor": (), "weight": (dimensions, levels)}
+        for name, tensor in self.parameters().items():
+            wanted = (dimensions, levels) if name == "left_out" else sizes.get(name, (levels,))
+            if tuple(tensor.shape) != wanted:
+                raise ValueError(f"{name} of a gate has the sizes {list(tensor.shape)}, and not {list(wanted)}")
+
     def to(self, device: torch.device) -> "Gate":
         """Move the gate to a device."""
         moved = {name: tensor.to(device) for name, tensor in self.parameters().items()}
