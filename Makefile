@@ -81,11 +81,10 @@ check: setup  ## format, lint, types
 site: setup  ## the pages of docs/ as a site in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
-docs: setup  ## regenerate what is generated: docs/cli.md, settings and drawings, and the tables and the picture of README from the records
+docs: setup  ## regenerate what is generated: docs/cli.md, settings, drawings, and the tables and pictures from the records
 	$(BIN)/python -m kvfold.cli.reference docs/cli.md
 	$(BIN)/python docs/make/drawings.py
 	if test -n "$(RUNS)"; then \
-	  $(BIN)/kvfold report $(RUNS) --overview --into README.md && \
 	  $(BIN)/kvfold report $(RUNS) --into docs/results.md; fi
 	if test -f $(RECORDS)/sonic-chat/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sonic-*) --into docs/methods/sonic-tables.md; fi
@@ -99,7 +98,7 @@ docs: setup  ## regenerate what is generated: docs/cli.md, settings and drawings
 
 # What `make records` runs: folders of $(RECORDS), each with its suite. Two at a time, each on one thread; what a folder
 # holds already is not run again. int8 and int4 are judged on bfloat16, as byte bars are: of float32 they would look
-# twice as good. README and docs/results.md show NAME-tiny; the pages of methods show the others.
+# twice as good. docs/results.md shows NAME-tiny; the pages of methods show the others.
 PLANS ?= int8; int4; streaming_llm; h2o; snapkv; chunkkv; kvzip; sonic; snapkv + int8; pca(rate=0.47); pca(rate=0.2); \
   dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.2); snapkv(keep=0.125) + dynakv(rate=0.47); chunkkv(keep=0.235) + dynakv(rate=0.47, int8=True); sentkv(budget=0.2); sentkv(budget=0.06)
 KEEPS ?= 0.5,0.2,0.06
