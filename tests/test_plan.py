@@ -175,3 +175,11 @@ def test_too_few_tokens_for_the_sinks_says_how_many_are_needed():
     with pytest.raises(BudgetError, match="4 slots cannot hold 4 pinned tokens and a recent one; give tokens=5"):
         Plan.parse("streaming_llm(tokens=4)").rules(pinned=4, layers=1)
     assert Plan.parse("streaming_llm(tokens=4)").rules(pinned=3, layers=1).pinned == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["sentkv(budget=0.1, every=10000000000000000000)", "snapkv(keep=0.5, window=9999999999999)"]
+)
+def test_a_whole_number_beyond_all_counts_is_one_line(text):
+    with pytest.raises(PlanError, match="it counts from"):
+        Plan.parse(text)

@@ -22,6 +22,7 @@ from kvfold.budget.budget import Budget
 from kvfold.encode.base import Encode
 from kvfold.encode.dense import Dense
 from kvfold.errors import BudgetError, KvfoldError, PlanError
+from kvfold.integers import MOST, MOST_BYTES, integer
 from kvfold.memory.attention_sums import AttentionSums
 from kvfold.memory.part import Layout, Placement
 from kvfold.memory.recorders import Recorder
@@ -222,6 +223,8 @@ def _build(name: str, kind: type[Member], settings: dict[str, Any]) -> Member:
     for key, value in settings.items():
         if not _fits(value, hints[key]):
             raise PlanError(f"{name} was given {key}={value!r}; it cannot be that; give {said(hints[key])}")
+        if isinstance(value, int) and not isinstance(value, bool):
+            integer(f"{name}: {key}", value, least=-MOST, most=MOST_BYTES if "bytes" in key else MOST, error=PlanError)
     try:
         return kind(**settings)
     except KvfoldError as error:

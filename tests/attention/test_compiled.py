@@ -146,3 +146,10 @@ def test_a_compiler_that_fails_leaves_no_file_and_no_error(monkeypatch, tmp_path
     assert compiled._kernel(32) is None
     assert not list(tmp_path.glob("kernels/*"))
     compiled._kernel.cache_clear()
+
+
+@needs_compiler
+def test_numbers_of_others_are_as_before_once_the_kernel_is_loaded():
+    assert compiled._kernel(32) is not None
+    assert 5e-324 * 1.0 > 0, "denormal numbers are flushed to zero in the whole process"
+    assert float(torch.tensor([1e-40]) * 1) > 0

@@ -11,6 +11,7 @@ from kvfold.encode.base import SlotCodec
 from kvfold.encode.dense import Dense
 from kvfold.encode.int4 import Int4
 from kvfold.encode.int8 import Int8
+from kvfold.errors import CacheError
 from kvfold.memory.dense import DensePart
 from kvfold.memory.kv import KV
 from kvfold.memory.step import AttentionStep
@@ -110,3 +111,13 @@ def test_keys_and_values_may_differ_in_size():
     for codec in _BY_HAND.values():
         keys, values = codec.decode(codec.encode(torch.randn(5, 16), torch.randn(5, 8)), torch.float32)
         assert (keys.shape, values.shape) == ((5, 16), (5, 8))
+
+
+@pytest.mark.parametrize(("codec", "largest"), [(Int8(), 8e6), (Int4(), 6e4), (Int8(rotate=True), 1e6)])
+def test_numbers_too_large_for_a_scale_are_refused_in_one_line(codec, largest):
+    keys = torch.full((2, 64), largest)
+    stored = codec.decode(codec.encode(keys, keys), torch.float32)[0]
+    torch.testing.assert_close(stored, keys, rtol=0.02, atol=0)
+    for wrong in (3e38, float("inf"), float("nan")):
+        with pytest.raises(CacheError, match="was to be stored in few bits"):
+            codec.encode(torch.full((2, 64), wrong), keys)

@@ -18,7 +18,7 @@ from torch import Tensor
 from kvfold.attention.hadamard import rotated
 from kvfold.attention.kernels.compiled import Form, Kind
 from kvfold.encode.lowrank.ranks import Ranks
-from kvfold.errors import PlanError
+from kvfold.errors import CacheError, PlanError
 from kvfold.memory.dense import DensePart
 from kvfold.memory.kv import KV, Payload
 from kvfold.memory.part import Layout, Part
@@ -104,6 +104,7 @@ class Quantised(SlotCodec):
 
     kind: ClassVar[Kind | None] = None  # of its codes, for the compiled kernel
     written: ClassVar[tuple[str, ...]] = ()  # what `write` writes: codes, and by what they are numbers
+    largest: ClassVar[float] = 65504.0  # number that can be written: lows and steps are float16
 
     def __post_init__(self) -> None:
         if self.group < 1:
@@ -126,8 +127,19 @@ class Quantised(SlotCodec):
         """Write keys and values, rotated where that was asked for."""
         written: dict[str, Tensor] = {}
         for name, side in (("key", keys.float()), ("value", values.float())):
-            written |= self.write(self._in_groups(rotated(side) if self.rotate else side), name)
+            numbers = rotated(side) if self.rotate else side
+            self._refuse_too_large(numbers, name)
+            written |= self.write(self._in_groups(numbers), name)
         return written
+
+    def _refuse_too_large(self, numbers: Tensor, name: str) -> None:
+        """Raise CacheError for numbers whose scale overflows: written, they would be others."""
+        found = float(numbers.abs().amax()) if numbers.numel() else 0.0
+        if not found <= self.largest:  # NaN too
+            raise CacheError(
+                f"a {name} with a number of {found:.3g} was to be stored in few bits; the largest that can be is "
+                f"{self.largest:.3g}; fold by a plan without this codec"
+            )
 
     def form(self, payload: Payload) -> Form | None:
         """Describe codes, steps and lows."""

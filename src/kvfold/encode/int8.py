@@ -22,6 +22,7 @@ class Int8(Quantised):
     """Symmetric, 8 bits a number and 16 bits a group."""
 
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2402.02750"
+    largest: ClassVar[float] = 127 * 65504.0  # the largest code times the largest scale
     kind: ClassVar[Kind | None] = Kind.INT8
     written: ClassVar[tuple[str, ...]] = ("codes", "scales")
 

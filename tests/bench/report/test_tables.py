@@ -69,7 +69,7 @@ def test_markdown_has_a_line_for_each_row_and_the_shortcut_below():
     body = [line for line in text.splitlines() if line.startswith("| `")]
     assert len(body) == 5
     assert all(line.count("|") == len(tables.heads(shown)) + 1 for line in body)
-    assert "best shortcut without memory of bindings, same samples: 0.300" in text
+    assert "best guess that does not know which value belongs to whom, same samples: 0.300" in text
 
 
 def test_where_several_are_equally_good_none_is_the_best():

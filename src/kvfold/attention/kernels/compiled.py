@@ -30,7 +30,10 @@ from kvfold.files import draft_of, home, put_in_place
 SOURCE = Path(__file__).with_name("decode.c")
 _LANES = (16, 8)  # numbers of a vector: head sizes and groups are multiples of one of these
 _LARGEST_HEAD = 256
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fno-strict-aliasing", "-shared", "-fPIC")
+# Sums in any order, so that they are vectors. Not -ffast-math: a library linked with that makes the whole process flush
+# denormal numbers to zero, whoever computes with them.
+_REORDERED = ("-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
+_FLAGS = ("-O3", "-march=native", *_REORDERED, "-fno-strict-aliasing", "-shared", "-fPIC")
 _COMPILE_SECONDS = 60
 _SHARED_SLOTS = 1 << 14  # slots of all heads from which heads are shared out over threads
 

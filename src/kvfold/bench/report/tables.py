@@ -250,7 +250,9 @@ def notes(shown: Table) -> list[str]:
     if one.shortcut is not None:
         by_family = one.shortcut_by_family or {}
         each = ", ".join(f"{name} {score:.3f}" for name, score in by_family.items())
-        lines.append(f"best shortcut without memory of bindings, same samples: {one.shortcut:.3f} ({each})")
+        lines.append(
+            f"best guess that does not know which value belongs to whom, same samples: {one.shortcut:.3f} ({each})"
+        )
     for row in shown.rows:
         if row.record.failure is not None:
             lines.append(f"{row.label} failed: {row.record.failure}")
