@@ -206,3 +206,16 @@ def test_settings_that_cannot_be_say_what_to_give(asked, answer):
 def test_shipped_adapters_name_their_base_without_saying_where_it_lay(kind):
     words = json.loads((SHIPPED / "tiny" / "adapters" / kind / "adapter.json").read_text())
     assert words["base"] == "tiny"
+
+
+def test_a_head_keeps_a_token_once_so_rows_that_are_their_tokens_cost_nothing():
+    slots = torch.rand(2, 3, 20)
+    alone, nothing = compete(slots, None, 5)
+    for shift in (-0.1, 0.1):
+        kept, made = compete(slots, slots + shift, 5)
+        assert not (kept & made).any()
+        assert made.any() == (shift > 0)
+        assert torch.equal((kept | made).sum(), alone.sum())
+    kept, made = compete(slots, slots - 0.1, 5)
+    assert torch.equal(kept, alone)
+    assert not nothing.any()

@@ -110,8 +110,9 @@ def compete(
 ) -> tuple[Bool[Tensor, "L H S"], Bool[Tensor, "L H S"]]:
     """Choose the best `slots` a head on average among tokens' slots and rows at tokens; mark both kinds.
 
-    Rows run at `slots` tokens at most: those where a row scores best in any head. A share `verbatim` settles how many
-    slots each kind has.
+    Rows run at `slots` tokens at most: those where a row scores best in any head. At a token a head keeps its slot or
+    its row, whichever scores more: an untrained row is that slot again, and a second copy would push out another token.
+    A share `verbatim` settles how many slots each kind has, and may keep both.
     """
     nothing = torch.zeros_like(slot_scores, dtype=torch.bool)
     if not slots:
@@ -122,10 +123,9 @@ def compete(
     runs = row_places(row_scores, slots)
     row_scores = row_scores.masked_fill(~runs, -torch.inf)
     if words is None:
-        every = torch.cat([slot_scores, row_scores], dim=-1)
-        best = top_slots(every, slots, shared_heads=shared_heads)
-        kept, made = best.chunk(2, dim=-1)
-        return kept, made
+        wins = row_scores > slot_scores
+        best = top_slots(torch.maximum(slot_scores, row_scores), slots, shared_heads=shared_heads)
+        return best & ~wins, best & wins
     kept = top_slots(slot_scores, words, shared_heads=shared_heads) if words else nothing
     return kept, top_slots(row_scores, slots - words, shared_heads=shared_heads)
 

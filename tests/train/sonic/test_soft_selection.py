@@ -15,6 +15,7 @@ from kvfold.train.sonic.soft_selection import GONE, HardChoice, SoftChoice, fold
 from kvfold.train.sonic.talk_batch import NONE, Talk, batch_talks
 
 LAYERS, HEADS = 2, 3
+GONE_WEIGHT = 2.718281828**GONE
 ALL_GONE = DrawnBudgets(raw=0.0, gone=1.0)
 ALL_STAY = DrawnBudgets(raw=1.0, gone=0.0)
 A_THIRD = DrawnBudgets(least=0.3, most=0.3, raw=0.0, gone=0.0)
@@ -52,11 +53,23 @@ def test_as_used_the_choice_is_hard_and_what_is_gone_has_the_gradient_of_its_wei
     monkeypatch.setattr("kvfold.train.sonic.soft_selection._NOISE", 0.0)
     slots = torch.rand(LAYERS, HEADS, 12, requires_grad=True)
     choose = SoftChoice(random.Random(2), done=0.0, as_used=True)
-    logs, _ = choose(slots, torch.rand(LAYERS, HEADS, 3), 4)
+    logs, _ = choose(slots, slots.detach() - 0.3, 4)
     assert set(logs.detach().unique().tolist()) == {GONE, 0.0}
     logs.exp().sum().backward()
     assert slots.grad is not None
     assert (slots.grad[logs == GONE] > 0).any()
+
+
+@pytest.mark.parametrize("as_used", [False, True])
+def test_a_slot_and_its_row_share_the_weight_of_their_token(monkeypatch, as_used):
+    monkeypatch.setattr("kvfold.train.sonic.soft_selection._NOISE", 0.0)
+    slots = torch.rand(LAYERS, HEADS, 12)
+    without = torch.full_like(slots, -torch.inf)
+    rows = torch.where(torch.arange(12) % 3 == 0, slots - 0.05, without)
+    alone, together = (
+        SoftChoice(random.Random(2), done=0.5, as_used=as_used)(slots, given, 4) for given in (without, rows)
+    )
+    torch.testing.assert_close(together[0].exp() + together[1].exp(), alone[0].exp() + GONE_WEIGHT, rtol=0, atol=3e-6)
 
 
 def test_sinks_and_the_open_segment_always_stay():

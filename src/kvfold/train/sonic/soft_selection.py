@@ -26,7 +26,8 @@ _WIDE, _SHARP = 0.1, 0.025  # width of the logistic at the start and at the end,
 _NOISE = 0.5  # of standard logistic noise, in widths
 _EDGE = 1e-4  # of the even numbers that the noise is made of, whose logit is infinite at 0 and 1
 
-# Scores of a segment's slots [L H S] and of the rows that run there [L H R], and how many stay -> logarithms of both.
+# Scores of a segment's slots [L H S] and of rows at its tokens [L H S], -inf where none runs, and how many stay ->
+# logarithms of the weights of both.
 Choice: TypeAlias = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -93,10 +94,12 @@ def log_weights(
             span = slice(one.begun, one.end)
             of_segment = (columns >= one.begun) & (columns < one.end)
             rows = of_segment.nonzero().flatten()  # pads stand at column 0, which is a sink
-            of_rows = row_scores[row, ..., columns[rows]]
+            places = columns[rows] - one.begun
+            of_rows = torch.full_like(slot_scores[row, ..., span], -torch.inf)
+            of_rows = of_rows.index_copy(-1, places, row_scores[row, ..., columns[rows]])
             of_slots, weights = choice(slot_scores[row, ..., span], of_rows, one.slots)
             logs[row, ..., span] = of_slots
-            logs[row, ..., rows + layout.count] = weights
+            logs[row, ..., rows + layout.count] = weights[..., places]
     return logs
 
 
@@ -115,20 +118,29 @@ class SoftChoice:
     def __call__(
         self,
         slot_scores: Float[Tensor, "L H S"],
-        row_scores: Float[Tensor, "L H R"],
+        row_scores: Float[Tensor, "L H S"],
         slots: int,
-    ) -> tuple[Float[Tensor, "L H S"], Float[Tensor, "L H R"]]:
-        """Weigh slots and rows of one segment, which share one budget over layers and heads."""
-        tokens, rows = slot_scores.shape[-1], row_scores.shape[-1]
-        every = torch.cat([slot_scores, row_scores], dim=-1)
-        if not slots:
-            gone = torch.full_like(every, GONE)
-            return gone[..., :tokens], gone[..., tokens:]
-        heads = every.shape[0] * every.shape[1]
-        weights = self._log_weights(every, slots * heads)
-        return weights.split([tokens, rows], dim=-1)  # pyright: ignore[reportReturnType]
+    ) -> tuple[Float[Tensor, "L H S"], Float[Tensor, "L H S"]]:
+        """Weigh slots and rows of one segment, which share one budget over layers and heads.
 
-    def _log_weights(self, scores: Tensor, stay: int) -> Tensor:
+        A token stays by the better one of its two scores, and its slot and its row share the weight that it has.
+        """
+        if not slots:
+            gone = torch.full_like(slot_scores, GONE)
+            return gone, gone
+        heads = slot_scores.shape[0] * slot_scores.shape[1]
+        above = self._above(torch.maximum(slot_scores, row_scores), slots * heads)
+        ahead = (row_scores - slot_scores) / self.width
+        stays = logsigmoid(above)
+        weights = ((stays + logsigmoid(one)).clamp(min=GONE) for one in (-ahead, ahead))
+        of_slots, of_rows = weights
+        if self.as_used:
+            of_slots = _as_used(of_slots, (above >= 0) & (ahead <= 0))
+            of_rows = _as_used(of_rows, (above >= 0) & (ahead > 0))
+        return of_slots, of_rows
+
+    def _above(self, scores: Tensor, stay: int) -> Tensor:
+        """Measure how far scores are above the threshold of a budget, in widths, with noise."""
         every = scores.detach().flatten()
         gone = len(every) - stay
         below = every.kthvalue(gone).values
@@ -136,14 +148,15 @@ class SoftChoice:
         threshold = (below + above) / 2
         even = torch.rand(scores.shape, generator=self.source).clamp(_EDGE, 1 - _EDGE)
         noise = _NOISE * even.to(scores.device).logit()
-        above = (scores - threshold) / self.width + noise
-        soft = logsigmoid(above).clamp(min=GONE)
-        if not self.as_used:
-            return soft
-        used = torch.zeros_like(soft).masked_fill(above < 0, GONE).detach()
-        weight = soft.exp()
-        # A logarithm has next to no gradient where the weight is next to nothing: what is gone must be able to return.
-        return used + (weight - weight.detach()) / used.exp()
+        return (scores - threshold) / self.width + noise
+
+
+def _as_used(soft: Tensor, kept: Tensor) -> Tensor:
+    """Give the logarithms of the choice of use, with the gradient of soft weights."""
+    used = torch.full_like(soft, GONE).masked_fill(kept, 0.0).detach()
+    weight = soft.exp()
+    # A logarithm has next to no gradient where the weight is next to nothing: what is gone must be able to return.
+    return used + (weight - weight.detach()) / used.exp()
 
 
 class HardChoice:
@@ -156,19 +169,15 @@ class HardChoice:
     def __call__(
         self,
         slot_scores: Float[Tensor, "L H S"],
-        row_scores: Float[Tensor, "L H R"],
+        row_scores: Float[Tensor, "L H S"],
         slots: int,
-    ) -> tuple[Float[Tensor, "L H S"], Float[Tensor, "L H R"]]:
+    ) -> tuple[Float[Tensor, "L H S"], Float[Tensor, "L H S"]]:
         """Keep the best slots and rows of one segment."""
-        missing = slot_scores.shape[-1] - row_scores.shape[-1]
-        # Both kinds have a score for each token in use; here rows that do not run have none.
-        padded = torch.nn.functional.pad(row_scores, (0, missing), value=-torch.inf)
-        kept, made = compete(slot_scores, padded, slots, verbatim=self.verbatim)
-        made = made[..., : row_scores.shape[-1]]
+        kept, made = compete(slot_scores, row_scores, slots, verbatim=self.verbatim)
         self.kept += int(kept.sum()) + int(made.sum())
         self.rows += int(made.sum())
         return _logs(kept, slot_scores), _logs(made, row_scores)
 
 
 def _logs(kept: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros_like(like).masked_fill(~kept, -torch.inf)
+    return torch.zeros(like.shape, device=like.device).masked_fill(~kept, -torch.inf)
