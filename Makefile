@@ -12,7 +12,7 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 families grid installed dist
+.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 gpu families grid installed dist
 
 help:  ## what each word does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -77,6 +77,15 @@ check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# What a rented GPU is asked for: each step has its time, and what does not end in it is left out. DATA as above.
+ON_GPU := $(BIN)/kvfold bench speed --device cuda --dtype bfloat16 --n 10 --plans "snapkv(keep=0.1); int8; int4; dynakv(rate=0.47)"
+gpu: setup  ## on a machine with CUDA, 8 minutes: its tests, speed at real shapes into docs/records/gpu-*, gates of SmolLM2
+	timeout 120 $(BIN)/python -m pytest -m gpu
+	-for tokens in 4096 32768 131072; do \
+	  timeout 50 $(ON_GPU) --model llama-3.2-1b --set tokens=$$tokens --out $(RECORDS)/gpu-1b; done
+	-for tokens in 4096 32768; do timeout 50 $(ON_GPU) --model llama-3.1-8b --set tokens=$$tokens --out $(RECORDS)/gpu-8b; done
+	-timeout 110 $(BIN)/kvfold train sonic --model smollm2 --judge 1 --minutes 1.2 $(if $(DATA),--data "$(DATA)") --out gpu-adapters/sonic
 
 site: setup  ## the pages of docs/ as a site in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site

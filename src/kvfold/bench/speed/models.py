@@ -45,6 +45,10 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
             "tie_word_embeddings": True,
         },
+        "llama-3.1-8b": {
+            "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+            "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        },
     }
 )  # fmt: skip
 
