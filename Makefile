@@ -95,6 +95,8 @@ docs: setup  ## regenerate what is generated: docs/cli.md, settings, drawings, a
 	$(BIN)/python docs/make/drawings.py
 	if test -n "$(RUNS)"; then \
 	  $(BIN)/kvfold report $(RUNS) --into docs/results.md; fi
+	if test -f $(RECORDS)/ruler-smollm2/records.jsonl; then \
+	  $(BIN)/kvfold report $(wildcard $(RECORDS)/*-smollm2) --into docs/results-smollm2.md; fi
 	if test -f $(RECORDS)/sonic-chat/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sonic-*) --into docs/methods/sonic-tables.md; fi
 	if test -f $(RECORDS)/dynakv-fidelity/records.jsonl; then \

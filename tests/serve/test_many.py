@@ -110,7 +110,7 @@ def test_a_client_that_goes_away_frees_its_row_and_undoes_its_turn(serving):
         one.rest()
         assert (one.shelf.holdings.held_bytes, one.shelf.holdings.promised_bytes) == (held, 0)
         with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(f"{one.url}/v1/chat/completions", json={**body, "stream": False}, timeout=0.2)
+            httpx2.post(f"{one.url}/v1/chat/completions", json={**body, "stream": False}, timeout=0.02)
         one.rest()
         again = say(messages)
         assert again.usage.prompt_tokens_details.cached_tokens == answer.kvfold["tokens_seen"]

@@ -186,7 +186,7 @@ def test_the_final_table_on_a_terminal_has_intervals_and_notes(tmp_path):
     text = said.getvalue()
     assert "0.800 (best)" in text
     assert "0.200 to 0.800" in text
-    assert "best shortcut" in text
+    assert "best guess that does not know" in text
 
 
 def test_metrics_are_the_means_over_the_samples_that_have_them(tmp_path):
