@@ -5,11 +5,7 @@ the text once it begins, by a method that the watch stands before: the model's o
 may be looked up before the cache is made that it is given.) With the last folded cache the model is as it was.
 """
 
-import inspect
-import types
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -17,7 +13,7 @@ from transformers import PreTrainedModel
 
 from kvfold.hf.argument import taken
 from kvfold.hf.generate_call import GivenText
-from kvfold.hf.hooks import ForwardHook
+from kvfold.hf.stand_in import StandIn, StandInHook, own_method
 
 _METHOD = "_prepare_model_inputs"  # inputs, first token, keywords: gives text, its kind, keywords
 
@@ -35,59 +31,12 @@ class Generating(Protocol):
         ...
 
 
-class GenerateWatch(ForwardHook):
-    """Watches one model's `generate`. It changes: it counts folded caches."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self._model = weakref.ref(model)
-
-    def register(self) -> Sequence["_Restoring"]:
-        """Stand before the method, where the model has it."""
-        model: Any = self._model()
-        assert model is not None, "a cache is made of a model that is there"
-        if getattr(model, _METHOD, None) is None:
-            return ()
-        watched = _Watched(model)
-        setattr(model, _METHOD, watched)
-        return (_Restoring(self._model, watched),)
-
-    def __call__(self, *args: Any) -> None:
-        """Never called by torch."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Restoring:
-    """What is removed with the last cache: the watch."""
-
-    model: "weakref.ref[PreTrainedModel]"
-    watched: "_Watched"
-
-    def remove(self) -> None:
-        """Give the model back its method, unless somebody has put another one there since."""
-        model = self.model()
-        own = {} if model is None else vars(model)
-        if own.get(_METHOD) is not self.watched:
-            return
-        if self.watched.before is None:
-            del own[_METHOD]
-        else:
-            own[_METHOD] = self.watched.before
-
-
-class _Watched:
+class _Watched(StandIn):
     """The method of a model, which tells folded caches of the text."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = weakref.ref(model)  # it hangs on the model, and must not keep it alive
-        self.before: Callable[..., Any] | None = vars(model).get(_METHOD)  # somebody else's, put there before
-        self.__signature__ = inspect.signature(getattr(model, _METHOD))
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, str, dict[str, Any]]:
         """Find the text that `generate` begins with."""
-        model = self._model()
-        assert model is not None, "what hangs on a model is called while it is there"
-        before = _own(model) if self.before is None else self.before
+        before = own_method(self.model, self.name) if self.before is None else self.before
         text, kind, keywords = before(*args, **kwargs)
         running = getattr(taken(keywords), "running", None)
         if isinstance(running, Generating) and isinstance(text, Tensor):
@@ -97,16 +46,12 @@ class _Watched:
             running.begin_call(given)
         return text, kind, keywords
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
-        return _own(memo[id(self._model())])  # a copied model is in `memo` before what it holds
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any]]:
-        return _own, (self._model(),)
+class GenerateWatch(StandInHook):
+    """Watches one model's `generate`."""
 
-
-def _own(model: Any) -> Callable[..., Any]:
-    """Give the method of a model's class, for the model."""
-    return types.MethodType(getattr(type(model), _METHOD), model)
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, _Watched, _METHOD)
 
 
 def given_text(text: Tensor, mask: Any) -> GivenText:

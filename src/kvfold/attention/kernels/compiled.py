@@ -96,7 +96,7 @@ class _Part(ctypes.Structure):
 
 
 class StoredSlots:
-    """Slots of all rows and heads as the kernel is told of them; it keeps alive what it points into."""
+    """Where the slots of all rows and heads lie, for the kernel; it keeps alive what it points into."""
 
     __slots__ = ("ends", "given", "part", "slots")
 
