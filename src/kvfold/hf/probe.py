@@ -138,17 +138,17 @@ def _attention(
             return probe.attend(index, query, key, value, scale).transpose(1, 2).contiguous(), None
     if probe.masks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-    seen = mask_of_queries(probe.masks[index], query)
-    with kernels_for_masks(query):
+    seen = _mask_of_queries(probe.masks[index], query)
+    with _kernels_for_masks(query):
         return sdpa_attention_forward(module, query, key, value, seen, scaling=scaling, **more)
 
 
-def kernels_for_masks(query: Tensor) -> contextlib.AbstractContextManager[Any]:
+def _kernels_for_masks(query: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Inside, attention by a mask that may have a gradient is right: CUDA's memory-efficient kernel fails there."""
     return sdpa_kernel(SDPBackend.MATH) if query.device.type == "cuda" else contextlib.nullcontext()
 
 
-def mask_of_queries(given: Tensor, query: Tensor) -> Tensor:
+def _mask_of_queries(given: Tensor, query: Tensor) -> Tensor:
     """Give the mask of a layer, one for each query head where it has one for each key/value head."""
     if given.shape[1] > 1:
         given = given.repeat_interleave(query.shape[1] // given.shape[1], dim=1)
