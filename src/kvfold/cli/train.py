@@ -20,6 +20,10 @@ Scorer = Annotated[
 Study = Annotated[
     float, typer.Option("--study", help="The share of talks in which the model asks itself about the data.", min=0)
 ]
+Repeats = Annotated[
+    float,
+    typer.Option("--repeats", help="The share of talks that are read twice, as KVzip does.", min=0),
+]
 TermWeights = Annotated[
     str, typer.Option("--terms", help="Weights of the loss's terms, such as 'choice=1,salience=0'.")
 ]
@@ -90,6 +94,7 @@ def sonic(
     scorer: Scorer = 0.15,
     without: Without = None,
     study: Study = 0.0,
+    repeats: Repeats = 0.0,
     start: Annotated[
         str | None, typer.Option("--from", help="An adapter to start with: a folder, or `shipped`.")
     ] = None,
@@ -113,7 +118,7 @@ def sonic(
     run = SonicRun(SonicSettings(
         model=model, out=out, data=data, seed=seed, resume=resume, rank=rank, loop=loop, scorer_until=scorer,
         start=start, as_used=as_used,
-        mix=Mix(without=without, study=study), terms=Terms(**_weights(terms, Terms)),
+        mix=Mix(without=without, study=study, repeats=repeats), terms=Terms(**_weights(terms, Terms)),
     ))  # fmt: skip
     _train(run)
     run.finish()

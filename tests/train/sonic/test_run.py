@@ -22,6 +22,7 @@ from kvfold.train.sonic.distil import divergence
 from kvfold.train.sonic.run import SonicRun
 from kvfold.train.sonic.settings import SonicSettings, Terms
 from kvfold.train.sonic.soft_selection import HardChoice
+from kvfold.train.sonic.talk_batch import REPEATED, batch_talks
 from kvfold.train.sonic.talks import Mix, Talks
 
 
@@ -77,6 +78,29 @@ def test_a_document_is_folded_before_it_is_asked_about(tokenizer):
         assert all(number in told for number in numbers)
         assert "<|assistant|>" not in told
         assert asked.count("<|assistant|>") == replies.count("<|end|>")
+
+
+def test_a_repetition_is_the_whole_talk_again_and_stays_open(tokenizer):
+    mix = Mix(chats=0.0, drills=0.0, documents=0.0, dialogues=0.0, prose=0.0, repeats=1.0)
+    source, drawn = Talks(tokenizer, mix, None).draw(random.Random(7), turns=3, count=4, most=800)
+    assert source == REPEATED
+    assert len(drawn) == 2
+    for talk in drawn:
+        half = len(talk.ids) // 2
+        assert talk.ids[:half] == talk.ids[half:]
+        assert talk.ends[-1] == half
+        assert all(talk.weights[half:])
+
+
+def test_a_repetition_asks_for_every_token_of_the_text(tmp_path, tokenizer):
+    run = a_run(tmp_path, terms=Terms(choice=0.0, salience=1.0))
+    mix = Mix(chats=0.0, drills=0.0, documents=0.0, dialogues=0.0, prose=0.0, repeats=1.0)
+    talks = Talks(tokenizer, mix, None).draw(random.Random(8), turns=3, count=2, most=600)[1]
+    batch = batch_talks(talks, sinks=4, longest_jump=0, rng=random.Random(0), pad=0, source=REPEATED)
+    predicts = batch.weights[:, 1:] > 0
+    chosen = run.loss._query_positions(batch, predicts)
+    half = len(talks[0].ids) // 2
+    assert set(range(half, 2 * half - 1)) <= set(chosen[0].tolist())
 
 
 def test_a_family_can_be_left_out(tokenizer):

@@ -32,10 +32,12 @@ from kvfold.train.sonic.soft_selection import (
     log_weights,
     places_of_rows,
 )
-from kvfold.train.sonic.talk_batch import NONE, TalkBatch
+from kvfold.train.sonic.talk_batch import NONE, REPEATED, TalkBatch
 from kvfold.train.sonic.talks import REAL_WEIGHT
 
-FORECAST_SHARE = 0.2  # of the scorer's part of the training in which it only forecasts attention
+FORECAST_SHARE = (
+    0.2  # of the scorer's part of the training in which it only forecasts attention; none of a run with a start
+)
 
 
 class SonicLoss:
@@ -87,7 +89,8 @@ class SonicLoss:
 
     @property
     def _chooses_softly(self) -> bool:
-        return self.terms.choice > 0 and self.share >= FORECAST_SHARE * self.settings.scorer_until
+        forecasts_until = 0.0 if self.settings.start else FORECAST_SHARE * self.settings.scorer_until
+        return self.terms.choice > 0 and self.share >= forecasts_until
 
     @property
     def _trains_rows(self) -> bool:
@@ -137,8 +140,10 @@ class SonicLoss:
         return hidden[:, :-1], attended
 
     def _query_positions(self, batch: TalkBatch, predicts: Bool[Tensor, "B Q"]) -> Int[Tensor, "B P"]:
-        """Draw tokens that predict replies, those that count most where there are any."""
+        """Draw tokens that predict replies, those that count most where there are any; all of a repetition."""
         count = self.settings.guided_queries
+        if batch.source == REPEATED:
+            count = int(predicts.sum(dim=1).max())
         positions = torch.zeros(len(batch.ids), count, dtype=torch.long)
         for row, row_predicts in enumerate(predicts):
             heavy = row_predicts & (batch.weights[row, 1:] >= REAL_WEIGHT)

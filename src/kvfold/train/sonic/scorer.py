@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kvfold.adapters.adapter import Adapter
 from kvfold.train.sonic.observers import TeacherAttention
-from kvfold.train.sonic.talk_batch import NONE, TalkBatch
+from kvfold.train.sonic.talk_batch import NONE, REPEATED, TalkBatch
 
-NEGLIGIBLE = 0.03  # an attention weight that counts as nothing
+NEGLIGIBLE = 0.03  # an attention weight of a few replies that counts as nothing
+NEGLIGIBLE_REPEATED = 0.005  # and of a repetition, in which every token has a query that looks for it
 _REMEMBERED = 40  # batches whose scores ranks are counted among
 _CALIBRATED_EVERY = 5  # batches
 
@@ -58,7 +59,9 @@ class ScorerTraining:
         flat = flat.index_put((places[real],), by_token)
         by_row = flat.unflatten(0, tuple(batch.ids.shape))  # B N kinds L H
         scores = by_row.permute(2, 0, 3, 4, 1)
-        return Scored(loss=_forecast_error(by_segment[0], attended, places, real), scores=scores)
+        negligible = NEGLIGIBLE_REPEATED if batch.source == REPEATED else NEGLIGIBLE
+        loss = _forecast_error(by_segment[0], attended, places, real, negligible=negligible)
+        return Scored(loss=loss, scores=scores)
 
     def _calibrate(self, scores: Float[Tensor, "tokens L H"]) -> None:
         """Let the scorer count quantiles among the scores of recent batches."""
@@ -72,14 +75,16 @@ def _forecast_error(
     attended: TeacherAttention,
     places: Int[Tensor, "P S"],
     real: Bool[Tensor, "P S"],
+    *,
+    negligible: float,
 ) -> Float[Tensor, ""]:
     """Mean squared error of the scores of all slots that some later query may attend to."""
     peaks = torch.stack(attended.peaks, dim=1)  # B L H N
     by_token = peaks.permute(0, 3, 1, 2).flatten(0, 1)  # B x N, L, H
     peaks = by_token[places].permute(0, 2, 3, 1)  # P L H S
     # 1 for all attention, 0 for a negligible weight.
-    floored = peaks.clamp(max=1.0) * (1 - NEGLIGIBLE) + NEGLIGIBLE
-    aim = 1 - floored.log() / math.log(NEGLIGIBLE)
+    floored = peaks.clamp(max=1.0) * (1 - negligible) + negligible
+    aim = 1 - floored.log() / math.log(negligible)
     is_earlier = attended.earlier.any(dim=1)  # B N: tokens that are earlier than any query's segment
     is_counted = is_earlier.flatten()[places] & real
     counted = is_counted[:, None, None].expand_as(scores)

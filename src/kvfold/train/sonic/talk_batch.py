@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 NONE = -1  # no segment: a pad
+REPEATED = "repeat"  # the source of talks that are read twice
 _JUMPING_SHARE = 1 / 3  # of the conversations
 _JUMP_CHANCE = 0.15  # at the end of each segment of such a conversation
 

@@ -21,7 +21,7 @@ from kvfold.data.words import NOTHING, Borrowed
 from kvfold.errors import DataError
 from kvfold.train.sonic.document_talks import document_talk
 from kvfold.train.sonic.study import Study
-from kvfold.train.sonic.talk_batch import Talk
+from kvfold.train.sonic.talk_batch import REPEATED, Talk
 
 REAL_WEIGHT = 0.5  # of a token of a real reply or of prose, against 1 of a reply that a program can check
 _NEEDLES = ("single", "multikey", "multikey", "multivalue", "multiquery")
@@ -51,6 +51,7 @@ class Mix:
     dialogues: float = 0.3  # real ones, where there are some
     prose: float = 0.15
     study: float = 0.0  # prose that the model asks itself about (study.py)
+    repeats: float = 0.0  # real dialogues and prose that are read once more behind themselves, as KVzip reads them
     without: str | None = None  # a family of chats and drills that is left out
 
     def __post_init__(self) -> None:
@@ -84,8 +85,11 @@ class Talks:
             "dialogue": self.mix.dialogues if self.dialogues else 0.0,
             "prose": self.mix.prose if self.prose else 0.0,
             "study": self.mix.study,
+            REPEATED: self.mix.repeats,
         }
         source = rng.choices(list(shares), list(shares.values()))[0]
+        if source == REPEATED:
+            count = max(1, count // 2)  # each is twice as long
         talks: list[Talk] = []
         while len(talks) < count:
             talk = self._talk(source, rng, turns, most)
@@ -108,6 +112,8 @@ class Talks:
             return self.encode(self._dialogue(rng, turns), rng, most)
         if source == "study":
             return self._studied(rng, turns, most)
+        if source == REPEATED:
+            return self._repeated(rng, turns, most)
         return self._prose(rng, most=min(most, _TURN_TOKENS * turns))
 
     def _chat(self, rng: random.Random, seed: int, borrowed: Borrowed, turns: int) -> Sequence[Message]:
@@ -137,6 +143,22 @@ class Talks:
         passage = self._passage(rng, characters=4 * tokens)
         talk = self.study.draw(rng, passage, questions=rng.randint(1, 3), weight=REAL_WEIGHT)
         return talk if len(talk.ids) <= most else None
+
+    def _repeated(self, rng: random.Random, turns: int, most: int) -> Talk | None:
+        """A dialogue or prose that is folded to its end, then read once more: what that needs is what to keep.
+
+        Kim et al., KVzip, https://arxiv.org/abs/2505.23416
+        """
+        known = [name for name, texts in (("dialogue", self.dialogues), ("prose", self.prose)) if texts]
+        talk = self._talk(rng.choice(known or ["chat"]), rng, turns, most // 2)
+        if talk is None:
+            return None
+        again = [REAL_WEIGHT] * len(talk.ids)
+        return Talk(
+            ids=[*talk.ids, *talk.ids],
+            weights=[*talk.weights, *again],
+            ends=[*talk.ends, len(talk.ids)],
+        )
 
     def _passage(self, rng: random.Random, *, characters: int) -> str:
         """Whole words of a text."""
