@@ -10,6 +10,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from kvfold.chat.chat import Chat
 from kvfold.errors import BudgetError, CacheError, DataError, ModelError, PlanError
+from kvfold.hf.argument import given
 from kvfold.memory.accounting import account
 
 PLANS = ["full", "none", "streaming_llm(keep=0.4)", "h2o(keep=0.4) + int8", "snapkv(keep=0.4, window=8) + int4"]
@@ -274,7 +275,7 @@ def test_a_model_that_drops_its_cache_is_noticed(begin, model):
     say(chat, TALK[0])
     before = state(chat)
     hook = model.register_forward_pre_hook(
-        lambda _, positional, named: (positional, {**named, "past_key_values": DynamicCache()}), with_kwargs=True
+        lambda _, positional, named: (positional, {**named, **given(model, DynamicCache())}), with_kwargs=True
     )
     with pytest.raises(CacheError, match="the model dropped or bypassed it"):
         say(chat, TALK[1])

@@ -112,11 +112,11 @@ def test_a_hook_stays_for_the_last_of_forks_and_copies():
     model = fresh("llama")
     cache = kvfold.cache(model, READS_TEXT)
     others = [cache.fork(), copy.deepcopy(cache), copy.deepcopy(cache.fork())]
-    assert hooks(model) == 2  # of token ids, and of the forward's end
+    assert hooks(model) == 3  # of token ids as given and as embedded, and of the forward's end
     del cache
     while others:
         gc.collect()
-        assert hooks(model) == 2
+        assert hooks(model) == 3
         feed(model, text(1, 20), others[-1])
         others.pop()
     gc.collect()
@@ -138,13 +138,13 @@ def test_hooks_come_back_with_a_later_cache():
     model = fresh("llama")
     for _ in range(3):
         cache = kvfold.cache(model, READS_TEXT)
-        assert hooks(model) == 2
+        assert hooks(model) == 3
         del cache
         gc.collect()
         assert hooks(model) == 0
 
 
-def test_a_plan_that_records_nothing_of_a_forward_has_one_hook_at_its_end(tmp_path):
+def test_a_plan_that_records_nothing_of_a_forward_has_hooks_at_its_begin_and_its_end(tmp_path):
     model = fresh("llama")
     adapter = str(adapter_for("llama", tmp_path))
     plans = ("full", "snapkv(keep=0.5)", f"sonic(keep=0.3, verbatim=1.0, adapter={adapter!r})")
@@ -152,14 +152,14 @@ def test_a_plan_that_records_nothing_of_a_forward_has_one_hook_at_its_end(tmp_pa
     for cache in caches:
         feed(model, text(1, 30), cache)
         cache.fold()
-    assert hooks(model) == 1
+    assert hooks(model) == 2
 
 
 def test_the_watch_of_a_model_that_drops_caches_is_there_while_one_lives():
     model = fresh("phi3", original_max_position_embeddings=20)
     assert hooks(model) == 0
     cache = kvfold.cache(model, "full")
-    assert hooks(model) == 2
+    assert hooks(model) == 3
     assert cache.lease.text_limit == 19
     del cache
     gc.collect()

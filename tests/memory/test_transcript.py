@@ -31,19 +31,19 @@ def test_ids_follow_each_other_and_leave_with_their_columns():
     assert text.from_column(1).from_column(3).ids.tolist() == [[10]]
     assert text.from_column(1).from_column(1).ids.tolist() == [[8, 9, 10]]
     assert text.without_ids().ids is None
-    assert text.cropped(3).ids.tolist() == [[7]]
+    assert text.cropped(3, fed=4).ids.tolist() == [[7]]
 
 
 def test_ids_that_left_keep_no_longer_storage_alive():
     text = Transcript().with_ids(torch.arange(100)[None])
-    for short in (text.from_column(97), text.cropped(97)):
+    for short in (text.from_column(97), text.cropped(97, fed=100)):
         assert short.ids.untyped_storage().nbytes() == short.ids.nbytes
 
 
 def test_a_text_without_ids_stays_without():
     text = Transcript()
     assert text.from_column(2) is text
-    assert text.cropped(2) is text
+    assert text.cropped(2, fed=4).ids is None
 
 
 def test_classes_stand_at_the_positions_of_their_tokens():

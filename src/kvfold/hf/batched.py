@@ -134,8 +134,11 @@ class BatchedCache(Cache):
         self._reached = -1
         reader = next((row.lease for row in self.rows if row.lease.records_token_ids), None)
         ids = None if reader is None else reader.take_token_ids(rows, 1)
+        given_ids = self.rows[0].lease.given_ids
+        all_given = given_ids.take(rows, 1)
         for number, row in enumerate(self.rows):
             row.lease.note_token_ids(None if ids is None else ids[number : number + 1])
+            given_ids.note(None if all_given is None else all_given[number : number + 1])
             row.begin(1, 1)
         self.rows[0].lease.forward_end.note(self)  # the last row noted itself alone
 

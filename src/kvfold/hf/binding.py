@@ -45,7 +45,7 @@ class ModelBinding:
         self.forward_end = ForwardEnd(model)
         self.forward_pieces = ForwardPieces(model)
         self.generate_watch, self.batch_refusal = GenerateWatch(model), BatchRefusal(model)
-        self.token_ids = IdRecorder(model)
+        self.token_ids, self.given_ids = IdRecorder(model), IdRecorder(model, at="model")
         self.tuned_layers = TunedLayers(model)
         self.delimiters = DelimiterTables()
         self._learned: dict[Hashable, Any] = {}
@@ -194,7 +194,7 @@ class ModelLease:
         self.position_limit = binding.position_limit
         self.text_limit = binding.text_limit
         self.drop_watch = binding.drop_watch
-        self.forward_end = binding.forward_end
+        self.forward_end, self.given_ids = binding.forward_end, binding.given_ids
         self.tuned_layers = binding.tuned_layers
         self.records_token_ids = token_ids
         self.records_hidden_states = hidden_states
@@ -202,9 +202,8 @@ class ModelLease:
         self._attention = attention
         self._table = None if table is None else weakref.ref(table)
         hooks: list[ForwardHook] = [] if self.drop_watch is None else [self.drop_watch]
-        hooks += [binding.forward_end, binding.generate_watch, binding.batch_refusal] + (
-            [] if attention is None else [attention]
-        )
+        hooks += [binding.forward_end, binding.given_ids, binding.generate_watch, binding.batch_refusal]
+        hooks += [] if attention is None else [attention]
         hooks += [binding.token_ids] if token_ids else []
         hooks += [binding.hidden_states] if hidden_states else []
         for hook in hooks:

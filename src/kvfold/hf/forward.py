@@ -144,7 +144,7 @@ class RunningForward:
                 "a recurrent one has no way back; call activate_past_recording() before they are fed, or use marks"
             ) from error
 
-    def begin_call(self, given: GivenText) -> None:
+    def begin_call(self, given: GivenText, ids: Int[Tensor, "B S"] | None) -> None:
         """Know from now on what `generate` was given. Raises CacheError where it cannot go on."""
         self.undo()
         self._end_call()
@@ -152,6 +152,22 @@ class RunningForward:
         self._note_adapters()
         self._any_may_go = self.may_roll_back
         self.call = GenerateCall.of(given, self._memory)
+        if given.is_whole and ids is not None:
+            self._refuse_another(ids)
+
+    def _refuse_another(self, ids: Int[Tensor, "B S"]) -> None:
+        """Raise CacheError where a whole text does not begin with what was fed, as far as that is known."""
+        if ids.shape[0] != len(self._memory.seen):  # nothing was fed, or rows become beams
+            return
+        digest = self._memory.transcript.digest
+        other = digest.other_rows(ids)
+        if other:
+            self.call = None
+            raise CacheError(
+                f"a whole text of {ids.shape[1]} tokens was given; its first {digest.columns} are not those that the "
+                f"cache was fed (in row {other[0]} of {len(ids)}); make a new cache for another or an edited text, or "
+                "give new tokens alone with an attention_mask of all columns"
+            )
 
     def end_call(self, given: GivenText) -> None:
         """Forget it: that `generate` is done."""
@@ -216,4 +232,7 @@ class RunningForward:
                 f"{plan} was to read embeddings; it goes by the text when it folds, and needs ids; feed input_ids"
             )
         classes = None if rules.delimiters is None else lease.delimiter_classes(ids)
-        return Text(ids=ids if rules.reads_ids else None, classes=classes)
+        digested = lease.given_ids.take(rows, new)
+        if digested is not None and self.call is None and new == 1 and digested.device.type != "cpu":
+            digested = None  # a caller's loop shall not wait for its newest token; `generate` does by itself
+        return Text(ids=ids if rules.reads_ids else None, classes=classes, digested=digested)

@@ -34,7 +34,7 @@ class ForwardPieces(ForwardHook):
         model = self._model()
         assert model is not None, "a cache is made of a model that is there"
         return [
-            model.register_forward_pre_hook(self, with_kwargs=True),
+            model.register_forward_pre_hook(self, with_kwargs=True, prepend=True),  # other hooks see a piece
             model.register_forward_hook(self._join, with_kwargs=True),
         ]
 

@@ -22,8 +22,8 @@ _METHOD = "_prepare_model_inputs"  # inputs, first token, keywords: gives text, 
 class Generating(Protocol):
     """What runs the forwards of a folded cache."""
 
-    def begin_call(self, given: GivenText) -> None:
-        """Know from now on what `generate` was given."""
+    def begin_call(self, given: GivenText, ids: Tensor | None) -> None:
+        """Know from now on what `generate` was given; None: its ids are not known."""
         ...
 
     def end_call(self, given: GivenText) -> None:
@@ -43,7 +43,7 @@ class _Watched(StandIn):
             text = text.view_as(text)  # an object of this `generate` alone, which is gone when it is done
             given = given_text(text, keywords.get("attention_mask"))
             weakref.finalize(text, running.end_call, given).atexit = False
-            running.begin_call(given)
+            running.begin_call(given, text if kind == "input_ids" and text.dim() == 2 else None)
         return text, kind, keywords
 
 

@@ -50,12 +50,20 @@ class BoundaryWords(Strict):
     stride: Annotated[int, Field(ge=1, le=MOST)] | None
 
 
+class DigestWords(Strict):
+    """The digest of the ids that were fed."""
+
+    columns: Count
+    sums: list[Annotated[int, Field(ge=0, lt=1 << 64)]]  # by row
+
+
 class CacheWords(Strict):
     """The snapshot of a cache."""
 
     fed: Count
     boundaries: BoundaryWords
     text_length: Count | None = None  # version 1 has none
+    digest: DigestWords | None = None  # earlier files have none
     layers: Annotated[dict[Index, LayerWords], Field(max_length=10_000)]
     stock: dict[Index, Count]
     recurrent: dict[Index, list[Count]] = Field(default_factory=dict)  # states of a recurrent layer

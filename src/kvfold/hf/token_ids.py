@@ -8,7 +8,7 @@ the tokenizer that was given or from the one beside the model. Without either, t
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Int, UInt8
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoTokenizer, PreTrainedModel
 
+from kvfold.hf.argument import taken
 from kvfold.hf.hooks import ForwardHook
 from kvfold.place.sentences import ENDS, Ends, table
 
@@ -24,22 +25,28 @@ _Levels: TypeAlias = tuple[tuple[str, int], ...]  # a set of delimiters as a key
 
 
 class IdRecorder(ForwardHook):
-    """A recorder of token ids. It changes: it remembers the ids of one forward per thread, until they are taken."""
+    """A recorder of token ids. It changes: it remembers the ids of one forward per thread, until they are taken.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    What is embedded may differ from what was given: a model that sees pictures puts another id in their places.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, at: Literal["model", "embedding"] = "embedding") -> None:
         super().__init__()
-        self._model = weakref.ref(model)
+        self._model, self._at = weakref.ref(model), at
+        self._keyword = {"model": "input_ids", "embedding": "input"}[at]
         self._noted = threading.local()
 
     def register(self) -> Sequence[RemovableHandle]:
-        """Listen at the input embedding."""
+        """Listen at the model's forward, or at its input embedding."""
         model = self._model()
         assert model is not None, "a cache is made of a model that is there"
-        return [model.get_input_embeddings().register_forward_pre_hook(self, with_kwargs=True)]
+        module = model if self._at == "model" else model.get_input_embeddings()
+        return [module.register_forward_pre_hook(self, with_kwargs=True)]
 
     def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Note the ids that are about to be embedded."""
-        self.note(args[0] if args else kwargs.get("input"))
+        """Note the ids that are about to be read; of a whole model's forwards, those over a cache."""
+        if self._at == "embedding" or taken(kwargs) is not None:
+            self._noted.ids = args[0] if args else kwargs.get(self._keyword)
 
     def note(self, ids: Any) -> None:
         """Note ids that the next cache of this thread shall take."""

@@ -58,12 +58,14 @@ class Text:
 
     ids: Int[Tensor, "B Q"] | None = None  # where a method reads token ids
     classes: UInt8[Tensor, "B Q"] | None = None  # delimiter classes, where the place reads them
+    digested: Int[Tensor, "B Q"] | None = None  # ids of which only the digest is kept
 
     def wanted_by(self, rules: Rules) -> "Text":
         """Keep what the plan's members read; nothing else is held."""
         return Text(
             ids=self.ids if rules.reads_ids else None,
             classes=None if rules.delimiters is None else self.classes,
+            digested=self.digested,
         )
 
 
@@ -111,6 +113,8 @@ class Forward:
         self._boundaries = boundaries
         self._first = next(iter(layers))
         transcript = before.transcript if text.ids is None else before.transcript.with_ids(text.ids)
+        if text.digested is not None and transcript.digest.columns == before.fed:  # it covers everything before
+            transcript = replace(transcript, digest=transcript.digest.extended(text.digested))
         # Of the layers, not of this forward: one that refers to itself keeps old states until it is collected.
         self.scope = ForwardScope(
             transcript=transcript,
@@ -156,11 +160,17 @@ class Forward:
         assert trail is not None, "only what may be taken back leaves a trail"
         if fed == self.before.fed:
             return replace(self.before, boundaries=self._boundaries)
+        if fed < self.stop:
+            digest, covered = transcript.digest, self.before.transcript.digest
+            transcript = transcript.cropped(self.stop - fed, fed=self.stop)
+            if self._text.digested is not None and digest.columns == self.stop:
+                digest = covered.extended(self._text.digested[:, : fed - self.before.fed])
+                transcript = replace(transcript, digest=digest)
         return Mark(
             states={index: trail.state_after(index, fed - self.before.fed) for index in self._layers},
             fed=fed,
             boundaries=self._boundaries,
-            transcript=transcript if fed == self.stop else transcript.cropped(self.stop - fed),
+            transcript=transcript,
         )
 
     def _read(

@@ -154,8 +154,8 @@ class Memory:
         except BaseException:
             self.restore(before)
             raise
+        self.transcript = self.transcript.cropped(columns, fed=self.fed)
         self.fed -= columns  # only when every layer has agreed
-        self.transcript = self.transcript.cropped(columns)
         if self.fed < self._frozen_columns:
             self._leave_buffers()
 

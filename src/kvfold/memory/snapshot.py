@@ -20,6 +20,7 @@ from kvfold.memory.recorders import Record
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
 from kvfold.memory.tail import Tail
+from kvfold.memory.text_digest import TextDigest
 from kvfold.memory.transcript import Transcript
 
 Plain: TypeAlias = dict[str, Any]  # what JSON can say, keys in words
@@ -44,6 +45,8 @@ def take(memory: Memory) -> Snapshot:
         tensors |= {f"{index}.{name}": tensor for name, tensor in held.items()}
     boundaries = {"prompt": mark.boundaries.prompt, "stride": mark.boundaries.stride}
     plain = {"fed": mark.fed, "boundaries": boundaries, "text_length": mark.transcript.length, "layers": layers}
+    digest = mark.transcript.digest
+    plain["digest"] = {"columns": digest.columns, "sums": list(digest.sums)}
     return Snapshot(tensors=tensors, plain=plain)
 
 
@@ -68,6 +71,7 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
         first_column=0 if ids is None else plain["fed"] - ids.shape[1],  # the last id is that of the newest column
         classes=text.get("classes"),
         length=plain["text_length"],
+        digest=_digest(plain),
     )
     states = {}
     for index, layer in memory.layers.items():
@@ -84,6 +88,18 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
             transcript=transcript,
         )
     )
+
+
+def _digest(plain: Plain) -> TextDigest:
+    """Read the digest of the text. Earlier files have none: what was fed is not known then."""
+    words = plain.get("digest")
+    if words is None or words["columns"] == 0:
+        return TextDigest()
+    columns, sums = words["columns"], words["sums"]
+    rows = {len(layer["seen"]) for layer in plain["layers"].values()}
+    if columns > plain["fed"] or rows != {len(sums)}:
+        contradiction(f"{columns} columns of {len(sums)} rows have a digest; {plain['fed']} were fed")
+    return TextDigest(columns=columns, sums=tuple(sums))
 
 
 def _of_layer(state: LayerState, scale: float | None) -> tuple[dict[str, Tensor], Plain]:

@@ -3,15 +3,18 @@
 Ids are kept for the columns that are still raw, where a method reads them. Delimiter classes are kept for every
 position, where a place cuts text into sentences. A class is one byte: the lowest bits are a level, how good an end the
 token is; the others say what the token does to its neighbours. Who cuts text, and where, is place/sentences.py.
+Of all ids a digest is kept, which tells whether another text is the same.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
+
+from kvfold.memory.text_digest import TextDigest
 
 LEVEL = 0b111  # bits of a class: how good an end
 SOFT = 0b1000  # an end only where what follows stands apart
@@ -36,6 +39,7 @@ class Transcript:
     first_column: int = 0  # of the ids, among all that were fed
     classes: UInt8[Tensor, "B capacity"] | None = None  # by position, pads left out
     length: int = 0  # positions that have a class
+    digest: TextDigest = field(default_factory=TextDigest)  # of the ids of all columns; no part of the cache's bytes
 
     def with_ids(self, ids: Int[Tensor, "B Q"]) -> "Transcript":
         """Append the ids of new columns."""
@@ -71,9 +75,10 @@ class Transcript:
         """Keep the classes only, over the same buffer."""
         return self if self.ids is None else replace(self, ids=None)
 
-    def cropped(self, columns: int) -> "Transcript":
-        """Drop the ids of the newest columns. Classes stay: later positions are written again when they come."""
-        return self if self.ids is None else replace(self, ids=self.ids[:, : self.ids.shape[1] - columns].clone())
+    def cropped(self, columns: int, *, fed: int) -> "Transcript":
+        """Drop the ids of the newest columns of `fed`. Classes stay: they are written again when their columns come."""
+        ids = None if self.ids is None else self.ids[:, : self.ids.shape[1] - columns].clone()
+        return replace(self, ids=ids, digest=self.digest.cropped(fed - columns))
 
     def with_fresh_buffers(self) -> "Transcript":
         """Copy the classes, so that what others read in the old buffer is not written over."""
@@ -86,6 +91,7 @@ class Transcript:
             self,
             ids=None if self.ids is None else self.ids[picked],
             classes=None if self.classes is None else self.classes[picked],
+            digest=self.digest.take_rows(picked),
         )
 
     def classes_at(self, row: int, positions: Int[Tensor, " S"]) -> bytes:
