@@ -1,25 +1,18 @@
-"""The code of README and of the pages: every block of Python runs, and every command line is one of the program's.
-
-Commands are parsed with all their options; they are not run here.
-"""
+"""The code of README and of the pages: every block of Python runs without a warning (see test_docs_commands.py too)."""
 
 import re
-import shlex
 import warnings
 from pathlib import Path
 
 import pytest
-import typer
 
 import kvfold
 import kvfold.hf.load
 from driving import feed
 from fakes import model_of, text
-from kvfold.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-GROUP = typer.main.get_command(app)
 
 
 def blocks(language):
@@ -32,22 +25,6 @@ def blocks(language):
             if "OpenAI(" not in match[1]:  # tests/serve/test_page.py has a server for it
                 found.append(pytest.param(match[1], id=f"{page.relative_to(ROOT)}:{line}"))
     return found
-
-
-def commands():
-    """The words of every command line that begins with kvfold, in a block or indented; comments are left out."""
-    found = []
-    for page in PAGES:
-        lines = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^(?:    )?kvfold ([a-z].*)$", lines, flags=re.MULTILINE):
-            if line.split()[0] in ("keeps", "replaces"):  # a sentence that begins with kvfold
-                continue
-            words = tuple(shlex.split(line, comments=True))
-            found.append((str(page.relative_to(ROOT)), words))
-    return found
-
-
-COMMANDS = commands()
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +56,3 @@ def test_a_block_of_python_runs_without_a_warning(block, as_tiny, capsys):
         warnings.simplefilter("error")
         exec(block, names)
     assert "deprecated" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}: {words[0]}" for page, words in COMMANDS])
-def test_a_command_is_understood(page, words):
-    command, rest = GROUP, list(words)
-    while isinstance(command, typer.core.TyperGroup):
-        command = command.commands[rest.pop(0)]
-    command.make_context(words[0], rest)
