@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import tomllib
+from typing import Any
 
 import pytest
 import typer
