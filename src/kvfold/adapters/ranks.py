@@ -1,7 +1,7 @@
 """Learned ranks as files, and the layout that a plan's encode member makes of them.
 
-The folder is that of any adapter (folder.py). Trained bases are written as float32: rounded, they would not be undone
-by their inverse. The way back is not written but computed: it is the inverse. Measured bases stand in measured.py.
+The folder is that of any adapter (folder.py). Bases are written in 16 bits. The way back is not written but
+computed: it is the inverse of what was written. Measured bases stand in measured.py.
 """
 
 from collections.abc import Mapping
@@ -115,17 +115,12 @@ def _tensors(layer: LayerRanks) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     bases = layer.form.bases
     for side, basis in (("keys", bases.keys), ("values", bases.values)):
-        found[f"{side}.encode"] = basis.encode
-        found[f"{side}.mean"] = basis.mean
+        # The way back is the inverse of what is written, so rounding costs no exactness at the full rank.
+        found[f"{side}.encode"] = basis.encode.half()
+        found[f"{side}.mean"] = basis.mean.float()
     for name in _GATE:
-        found[f"gate.{name}"] = getattr(layer.gate, name)
-    return {name: _written(tensor) for name, tensor in found.items()}
-
-
-def _written(tensor: Tensor) -> Tensor:
-    """Copy a tensor as files hold it."""
-    plain = tensor.detach().float().cpu()
-    return plain.contiguous().clone()
+        found[f"gate.{name}"] = getattr(layer.gate, name).float()
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
 def _basis_ranks(name: str, words: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Any) -> BasisRanks:
@@ -184,5 +179,5 @@ def _layer_ranks(
 
 
 def _basis(prefix: str, tensors: Mapping[str, Tensor], heads: int) -> Basis:
-    encode = tensors[f"{prefix}.encode"]
+    encode = tensors[f"{prefix}.encode"].float()
     return Basis(encode=encode, decode=inverse(encode, heads), mean=tensors[f"{prefix}.mean"])

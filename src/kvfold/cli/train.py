@@ -3,6 +3,7 @@
 Shows a progress bar on a terminal and plain lines elsewhere. Everything heavy is imported when the verb runs.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,19 +154,24 @@ def dynakv(
     without: Annotated[
         str, typer.Option("--without", help="Parts that are not trained: bases, gates, hard or entropy.")
     ] = "",
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training, in place of steps.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="An adapter whose measured bases are trained: a folder, or `shipped`.")
+    ] = None,
 ) -> None:
     """Train ranks of dynakv for a model, or only measure a basis. One adapter serves every rate.
 
     A measurement (--steps 0) takes minutes. Ctrl-C stops a training; with --resume it goes on from its checkpoint.
     """
     given = {name: value for name, value in (("rows", rows), ("length", length)) if value is not None}
-    if steps:
+    if steps or minutes:
         _train_ranks(
-            model=model, out=out, data=data, steps=steps, basis=basis, seed=seed, resume=resume,
-            update=update, without=tuple(filter(None, without.split(","))), **given,
+            model=model, out=out, data=data, steps=steps or None, seconds=None if minutes is None else 60 * minutes,
+            basis=basis, seed=seed, resume=resume, start=start, update=update,
+            without=tuple(filter(None, without.split(","))), **given,
         )  # fmt: skip
     else:
-        _refuse_training_only(resume=resume, update=update, without=without)
+        _refuse_training_only({"--resume": resume, "--update": update, "--without": without, "--from": start})
         _measure_ranks(model=model, out=out, data=data, basis=basis, seed=seed, split=split, **given)
     typer.echo(f"the adapter is in {out}")
 
@@ -174,7 +180,7 @@ def _train_ranks(**settings: Any) -> None:
     from kvfold.train.dynakv.run import DynaRun
     from kvfold.train.dynakv.settings import DynaSettings
 
-    run = DynaRun(DynaSettings(**settings))
+    run = DynaRun(DynaSettings(**settings), _line_to_stderr)
     _train(run)
     run.finish()
 
@@ -183,14 +189,18 @@ def _measure_ranks(**settings: Any) -> None:
     from kvfold.train.dynakv.adapter import measured_adapter
     from kvfold.train.dynakv.settings import CalibrationSettings
 
-    measured_adapter(CalibrationSettings(**settings), lambda line: typer.echo(line, err=True))
+    measured_adapter(CalibrationSettings(**settings), _line_to_stderr)
 
 
-def _refuse_training_only(**given: object) -> None:
+def _line_to_stderr(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _refuse_training_only(given: Mapping[str, object]) -> None:
     """Refuse what only a training can do where nothing is trained."""
     from kvfold.errors import DataError
 
-    asked = [f"--{name}" for name, value in given.items() if value]
+    asked = [name for name, value in given.items() if value]
     if asked:
         raise DataError(
             f"{asked[0]} was given without steps; nothing is trained then; give --steps, or leave out {asked[0]}"

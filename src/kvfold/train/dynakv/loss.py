@@ -4,6 +4,7 @@ It is divided by what the untrained ranks cost at the same rate, so that high ra
 tokens of the context are read raw, so they do not count. Knows nothing of data and of optimisers.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from kvfold.encode.lowrank.ranks import BasisRanks
 from kvfold.train.dynakv.rates import TextBatch, middle_of, rates_at
+from kvfold.train.dynakv.readings import read_context
 from kvfold.train.dynakv.student import Reading, Student
 
-RATES = (0.15, 0.2, 0.3, 0.47, 0.6)  # drawn in training; lower ones cost so much that they would rule
+RATES = (0.15, 0.2, 0.3, 0.47, 0.55)  # drawn in training; lower ones cost so much that they would rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +59,17 @@ class RankCost:
     student: Student
     start: BasisRanks  # which layer keeps what share of a rate
     entropy_weight: float
+    bfloat16: bool = False  # whether both models compute in it
     untrained: Mapping[float, float] = field(default_factory=dict)  # rate -> distance before training
 
     def __call__(self, batch: RankBatch) -> RankLoss:
         """The loss of one batch."""
-        distance, entropy = self._parts(batch.ids, batch.positions, batch.reading)
+        full, past = self._full(batch.ids, batch.positions, batch.reading.context)
+        found = self._found(batch.ids, batch.positions, batch.reading, past)
+        targets = batch.ids[:, batch.reading.context + 1 :].flatten()
+        entropy = nn.functional.cross_entropy(found.flatten(0, 1), targets)
         untrained = self.untrained[batch.rate]
+        distance = _distance(found, full)
         mean = (distance + self.entropy_weight * entropy) / untrained
         return RankLoss(mean=mean, distance=distance / untrained, entropy=entropy)
 
@@ -70,42 +77,47 @@ class RankCost:
         """Take the distances of the student as it is for those of the untrained one."""
         self.untrained = self.distances(batches)
 
-    def held(self, batches: Sequence[TextBatch]) -> float:
-        """The mean over rates of the distance now over the distance before training."""
+    def held(self, batches: Sequence[TextBatch]) -> dict[float, float]:
+        """At each rate, the distance now over the distance before training."""
         now = self.distances(batches)
-        shares = [now[rate] / self.untrained[rate] for rate in RATES]
-        return sum(shares) / len(shares)
+        return {rate: now[rate] / self.untrained[rate] for rate in RATES}
 
     @torch.no_grad()
     def distances(self, batches: Sequence[TextBatch]) -> dict[float, float]:
         """At each rate, the mean distance from the full model over the batches, with hard masks."""
-        found = {}
-        for rate in RATES:
-            costs = []
-            for ids, positions in batches:
-                context = middle_of(ids.shape[1])
+        sums = dict.fromkeys(RATES, 0.0)
+        for ids, positions in batches:
+            context = middle_of(ids.shape[1])
+            full, past = self._full(ids, positions, context)
+            for rate in RATES:
                 reading = Reading(context=context, rates=rates_at(self.start, rate))
-                distance, _ = self._parts(ids, positions, reading)
-                costs.append(float(distance))
-            found[rate] = max(sum(costs) / len(costs), 1e-6)
-        return found
+                found = self._found(ids, positions, reading, past)
+                sums[rate] += float(_distance(found, full))
+        return {rate: max(total / len(batches), 1e-6) for rate, total in sums.items()}
 
-    def _parts(
-        self,
-        ids: Int[Tensor, "B Q"],
-        positions: Int[Tensor, "B Q"],
-        reading: Reading,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Distance to the full model, and cross-entropy, of the tokens after the context."""
-        kept = ids.shape[1] - reading.context
-        with torch.no_grad():
-            # The logits of the token before each kept one, which predict it.
-            output = self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1)
-        full = output.logits[:, :-1].float()
-        found = self.student.read(ids, positions, reading)
-        targets = ids[:, reading.context :].flatten()
-        entropy = nn.functional.cross_entropy(found.flatten(0, 1).float(), targets)
-        wanted = full.log_softmax(dim=-1)
-        logs = found.float().log_softmax(dim=-1)
-        by_token = (wanted.exp() * (wanted - logs)).sum(dim=-1)
-        return by_token.mean(), entropy
+    @torch.no_grad()
+    def _full(
+        self, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"], context: int
+    ) -> tuple[Float[Tensor, "B N W"], Mapping[str, Any]]:
+        """Read rows in full; give the logits at the tokens after the context, and the cache of the context."""
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bfloat16):
+            past = read_context(self.model, ids[:, :context], positions[:, :context])
+            whole = copy.deepcopy(past)  # which takes up the rest
+            output = self.model(ids[:, context:], position_ids=positions[:, context:], **whole)
+        return output.logits[:, :-1].float(), past
+
+    def _found(
+        self, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"], reading: Reading, past: Mapping[str, Any]
+    ) -> Float[Tensor, "B N W"]:
+        """Compute the student's logits at the same tokens; an updated model reads the context itself."""
+        own = copy.deepcopy(past) if self.student.model is self.model else None
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.student.read(ids, positions, reading, own)[:, :-1].float()
+
+
+def _distance(found: Float[Tensor, "B N W"], full: Float[Tensor, "B N W"]) -> Float[Tensor, ""]:
+    """The mean divergence of a student's predictions from the full model's, in nats a token."""
+    wanted = full.log_softmax(dim=-1)
+    logs = found.log_softmax(dim=-1)
+    by_token = (wanted.exp() * (wanted - logs)).sum(dim=-1)
+    return by_token.mean()

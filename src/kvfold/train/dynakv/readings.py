@@ -13,9 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kvfold.hf.argument import given
 from kvfold.hf.binding import ModelBinding
+from kvfold.hf.generation import stock_cache
 from kvfold.hf.probe import observe_attention
-from kvfold.train.dynakv.student import SINKS
+
+SINKS = 4  # first tokens of a text, which are never folded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,13 @@ def read(model: Any, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"]) -> 
     with observe_attention(model, observe):
         model(ids, position_ids=positions, use_cache=False, logits_to_keep=1)
     return seen
+
+
+def read_context(model: Any, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"]) -> dict[str, Any]:
+    """Read a context into a stock cache; give it as the argument that the model takes it by."""
+    past = given(model, stock_cache(model))
+    model(ids, position_ids=positions, use_cache=True, logits_to_keep=1, **past)
+    return past
 
 
 def by_slot(side: Float[Tensor, "B H Q D"]) -> Float[Tensor, "S H D"]:

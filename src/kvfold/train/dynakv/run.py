@@ -12,24 +12,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvfold.adapters.ranks import save_ranks
+from kvfold.adapters.ranks import load_ranks, save_ranks
+from kvfold.encode.lowrank.measured import MeasuredRanks
 from kvfold.encode.lowrank.ranks import BasisRanks, Ranks
+from kvfold.errors import DataError
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import load
 from kvfold.train.dynakv.bases import names_of
+from kvfold.train.dynakv.calibrate import Report, Samples, calibrate
 from kvfold.train.dynakv.lora import settle, updatable
 from kvfold.train.dynakv.loss import RATES, RankBatch, RankCost, RankLoss
-from kvfold.train.dynakv.rates import GRID, TextBatch, gate_logits, rates_at, spread_at, with_rates
+from kvfold.train.dynakv.rates import TextBatch, gate_logits, rates_at, spread_at
 from kvfold.train.dynakv.settings import DynaSettings
-from kvfold.train.dynakv.start import measure
+from kvfold.train.dynakv.start import GRID, begin
 from kvfold.train.dynakv.student import BLOCK, Reading, Student
 from kvfold.train.dynakv.texts import TokenRows
 from kvfold.train.loop import Trainer
+from kvfold.train.losses import quick_in_bfloat16
 from kvfold.train.optimisers import ParameterGroup
 from kvfold.train.processes import device
 from kvfold.train.run import Run
 
-_FIXED = 4  # batches that rates and distances are measured on
+_FIXED = 2  # batches that distances and the spread over levels are measured on
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
 
 
 class DynaRun(Run):
@@ -37,8 +45,10 @@ class DynaRun(Run):
 
     settings: DynaSettings
 
-    def __init__(self, settings: DynaSettings) -> None:
+    def __init__(self, settings: DynaSettings, report: Report = silent) -> None:
+        """`report` gets the lines of a calibration that comes first."""
         super().__init__(settings)
+        self.report = report
         self.model, self.tokenizer = load(settings.model)
         self.model.float().requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
         torch.manual_seed(settings.seed)
@@ -47,7 +57,7 @@ class DynaRun(Run):
         self.fixed = self._fixed_batches()
         self.names = names_of(settings.basis, self.model)
         self.measured = self._measured()
-        self.start = with_rates(self.model, self.measured.bases[self.names[0]], self.fixed)
+        self.start = begin(self.measured[self.names[0]])
         self.reader, self.updates = self.model, None
         if settings.update:
             self.reader, self.updates = updatable(self.model, settings.update)
@@ -57,6 +67,7 @@ class DynaRun(Run):
             student=self.student,
             start=self.start,
             entropy_weight=settings.entropy_weight,
+            bfloat16=quick_in_bfloat16(self.model.device),
         )
         self.cost.measure(self.fixed)
         self.losses = {"kl": 0.0, "entropy": 0.0}  # running means
@@ -86,9 +97,8 @@ class DynaRun(Run):
             self.losses[name] += pace * (value - self.losses[name])
 
     def findings(self) -> dict[str, Any]:
-        """The losses, and on the fixed batches how far the student is now over how far it was."""
-        losses = {**self.losses, "held": self.cost.held(self.fixed)}
-        return {"losses": {name: round(value, 4) for name, value in losses.items()}}
+        """The running means of both parts of the loss; `kl` is over the distance before training."""
+        return {"losses": {name: round(value, 4) for name, value in self.losses.items()}}
 
     def state(self) -> dict:
         """The running means, and torch's random state, which draws the hard masks."""
@@ -100,18 +110,15 @@ class DynaRun(Run):
         torch.set_rng_state(state["torch"])
 
     def finish(self) -> Ranks:
-        """Measure each layer's share of each rate on fresh rows, and write the adapter."""
+        """Write the adapter, with the measured ranks beside the trained ones."""
         settings = self.settings
         if settings.update:
             settle(self.reader)
             self.model = self.reader  # the updated model, which the adapter is for
-            self.measured = self._measured()
+            self.measured = self._calibrated()
             for part in (self.model, self.tokenizer):
                 part.save_pretrained(settings.out / "model")
-        bases = {name: with_rates(self.model, basis, self.fixed) for name, basis in self.measured.bases.items()}
-        bases[f"{self.names[0]}-measured"] = self.start
-        bases[self.names[0]] = self._trained()
-        ranks = Ranks(bases=bases, default=self.names[0])
+        ranks = Ranks(bases={self.names[0]: self._trained()}, measured=self.measured, default=self.names[0])
         save_ranks(ranks, settings.out, model=self.model, about={"training": self._words()})
         return ranks
 
@@ -124,7 +131,10 @@ class DynaRun(Run):
             "seed": settings.seed,
             "length": settings.length,
             "data": None if settings.data is None else settings.data.name,
+            "tokens": progress.tokens,
             "losses": self.losses,
+            # On the fixed batches, how far the student is now over how far it was.
+            "held": {str(rate): round(share, 4) for rate, share in self.cost.held(self.fixed).items()},
             "without": list(settings.without),
             "update": settings.update,
             "spread": self.spread,
@@ -147,14 +157,30 @@ class DynaRun(Run):
             groups["updates"] = ParameterGroup(parameters=parameters, rate=settings.update_rate)
         return Trainer(learned, settings.loop, self.cost, list(groups.values()))
 
-    def _measured(self) -> Ranks:
-        """Bases and gates of the model as it is, without training."""
+    def _measured(self) -> dict[str, MeasuredRanks]:
+        """Take the measured ranks of the adapter to start with, or measure them."""
+        start = self.settings.start
+        return self._calibrated() if start is None else self._measured_before(start)
+
+    def _calibrated(self) -> dict[str, MeasuredRanks]:
+        """Measure ranks of the model as it is now."""
         settings = self.settings
         texts = []
         for row in range(settings.calibration):
             rng = random.Random(f"calibration:{settings.seed}:{row}")
             texts.append(self.rows.draw(rng))
-        return measure(self.model, texts, names=self.names, seed=settings.seed)
+        return calibrate(self.model, texts, names=self.names, drawn=Samples(), report=self.report, seed=settings.seed)
+
+    def _measured_before(self, start: str) -> dict[str, MeasuredRanks]:
+        """The measured ranks of an adapter. Raises DataError where it lacks a basis that is asked for."""
+        found = load_ranks(start, self.model).measured
+        missing = [name for name in self.names if name not in found]
+        if missing:
+            raise DataError(
+                f"basis {missing[0]!r} was asked; the adapter {start} has measured {', '.join(found) or 'none'}; "
+                "give one of these, or leave out --from"
+            )
+        return {name: found[name] for name in self.names}
 
     def _texts(self, rng: random.Random) -> TextBatch:
         """Rows of text, at positions that start anywhere the model has them."""

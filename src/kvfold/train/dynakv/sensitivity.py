@@ -18,13 +18,10 @@ from torch import Tensor, nn
 from kvfold.attention.basis import Bases
 from kvfold.attention.reference import causal_mask
 from kvfold.encode.lowrank.measured import DimensionLoss
-from kvfold.hf.argument import given
-from kvfold.hf.generation import stock_cache
 from kvfold.hf.probe import replace_attention
 from kvfold.train.dynakv.gradients import RowGradients, latents_of, slopes_of
 from kvfold.train.dynakv.moments import LayerMoments, energies
-from kvfold.train.dynakv.readings import LayerRows, by_slot
-from kvfold.train.dynakv.student import SINKS
+from kvfold.train.dynakv.readings import SINKS, LayerRows, by_slot, read_context
 
 STEP = 4  # dimensions that are taken at a time: a curve has noise
 
@@ -121,8 +118,7 @@ def _read_folded(
 
     # The context is read into a stock cache first, so that nothing is differentiated by what its tokens computed.
     with torch.no_grad():
-        past = given(model, stock_cache(model))
-        model(ids[:, :context], position_ids=positions[:, :context], use_cache=True, logits_to_keep=1, **past)
+        past = read_context(model, ids[:, :context], positions[:, :context])
     with replace_attention(model, attend), torch.enable_grad():
         follow = model(ids[:, context:], position_ids=positions[:, context:], **past)
     return follow.logits, leaves

@@ -22,12 +22,14 @@ class DynaSettings(RunSettings):
     """One run."""
 
     model: str
-    steps: int = 1200
+    steps: int | None = 1200
+    seconds: float | None = None  # of training, in place of steps
+    start: str | None = None  # an adapter whose measured ranks are trained: a folder, or "shipped"; None: measure
     basis: str | None = None  # which are measured, by names with commas; the first is trained. None: the model's best
     length: int = 768
     rows: int = 3
     calibration: int = 24  # rows that bases are measured on
-    basis_rate: float = 1e-4
+    basis_rate: float = 3e-4
     gate_rate: float = 2e-3
     # Weight of the cross-entropy beside the distance to the full model; more of it makes training a fine-tuning.
     entropy: float = 0.05
@@ -49,7 +51,9 @@ class DynaSettings(RunSettings):
             )
         if self.update < 0:
             raise DataError(f"updates of rank {self.update} were asked; 0 leaves the model as it is; give 0 or more")
-        if self.steps < 1 or self.length < 4 * BLOCK:
+        if (self.steps is None) == (self.seconds is None):
+            raise DataError("a run was asked with no length, or with two; it needs one; give --steps or --minutes")
+        if (self.steps is not None and self.steps < 1) or self.length < 4 * BLOCK:
             raise DataError(
                 f"{self.steps} steps over rows of {self.length} tokens were asked; a run has a step or more and rows "
                 f"of at least {4 * BLOCK} tokens; give such numbers"
@@ -60,6 +64,7 @@ class DynaSettings(RunSettings):
         """The learning rates fall by a cosine from the start; the weights are not averaged."""
         return LoopSettings(
             steps=self.steps,
+            seconds=self.seconds,
             betas=(0.9, 0.99),
             fused=False,
             warmup_steps=20,

@@ -1,108 +1,68 @@
-"""The start of training: bases measured on text, and gates that go by energy alone.
+"""The start of training: calibrated bases, levels along their own cuts, and gates that give all slots alike.
 
-A first reading adds up moments over real tokens, sinks left out. A second one scores dimensions: the first-order change
-of the loss, squared, when the dimension is left out of all tokens of a text at once (token by token it is misleading:
-errors of values add up, errors of keys cancel). Without training calibrate.py does better. Knows nothing of files.
+A level is what calibration keeps of a layer at some rate, so levels are nested and every layer begins with its measured
+share of a rate. Untrained, `dynakv` is then `pca` at the rates of the grid, and training can only tell slots apart.
+Knows nothing of text and of files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from kvfold.attention.basis import Bases
-from kvfold.encode.lowrank.ranks import Ranks
-from kvfold.hf.binding import ModelBinding
-from kvfold.hf.probe import replace_attention
-from kvfold.train.dynakv.bases import bases_of, basis_names, known_rotary
-from kvfold.train.dynakv.gradients import RowGradients, latents_of, slopes_of
-from kvfold.train.dynakv.levels import with_gates
-from kvfold.train.dynakv.moments import LayerMoments
-from kvfold.train.dynakv.readings import LayerRows, by_slot, placed
-from kvfold.train.dynakv.student import SINKS
+from kvfold.adapters.ranks import left_out
+from kvfold.encode.lowrank.format import LowRankFormat
+from kvfold.encode.lowrank.gate import Gate
+from kvfold.encode.lowrank.measured import DimensionLoss, MeasuredRanks
+from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks
 
-
-def measure(
-    model: Any,
-    texts: Sequence[Sequence[int]],
-    *,
-    names: Sequence[str] | None = None,
-    seed: int = 0,
-) -> Ranks:
-    """Measure the ranks of a model on token rows of equal length, under these bases or every one that it can have."""
-    rotary = known_rotary(model)
-    moments = {index: LayerMoments() for index in ModelBinding.of(model).folding_layers}
-    for ids, positions in placed(model, texts, seed):
-        for index, gradients in _read(model, ids, positions).items():
-            moments[index].add(gradients.rows, rotary)
-    heads = ModelBinding.of(model).kv_heads
-    bases = {
-        name: {index: bases_of(name, layer, heads, rotary) for index, layer in moments.items()}
-        for name in names or basis_names(rotary)
-    }
-    tokens = sum(len(text) - SINKS for text in texts)
-    readings = (_read(model, ids, positions) for ids, positions in placed(model, texts, seed))
-    scores = _scores(bases, readings, tokens=tokens)
-    return Ranks(bases={name: with_gates(bases[name], scores[name], moments) for name in bases})
+GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.47, 0.55, 0.65, 0.8, 1.0)
+_LOWEST = 0.025  # rate of the first level, which every slot keeps
+_SHARPNESS = 0.5  # of an untrained gate, in levels
+_SMALLEST = 0.05  # of the largest dimension's size, as the gate sees a dimension
+_FLOOR = 1e-4  # of the mean slot's whole cost
+_SLACK = 1e-3  # of a dimension: a level's own rate must reach it in spite of rounding
 
 
-def _read(model: Any, ids: Int[Tensor, "1 Q"], positions: Int[Tensor, "1 Q"]) -> dict[int, RowGradients]:
-    """Keys and values of all folding layers over one text, with the gradients of its loss."""
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def attend(index: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        # The first layer's rows may need no gradient: nothing before them is trained.
-        keys, values = (rows if rows.requires_grad else rows.requires_grad_() for rows in (keys, values))
-        keys.retain_grad()
-        values.retain_grad()
-        seen[index] = (keys, values)
-        return nn.functional.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            is_causal=True,
-            scale=scale,
-            enable_gqa=True,
-        )
-
-    with replace_attention(model, attend), torch.enable_grad():
-        output = model(ids, position_ids=positions, use_cache=False)
-        predicted = output.logits[0, :-1].float()
-        loss = nn.functional.cross_entropy(predicted, ids[0, 1:], reduction="sum")
-        loss.backward()
-    model.zero_grad(set_to_none=True)
-    gradients = {}
-    for index, (keys, values) in seen.items():
-        assert keys.grad is not None, "every layer is on the way to the loss"
-        assert values.grad is not None, "and so are its values"
-        rows = LayerRows(keys=by_slot(keys), values=by_slot(values), positions=positions[0, SINKS:])
-        gradients[index] = RowGradients(rows=rows, keys=by_slot(keys.grad), values=by_slot(values.grad))
-    return gradients
+def begin(measured: MeasuredRanks) -> BasisRanks:
+    """Make ranks that can be trained of measured ones."""
+    lowest, *cuts = (measured.cuts(rate) for rate in (_LOWEST, *GRID))
+    layers = {}
+    for index, layer in measured.layers.items():
+        of_layer = [cut[index] for cut in cuts]
+        levels = tuple(dict.fromkeys([lowest[index], *of_layer]))  # a layer may have one cut for several rates
+        form = LowRankFormat(bases=layer.bases, levels=levels)
+        rates = tuple(min((sum(cut) + _SLACK) / form.size, 1.0) for cut in of_layer)
+        layers[index] = LayerRanks(form=form, gate=even_gate(form, layer.loss), rates=rates)
+    return BasisRanks(layers=layers, grid=GRID, trained=False)
 
 
-def _scores(
-    bases: Mapping[str, Mapping[int, Bases]],
-    readings: Iterator[dict[int, RowGradients]],
-    *,
-    tokens: int,
-) -> dict[str, dict[int, Tensor]]:
-    """The scores [X] of all dimensions a token, by kind of basis and layer."""
-    sums: dict[tuple[str, int], Tensor] = {}
-    for reading in readings:
-        for name, layers in bases.items():
-            for index, gradients in reading.items():
-                scores = _text_scores(layers[index], gradients)
-                before = sums.get((name, index))
-                sums[name, index] = scores if before is None else scores + before
-    means: dict[str, dict[int, Tensor]] = {name: {} for name in bases}
-    for (name, index), total in sums.items():
-        means[name][index] = total / tokens
-    return means
+def even_gate(form: LowRankFormat, loss: DimensionLoss) -> Gate:
+    """Make a gate that has learned nothing: every slot gets the same level."""
+    keys = len(form.bases.keys.mean)
+    values = len(form.bases.values.mean)
+    count = len(form.levels)
+    device = loss.noise.device
+    cost = loss.noise / loss.size.square().clamp(min=1e-12)
+    zeros = torch.zeros(count, device=device)
+    # Its logits are a parabola over the levels; what is added for a rate moves the top of it.
+    bias = -_SHARPNESS * torch.arange(count, device=device).square()
+    return Gate(
+        cost=cost,
+        left_out=left_out(form.levels, keys, values).to(device),
+        floor=_FLOOR * loss.noise.sum().clamp(min=1e-12),
+        scale=torch.cat([_typical_size(loss.size[:keys]), _typical_size(loss.size[keys:])]),
+        weight=torch.zeros(len(cost), count, device=device),
+        linear=zeros,
+        square=zeros.clone(),
+        bias=bias.float(),
+    )
 
 
-def _text_scores(bases: Bases, gradients: RowGradients) -> Float[Tensor, " X"]:
-    """For each dimension, the square of what the loss changes by, to first order, when a whole text goes without it."""
-    changes = latents_of(bases, gradients.rows) * slopes_of(bases, gradients)
-    return changes.sum(dim=0).square()
+def _typical_size(sizes: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """Give the sizes of latent dimensions, none much smaller than the largest.
+
+    A basis that turns a little pours more of a large dimension into a small one than that ever held; a gate that
+    divides by too little would read just this, and training falls apart.
+    """
+    smallest = max(_SMALLEST * float(sizes.max()), 1e-6)
+    return sizes.clamp(min=smallest)

@@ -21,9 +21,9 @@ from kvfold.encode.lowrank.gate import Gate
 from kvfold.encode.lowrank.ranks import BasisRanks, LayerRanks
 from kvfold.hf.probe import replace_attention
 from kvfold.train.dynakv.rank_masks import rank_mask
+from kvfold.train.dynakv.readings import SINKS, read_context
 
 BLOCK = 64  # tokens that are folded at a time
-SINKS = 4  # first tokens of a row, which are never folded
 _ATTEND = nn.functional.scaled_dot_product_attention
 
 
@@ -103,6 +103,7 @@ class Student:
 
     def __init__(self, model: Any, ranks: BasisRanks) -> None:
         self.model = model
+        self.trains_model = any(parameter.requires_grad for parameter in model.parameters())
         self.layers = nn.ModuleDict()
         for index, layer in ranks.layers.items():
             self.layers[str(index)] = LearnedLayer(layer)
@@ -124,26 +125,34 @@ class Student:
         assert isinstance(layer, LearnedLayer)
         return layer
 
-    def read(self, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"], reading: Reading) -> Float[Tensor, "B N W"]:
-        """Compute the logits after the context, each block reading what is before it in few dimensions."""
+    def read(
+        self,
+        ids: Int[Tensor, "B Q"],
+        positions: Int[Tensor, "B Q"],
+        reading: Reading,
+        past: Mapping[str, Any] | None = None,
+    ) -> Float[Tensor, "B N W"]:
+        """Compute the logits at the tokens after the context, each block reading what is before it in few dimensions.
+
+        `past` is a stock cache that holds the context and nothing more, by its argument's name; it takes the rest up.
+        Without it the context is read here.
+        """
+        context = reading.context
 
         def attend(index: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-            first = _ATTEND(
-                queries[:, :, : reading.context],
-                keys[:, :, : reading.context],
-                values[:, :, : reading.context],
-                is_causal=True,
-                scale=scale,
-                enable_gqa=True,
-            )
-            folded = self._fold(index, keys, values, positions, reading)
-            blocks = _attend_blocks(queries, (keys, values), folded, context=reading.context, scale=scale)
-            return torch.cat([first, *blocks], dim=2)
+            # In bfloat16 the way to a latent and back would lose more than the last dimensions hold.
+            with torch.autocast(keys.device.type, enabled=False):
+                folded = self._fold(index, keys.float(), values.float(), positions, reading)
+            folded = tuple(side.to(keys.dtype) for side in folded)
+            return torch.cat(list(_attend_blocks(queries, (keys, values), folded, context=context, scale=scale)), dim=2)
 
-        kept = ids.shape[1] - reading.context
+        if past is None:
+            # Bases and gates act on what comes after the context, so only updates of the model need its gradient.
+            with torch.set_grad_enabled(self.trains_model and torch.is_grad_enabled()):
+                past = read_context(self.model, ids[:, :context], positions[:, :context])
         with replace_attention(self.model, attend):
-            output = self.model(ids, position_ids=positions, use_cache=False, logits_to_keep=kept + 1)
-        return output.logits[:, :-1]
+            output = self.model(ids[:, context:], position_ids=positions[:, context:], **past)
+        return output.logits
 
     def _fold(
         self,
@@ -192,18 +201,18 @@ def _with_sinks(raw: Float[Tensor, "B H Q D"], few: Float[Tensor, "S H D"]) -> F
 
 
 def _attend_blocks(
-    queries: Float[Tensor, "B G Q D"],
+    queries: Float[Tensor, "B G N D"],
     raw: tuple[Tensor, Tensor],
-    folded: tuple[Tensor, Tensor],
+    folded: tuple[Tensor, ...],
     *,
     context: int,
     scale: float,
 ) -> Iterator[Float[Tensor, "B G _ D"]]:
     """After the context, attend block by block over folded rows before a block and raw rows in it.
 
-    `raw` and `folded` are keys and values [B H Q D] of all tokens.
+    `raw` and `folded` are keys and values [B H Q D] of all tokens; queries are those after the context.
     """
-    tokens = queries.shape[2]
+    tokens = raw[0].shape[2]
     for begun in range(context, tokens, BLOCK):
         end = min(begun + BLOCK, tokens)
         sides = []
@@ -212,7 +221,7 @@ def _attend_blocks(
             inside = raw_rows[:, :, begun:end]
             sides.append(torch.cat([before, inside], dim=2))
         yield _ATTEND(
-            queries[:, :, begun:end],
+            queries[:, :, begun - context : end - context],
             *sides,
             attn_mask=causal_mask(end - begun, end, queries.device),
             scale=scale,
