@@ -72,7 +72,7 @@ def places_of(part) -> list[list[list[int]]] | None:
         return None
     whole = part.table.stored.whole(part.counts) if isinstance(part, OffloadedPart) else part
     if isinstance(whole, DensePart):
-        pieces = iter(whole.positions.split([count for row in whole.counts for count in row]))
+        pieces = iter(whole.without_room().positions.split([count for row in whole.counts for count in row]))
         return [[next(pieces).tolist() for _ in row] for row in whole.counts]
     return [whole.take_rows([row]).read().positions[0].tolist() for row in range(len(whole.counts))]
 

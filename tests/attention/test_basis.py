@@ -53,12 +53,20 @@ def test_latents_come_back_from_how_they_are_stored(parts):
 
 
 @pytest.mark.parametrize("parts", [1, HEADS])
-def test_joined_blocks_are_stored_without_another_copy(parts):
+def test_a_block_is_written_over_some_slots_of_another(parts):
     basis = form(HEADS, SIZE, parts=parts).bases.keys
-    pieces = [torch.randn(3, 4), torch.randn(2, 4)]
-    joined = basis.joined(pieces)
-    assert torch.equal(joined, torch.cat(pieces))
-    assert basis.flattened(joined).data_ptr() == joined.data_ptr()
+
+    def block(count):
+        numbers = torch.randn(count * 4)
+        latents = basis.unflattened(numbers, count, 4)
+        return LatentBlock(keys=latents, values=latents.clone(), positions=torch.arange(count)), numbers
+
+    (whole, numbers), (some, _) = block(5), block(2)
+    before = whole.keys.clone()
+    whole.write(2, some)
+    assert torch.equal(whole.keys, torch.cat([before[:2], some.keys, before[4:]]))
+    assert torch.equal(whole.values[2:4], some.values)
+    assert torch.equal(basis.unflattened(numbers, 5, 4), whole.keys), "it is written where the block lies"
 
 
 def test_a_map_back_to_a_part_is_split_into_maps_back_to_its_heads():

@@ -1,7 +1,7 @@
 """The compiled decode step against attention with everything written out, for every way that a number is stored."""
 
 import shutil
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def flat_part(codec, keys, values, counts):
     form = codec.form(codec.encode(keys, values))
     assert form is not None
     assert form.is_readable
-    return StoredSlots(form, ends=list(accumulate(counts)))
+    return StoredSlots(form, spans=list(pairwise(accumulate(counts, initial=0))))
 
 
 @needs_compiler

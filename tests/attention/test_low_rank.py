@@ -14,7 +14,9 @@ from kvfold.attention.reference import attend_part
 from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.hf.rotary import rotary_of
 from kvfold.memory.kv import KV
+from kvfold.memory.room import UNLIMITED
 from kvfold.memory.step import AttentionStep
+from kvfold.memory.transcript import Transcript
 from ranks import form
 
 HEADS, SIZE, SCALE = 2, 8, 0.3
@@ -102,15 +104,17 @@ def part_of(own, *, dtype, device, rows=3, slots=700):
 
 
 def kernel_and_blocks(device, dtype, parts, int8):
-    """What the kernel answers, and what the blocks answer to the same queries, wider."""
+    """What the kernel answers, and what the blocks answer to the same queries, wider; the blocks have room."""
     own = form(HEADS, SIZE, parts=parts, int8=int8)
     own = replace(own, bases=Bases(keys=moved(own.bases.keys, device), values=moved(own.bases.values, device)))
     part = part_of(own, dtype=dtype, device=device)
+    part = part.extend(part_of(own, dtype=dtype, device=device, slots=90), Transcript(), UNLIMITED)
+    assert part.room is not None
     queries = torch.randn(3, 6, 2, SIZE, device=device).to(dtype)
     dims = torch.tensor(own.levels, dtype=torch.int32, device=device)
     found = attend_rows(
-        queries, own.bases, keys=part.keys, values=part.values, scales=part.scales, held=part.held, dims=dims,
-        slots=int(part.held.sum(dim=1).max()), scale=SCALE,
+        queries, own.bases, keys=part.keys, values=part.values, scales=part.scales, held=part.held, room=part.room,
+        dims=dims, slots=int(part.held.sum(dim=1).max()), scale=SCALE,
     )  # fmt: skip
     return found, part.attend(AttentionStep(queries=queries.float(), scale=SCALE))[0]
 

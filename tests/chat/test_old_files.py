@@ -91,7 +91,9 @@ def test_a_chat_of_the_first_format_holds_what_it_held_and_replies_as_it_did(tin
     assert chat.ledger().slots == noted.slots
     assert chat.ledger().stored_bytes == noted.loaded_bytes
     assert "".join(chat.send(THIRD)) == noted.reply
-    assert chat.ledger().stored_bytes == noted.replied_bytes
+    ledger = chat.ledger()
+    room = sum(line.slack_bytes for line in ledger.parts if line.device == "cpu")  # for turns to come: later versions
+    assert ledger.stored_bytes - room == noted.replied_bytes
 
 
 @pytest.mark.parametrize("name", ["h2o_raw", "snapkv_raw", "dynakv_sentkv"])  # all that a chat can hold

@@ -5,6 +5,7 @@ import torch
 
 from kvfold.errors import CacheError
 from kvfold.memory.forward import Reading
+from kvfold.memory.snapshot import take
 from memories import HEADS, LAYERS, Fed, rules_of
 
 PAGES = "sentkv(budget=16, length=5, window=2, recent=2)"
@@ -20,12 +21,10 @@ def raw_keys(state):
 
 def same(one, other):
     """Whether two memories hold the same numbers, slack apart."""
-    pairs = []
-    for index in LAYERS:
-        mine, theirs = (run.memory.layers[index].state.with_fresh_tail() for run in (one, other))
-        assert mine.seen == theirs.seen
-        pairs += zip(mine.tensors(), theirs.tensors(), strict=True)
-    return all(name == other_name and torch.equal(a, b) for (name, a), (other_name, b) in pairs)
+    mine, theirs = (take(run.memory) for run in (one, other))
+    assert mine.plain == theirs.plain
+    assert mine.tensors.keys() == theirs.tensors.keys()
+    return all(torch.equal(tensor, theirs.tensors[name]) for name, tensor in mine.tensors.items())
 
 
 def test_nothing_is_seen_before_the_first_forward():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kvfold.memory.forward import Reading
+from kvfold.memory.part import Part
 from memories import SCALE, Fed, new_tokens
 
 PLANS = ["streaming_llm(tokens=12)", "snapkv(tokens=12, window=4)", "h2o(tokens=12)", "int8"]
@@ -30,13 +31,16 @@ def feed(memory, tokens, start, stop, reading):
 
 
 def held(memory):
-    """Everything that a memory holds, by layer and name; of tails only what is read."""
+    """Everything that a memory holds, by layer and name, without room for tokens to come."""
     found = {}
     for index, layer in memory.layers.items():
         tail = layer.state.tail
-        of_tail = {"tail.keys": tail.keys[:, :, : tail.length], "tail.values": tail.values[:, :, : tail.length]}
-        rest = {name: tensor for name, tensor in layer.state.tensors() if not name.startswith(("tail.", "folded.work"))}
-        found |= {f"{index}.{name}": tensor for name, tensor in (of_tail | rest).items()}
+        held = {"keys": tail.keys[:, :, : tail.length], "values": tail.values[:, :, : tail.length]}
+        found |= {f"{index}.tail.{name}": tensor for name, tensor in held.items()}
+        for name, holder in layer.state.holders():
+            if holder is not tail:
+                held = holder.state()[1] if isinstance(holder, Part) else dict(holder.tensors())
+                found |= {f"{index}.{name}.{inner}": tensor for inner, tensor in held.items()}
     return found
 
 

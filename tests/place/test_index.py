@@ -116,3 +116,21 @@ def test_the_best_sentences_are_those_with_the_best_scores_until_their_slots_are
     some = best_pages(index, scores, slots=[3, 9])
     assert some[::2].tolist() == [[False, True, True], [True, True, False]]
     assert torch.equal(some[0], some[1])
+
+
+def test_pages_are_appended_into_room_and_an_index_that_was_left_behind_goes_on_in_a_copy():
+    keys, lengths = torch.randn(600, 8), [3] * 200
+    index = indexed(keys, lengths[:1])
+    for at in range(1, 200):
+        before, index = index, index.extend([[3]], minmax(keys[3 * at : 3 * at + 3], torch.tensor([3])))
+        fork = before.extend([[2]], minmax(keys[:2], torch.tensor([2])))
+        assert fork.starts.tolist() == [[*range(0, 3 * at, 3), 3 * at]]
+        assert fork.sizes[0, -1] == 2
+    whole = PageIndex.empty(1, torch.device("cpu"), index.reference).extend(
+        [lengths], minmax(keys, torch.tensor(lengths))
+    )
+    for name, tensor in whole.tensors():
+        assert torch.equal(tensor, dict(index.tensors())[name])
+    room = index.buffers["starts"].shape[1] - 200
+    assert 0 < room <= 200 // 16 + 1
+    assert index.slack["starts"] == 4 * room

@@ -5,7 +5,6 @@ basis may be one before rotation; then keys are turned back on the way in and tu
 slots of one row that are kept in equally many dimensions. It knows tensors only, not which slots get which dimensions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,13 +84,6 @@ class Basis:
             return numbers.view(slots, dims)
         return numbers.view(dims, slots).T
 
-    def joined(self, pieces: Sequence[Tensor]) -> Num[Tensor, "S leading"]:
-        """Concatenate the slots of several blocks, laid out in memory as they will be stored."""
-        if self.parts == 1:
-            return torch.cat(list(pieces))
-        by_dimension = [piece.T for piece in pieces]
-        return torch.cat(by_dimension, dim=1).T
-
 
 def by_head(
     decode: Float[Tensor, "P part_rank part_size"],
@@ -137,6 +129,20 @@ class LatentBlock:
             return self.planes[1].unpack(self.values, self.scales[:, 1])
         value_scales = self.scales[:, 1:].float()
         return self.values.float() * value_scales
+
+    def write(
+        self,
+        first: int,
+        block: "LatentBlock",
+    ) -> None:
+        """Write the slots of another block over those from `first` on."""
+        count = len(block.positions)
+        some = slice(first, first + count)
+        self.keys[some] = block.keys
+        self.values[some] = block.values
+        self.positions[some] = block.positions
+        if self.scales is not None and block.scales is not None:
+            self.scales[some] = block.scales
 
     def tile(self, first: int, last: int) -> "LatentBlock":
         """The slots from `first` up to `last`; views."""

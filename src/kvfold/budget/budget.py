@@ -1,7 +1,8 @@
 """Budget: what a cache may spend on the tokens that it keeps, as a fraction, as tokens or in bytes.
 
 A fraction and a number of bytes are turned into slots with everything that a slot costs counted (its position, its
-observed mass), so that the ledger meets the budget. It knows sizes only, no tensors and no methods.
+observed mass), so that the ledger meets the budget, room for turns to come apart (memory/room.py). It knows sizes only,
+no tensors and no methods.
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ from kvfold.memory.layer import Layer
 from kvfold.memory.memory import Memory
 from kvfold.memory.part import Part, Usage
 from kvfold.memory.recorders import Record
+from kvfold.memory.tail import Tail
 
 _OF_SLOTS = ("sinks", "folded", "tail")  # lines that hold slots; the others are records, indexes and text
 
@@ -72,43 +73,50 @@ def account(
 
 def storages(memory: Memory) -> dict[int, int]:
     """Give the address and the bytes of every storage in memory; what lies in a file is left out."""
-    held = ((tier, tensor.untyped_storage()) for _, tier, tensor in _tensors(memory))
-    return {storage.data_ptr(): storage.nbytes() for tier, storage in held if tier != "disk" and storage.nbytes()}
+    found = {}
+    for _, tier, tensor, _ in _tensors(memory):
+        storage = tensor.untyped_storage()
+        if tier != "disk" and storage.nbytes():
+            found[storage.data_ptr()] = storage.nbytes()
+    return found
 
 
 def _lines(memory: Memory, usages: Sequence[Usage]) -> list[PartLine]:
     """Make a line for each kind of part and device, over all layers; shared storages are counted once."""
     counted: set[int] = set()  # addresses of storages
     bytes_of: dict[tuple[str, str], int] = {}  # by line and by device or tier
-    for name, device, tensor in _tensors(memory):
+    slack_of: dict[tuple[str, str], int] = {}
+    for name, device, tensor, slack in _tensors(memory):
         # A storage counts whole, at the first tensor that lies in it. Empty ones share the address 0 and add nothing.
-        storage = tensor.untyped_storage()
+        storage, line = tensor.untyped_storage(), (name, device)
         fresh = storage.data_ptr() not in counted or not storage.nbytes()
-        bytes_of[name, device] = bytes_of.get((name, device), 0) + (storage.nbytes() if fresh else 0)
+        bytes_of[line] = bytes_of.get(line, 0) + (storage.nbytes() if fresh else 0)
+        slack_of[line] = slack_of.get(line, 0) + (slack if fresh else 0)
         counted.add(storage.data_ptr())
-    slots, slack = _slots(memory.layers), _slack(memory.layers)
+    slots = _slots(memory.layers)
     return [
         PartLine(
             name=name,
             device=device,
             slots=slots.get(name, 0),
             stored_bytes=held,
-            slack_bytes=slack if name == "tail" else 0,  # only tails grow ahead of what they hold
+            slack_bytes=slack_of[name, device],
         )
         for (name, device), held in bytes_of.items()
     ]
 
 
-def _tensors(memory: Memory) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield the line that counts a tensor, the device or tier where it lies, and the tensor."""
+def _tensors(memory: Memory) -> Iterator[tuple[str, str, Tensor, int]]:
+    """Yield the line that counts a tensor, the device or tier where it lies, the tensor, and its bytes of slack."""
     for layer in memory.layers.values():
         for name, holder in layer.state.holders():
-            tiers: Mapping[str, str] = holder.usage().tiers if isinstance(holder, Part) else {}
+            usage = holder.usage() if isinstance(holder, Part) else Usage(attended_slots=0)
+            slack = holder.slack if isinstance(holder, Tail) else usage.slack
             for inner, tensor in holder.tensors():
                 # A part may set something apart under a line of its own, as in `index.starts`.
                 line = inner.rpartition(".")[0] or name
-                yield line, tiers.get(inner, tensor.device.type), tensor
-    yield from (("text", tensor.device.type, tensor) for _, tensor in memory.transcript.tensors())
+                yield line, usage.tiers.get(inner, tensor.device.type), tensor, slack.get(inner, 0)
+    yield from (("text", tensor.device.type, tensor, 0) for _, tensor in memory.transcript.tensors())
 
 
 def _traffic(usages: Sequence[Usage]) -> Traffic | None:
@@ -127,8 +135,3 @@ def _slots(layers: Mapping[int, Layer]) -> dict[str, int]:
             elif not isinstance(holder, Record):  # a tail: records hold no slots
                 slots[name] += int(holder.valid.sum()) * holder.keys.shape[1]  # a column is a slot of each head
     return slots
-
-
-def _slack(layers: Mapping[int, Layer]) -> int:
-    tails = [layer.state.tail for layer in layers.values()]
-    return sum(tail.slack_bytes for tail in tails if tail is not None)

@@ -19,6 +19,7 @@ from kvfold.memory.attention_sums import AttentionSums, ReceivedAttention
 from kvfold.memory.hidden_states import HiddenRows, HiddenStates
 from kvfold.memory.kv import KV, positions_of_rows
 from kvfold.memory.recent_queries import QueryWindow
+from kvfold.memory.room import UNLIMITED
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
 from kvfold.memory.tail import Tail
@@ -301,6 +302,13 @@ class FoldContext:
         token_bytes = heads * sum(side.shape[-1] * side.element_size() for side in (tail.keys, tail.values))
         slots = self.rules.slots(seen=seen, rows=len(self.states[layer].seen), heads=heads, token_bytes=token_bytes)
         return None if slots is None else max(slots - pinned, 0)  # a budget counts the sinks too
+
+    def most_slots(self, layer: int) -> int:
+        """Count the folded slots that a head may ever hold, however long the text grows."""
+        # A fraction of a text without end has no end; a budget in tokens or bytes is what it is.
+        pinned = self.states[layer].pinned_of_rows
+        every = [self.allowed_slots(layer, seen=UNLIMITED, pinned=count) for count in pinned]
+        return min([UNLIMITED if allowed is None else allowed for allowed in every], default=UNLIMITED)
 
     def _slots(self) -> tuple[int, ...]:
         """Count the slots that the budget has for each row's segment, on average over layers and heads."""

@@ -2,12 +2,12 @@
 
 The storage is flat, [all slots, ...] in order of row, head, slot. Where all rows and heads hold the same number it is
 seen as [B, H, S, ...] and attention is one call; where rows differ, one call a row; where heads differ, one call a
-head. So counts may differ per row and per head and bytes are exact. It does not know who chose its slots.
+head. So counts may differ per row and per head and bytes are exact. A part that grew has room behind the slots of each
+head (room.py), so the next turn is written there. It does not know who chose its slots.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -21,8 +21,9 @@ from kvfold.attention.partial import Partial, nothing, partial
 from kvfold.memory import ragged
 from kvfold.memory.kv import KV, Payload
 from kvfold.memory.pages import DensePages
-from kvfold.memory.part import Part, State
+from kvfold.memory.part import Part, State, Usage
 from kvfold.memory.ragged import Counts
+from kvfold.memory.room import WrittenEnd, copy_slots, has_room, with_spare
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.store import Tier
 from kvfold.memory.transcript import Transcript
@@ -68,8 +69,9 @@ class Block:
 
     rows: slice
     heads: slice
-    span: slice  # its slots in the flat storage
+    span: slice  # its slots in the flat storage, and the room behind those of each head
     shape: tuple[int, int, int]  # rows, heads, slots
+    room: int  # slots that each head has room for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +81,10 @@ class DensePart(Part):
     codec: Codec
     dtype: torch.dtype  # of keys and values as the model hands them
     counts: Counts
-    payload: Payload  # each tensor [slots, ...]
-    positions: Int[Tensor, " slots"]
+    payload: Payload  # each tensor [slots, ...], where there is room [places, ...]
+    positions: Int[Tensor, " places"]
+    room: Counts | None = field(default=None, compare=False)  # slots that each head has room for; None: those it has
+    end: WrittenEnd | None = field(default=None, compare=False)  # of the buffers, where there is room
     blocks: tuple[Block, ...] = field(init=False, compare=False)
     # Keys and values [B, H, S, D] of each block as they lie, where nothing is encoded: views are made once.
     rectangles: tuple[tuple[Tensor, Tensor], ...] | None = field(init=False, compare=False)
@@ -88,14 +92,14 @@ class DensePart(Part):
     stored: StoredSlots | None = field(init=False, compare=False)  # made once, and read in every step
 
     def __post_init__(self) -> None:
-        blocks = tuple(_blocks(self.counts))
+        blocks = tuple(_blocks(self.counts, self.room or self.counts))
         object.__setattr__(self, "blocks", blocks)
         object.__setattr__(self, "rotates", self.codec.rotates)
         rectangles = None
         if self.codec.lossless:
-            rectangles = tuple(self.codec.decode(self._views(block), self.dtype) for block in blocks)
+            rectangles = tuple(self.codec.decode(self.views(block), self.dtype) for block in blocks)
         object.__setattr__(self, "rectangles", rectangles)
-        object.__setattr__(self, "stored", self._point())
+        object.__setattr__(self, "stored", _pointer_to(self))
 
     @classmethod
     def of(cls, kv: KV, codec: Codec, *, kept: Bool[Tensor, "B H S"] | None = None) -> "DensePart":
@@ -138,14 +142,20 @@ class DensePart(Part):
         )
 
     def state(self) -> State:
-        """Give counts, the dtype of what comes back, and every tensor."""
+        """Give counts, the dtype of what comes back, and every tensor, without the room."""
         plain = {"counts": [list(row) for row in self.counts], "dtype": str(self.dtype).removeprefix("torch.")}
-        return plain, dict(self.tensors())
+        return plain, dict(self.without_room().tensors())
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the codec's tensors, and the positions."""
+        """Yield the codec's tensors, and the positions; their room included."""
         yield from self.payload.items()
         yield "positions", self.positions
+
+    def usage(self) -> Usage:
+        """Say that everything is attended, and how much of each tensor is room."""
+        slots, places = self.slots, ragged.total(self.places)
+        slack = {name: tensor.nbytes // max(places, 1) * (places - slots) for name, tensor in self.tensors()}
+        return Usage(attended_slots=slots, slack=slack)
 
     def attend(self, step: AttentionStep) -> tuple[Partial, "DensePart"]:
         """Attend every query to every slot of its row and head."""
@@ -171,17 +181,7 @@ class DensePart(Part):
 
     def read(self, heads: slice = slice(None)) -> KV:
         """Decode the slots of some heads. Each row and head holds as many."""
-        wanted = range(len(self.counts[0]))[heads]  # numbers of heads
-        pieces = []
-        for block in self.blocks:
-            # A block may hold all heads or one: what is asked for is cut out of each that has any of it.
-            inside = [head for head in range(block.heads.start, block.heads.stop) if head in wanted]
-            if not inside:
-                continue
-            of_block = slice(inside[0] - block.heads.start, inside[-1] + 1 - block.heads.start)
-            keys, values = self.codec.decode(self._views(block), self.dtype)
-            positions = self.positions[block.span].view(block.shape)  # B H S of the block
-            pieces.append(KV(keys[:, of_block], values[:, of_block], positions[:, of_block]))
+        pieces = _pieces(self, heads)
         if len(pieces) == 1:
             return pieces[0]
         return KV(
@@ -195,13 +195,25 @@ class DensePart(Part):
         """Keep the slots that are True, in fresh storages that fit exactly."""
         return self._picked(kept.nonzero().flatten(), ragged.counts_after(self.counts, kept))
 
-    def extend(self, other: Part, transcript: Transcript) -> "DensePart":
-        """Append another part's slots, row by row and head by head."""
+    def extend(self, other: Part, transcript: Transcript, most: int = 0) -> "DensePart":
+        """Append another part's slots behind those of each row and head: into its room, or into that of a copy."""
+        assert isinstance(other, DensePart), "parts of one layer have one layout"
+        after = ragged.added(self.counts, other.counts)
+        is_newest = False  # an older part must not write behind its slots
+        if self.end is not None and has_room(after, self.places):
+            is_newest = self.end.claim(self.counts, after)
+        grown = replace(self, counts=after) if is_newest else _copied(self, after, most)
         theirs = dict(other.tensors())
-        order = ragged.interleave(self.counts, other.counts).to(self.positions.device)
-        # Behind one another heads would be apart: the order puts each head's slots together, older ones first.
-        joined = {name: torch.cat([tensor, theirs[name]])[order] for name, tensor in self.tensors()}
-        return self.made_of(joined, ragged.added(self.counts, other.counts))
+        for name, tensor in grown.tensors():
+            copy_slots(
+                theirs[name],
+                other.places,
+                tensor,
+                grown.places,
+                counts=other.counts,
+                behind=self.counts,
+            )
+        return grown
 
     def take_rows(self, rows: Sequence[int]) -> "DensePart":
         """Pick these rows, in this order, repeats allowed."""
@@ -215,29 +227,36 @@ class DensePart(Part):
         empty = self.made_of({name: tensor[:0].clone() for name, tensor in self.tensors()}, none)
         return DensePages.empty(empty, tier, self.positions.device)
 
-    def made_of(self, tensors: dict[str, Tensor], counts: Counts) -> "DensePart":
-        """Make a part of the same codec of other tensors, named as `tensors()` names them."""
+    def made_of(
+        self,
+        tensors: Mapping[str, Tensor],
+        counts: Counts,
+        room: Counts | None = None,
+    ) -> "DensePart":
+        """Make a part of the same codec of other tensors, named as `tensors()` names them, with room or without."""
         payload = {name: tensors[name] for name in self.payload}
-        return replace(self, counts=counts, payload=payload, positions=tensors["positions"])
+        end = None if room is None else WrittenEnd(counts)
+        return replace(self, counts=counts, payload=payload, positions=tensors["positions"], room=room, end=end)
 
-    def _point(self) -> StoredSlots | None:
-        form = self.codec.form(self.payload)
-        if form is None or not form.is_readable:
-            return None
-        counts = [count for row in self.counts for count in row]
-        if ragged.uniform(self.counts):
-            return StoredSlots(form, stride=counts[0], count=counts[0])
-        return StoredSlots(form, ends=list(accumulate(counts)))
+    def without_room(self) -> "DensePart":
+        """Give the same slots in storages that fit exactly; itself where there is no room."""
+        return self if self.room is None else self._picked(torch.arange(self.slots), self.counts)
 
-    def _picked(self, order: Tensor, counts: Counts) -> "DensePart":
+    @property
+    def places(self) -> Counts:
+        """Give the slots that each row and head has room for, those that it has included."""
+        return self.room or self.counts
+
+    def _picked(self, order: Int[Tensor, " slots"], counts: Counts) -> "DensePart":
+        """Pick slots by their numbers in flat order, into storages that fit exactly."""
+        if self.room is not None:
+            order = ragged.places(self.counts, self.room)[order.to("cpu")]
+        order = order.to(self.positions.device)
         return self.made_of({name: tensor[order] for name, tensor in self.tensors()}, counts)
 
-    def _views(self, block: Block, slots: slice = slice(None)) -> Payload:
+    def views(self, block: Block, slots: slice = slice(None)) -> Payload:
         """View one block's payload as [rows, heads, slots, ...]."""
-        return {
-            name: tensor[block.span].view(*block.shape, *tensor.shape[1:])[:, :, slots]
-            for name, tensor in self.payload.items()
-        }
+        return {name: _rectangle(tensor, block)[:, :, slots] for name, tensor in self.payload.items()}
 
     def _attend_block(self, at: int, queries: Tensor, scale: float) -> Partial:
         """Attend over one block; a lossy codec is decoded piece by piece, so that no widened copy of all is there."""
@@ -250,9 +269,58 @@ class DensePart(Part):
         answers = []
         for first in range(0, block.shape[2], _DECODED_SLOTS):
             piece = slice(first, first + _DECODED_SLOTS)
-            keys, values = self.codec.as_written(self._views(block, piece), self.dtype)
+            keys, values = self.codec.as_written(self.views(block, piece), self.dtype)
             answers.append(partial(queries, keys, values, scale=scale))
         return merge(answers)
+
+
+def _pieces(part: DensePart, heads: slice) -> list[KV]:
+    """Decode the slots of some heads, rectangle by rectangle."""
+    wanted = range(len(part.counts[0]))[heads]  # numbers of heads
+    pieces = []
+    for block in part.blocks:
+        # A block may hold all heads or one: what is asked for is cut out of each that has any of it.
+        inside = [head for head in range(block.heads.start, block.heads.stop) if head in wanted]
+        if not inside:
+            continue
+        of_block = slice(inside[0] - block.heads.start, inside[-1] + 1 - block.heads.start)
+        keys, values = part.codec.decode(part.views(block), part.dtype)
+        positions = _rectangle(part.positions, block)
+        pieces.append(KV(keys[:, of_block], values[:, of_block], positions[:, of_block]))
+    return pieces
+
+
+def _copied(
+    part: DensePart,
+    after: Counts,
+    most: int,
+) -> DensePart:
+    """Copy a part into buffers with room for so many slots, and a little more; the new ones are not written yet."""
+    fullest = max(-(-sum(row) // len(row)) for row in after)  # mean slots of a head, rounded up
+    room = with_spare(after, most - fullest)
+    total = ragged.total(room)
+    copies = {}
+    for name, tensor in part.tensors():
+        copy = tensor.new_empty(total, *tensor.shape[1:])
+        copy_slots(tensor, part.places, copy, room, counts=part.counts)
+        copies[name] = copy
+    return part.made_of(copies, after, None if room == after else room)
+
+
+def _pointer_to(part: DensePart) -> StoredSlots | None:
+    """Point the compiled kernel to the slots of a part, where it reads such numbers."""
+    form = part.codec.form(part.payload)
+    if form is None or not form.is_readable:
+        return None
+    counts, room = ragged.flat(part.counts), ragged.flat(part.places)
+    if ragged.uniform(part.counts) and ragged.uniform(part.places):
+        return StoredSlots(form, stride=room[0], count=counts[0])
+    spans = []
+    start = 0
+    for count, space in zip(counts, room, strict=True):
+        spans.append((start, start + count))
+        start += space  # what is behind a head's slots is no slot
+    return StoredSlots(form, spans=spans)
 
 
 def _fitting(tensor: Tensor) -> Tensor:
@@ -260,29 +328,42 @@ def _fitting(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _blocks(counts: Counts) -> Iterator[Block]:
+def _rectangle(tensor: Tensor, block: Block) -> Tensor:
+    """View the slots of a block as [rows, heads, slots, ...]."""
+    rows, heads, slots = block.shape
+    return tensor[block.span].view(rows, heads, block.room, *tensor.shape[1:])[:, :, :slots]
+
+
+def _blocks(counts: Counts, room: Counts) -> Iterator[Block]:
     """Cover flat storage by the fewest rectangles: everything, or a row each, or a head each."""
     heads = len(counts[0])
-    if ragged.uniform(counts):
-        yield _block(slice(0, len(counts)), slice(0, heads), 0, counts[0][0])
+    if ragged.uniform(counts) and ragged.uniform(room):
+        yield _block(slice(0, len(counts)), slice(0, heads), 0, counts[0][0], room[0][0])
         return
     start = 0
-    for row, of_heads in enumerate(counts):
+    for row, (of_heads, spaces) in enumerate(zip(counts, room, strict=True)):
         rows = slice(row, row + 1)
-        if ragged.uniform((of_heads,)):
-            yield _block(rows, slice(0, heads), start, of_heads[0])
-            start += sum(of_heads)  # each block begins where the last one ended
+        if ragged.uniform((of_heads,)) and ragged.uniform((spaces,)):
+            yield _block(rows, slice(0, heads), start, of_heads[0], spaces[0])
+            start += sum(spaces)  # each block begins where the last one ended
             continue
-        for head, stored in enumerate(of_heads):
-            yield _block(rows, slice(head, head + 1), start, stored)
-            start += stored
+        for head, (stored, space) in enumerate(zip(of_heads, spaces, strict=True)):
+            yield _block(rows, slice(head, head + 1), start, stored, space)
+            start += space
 
 
-def _block(rows: slice, heads: slice, start: int, stored: int) -> Block:
+def _block(
+    rows: slice,
+    heads: slice,
+    start: int,
+    stored: int,
+    room: int,
+) -> Block:
     shape = (rows.stop - rows.start, heads.stop - heads.start, stored)
     return Block(
         rows=rows,
         heads=heads,
-        span=slice(start, start + shape[0] * shape[1] * stored),
+        span=slice(start, start + shape[0] * shape[1] * room),
         shape=shape,
+        room=room,
     )

@@ -65,8 +65,8 @@ def fold_layer(
     assert tail is not None
     columns = tail.length if columns is None else columns
     if not (rules.folds or tail.padded):
-        # A fold changes nothing here, but gives back the room that the buffers have left.
-        return state if tail.slack_bytes == 0 else replace(state, tail=tail.after(0))
+        # A fold changes nothing here, but gives back room that the buffers have beyond what they grow by.
+        return replace(state, tail=tail.after(0)) if tail.is_loose else state
     if columns == 0 and not _can_choose_again(state, rules):
         return state
     folded = fold(  # of one layer: with a method that chooses layer by layer
@@ -135,6 +135,8 @@ def _folded(
     history = selection.history.get(layer)
     if history is not None and bool(history.all()):
         history = None  # all stay: a part need not be written anew
+    # Where a method chose among all that is held, it does so at the next fold again: room for more would be of no use.
+    most = 0 if history is not None else context.most_slots(layer)
     rest = tail.after(columns)  # in fresh buffers, so that what left is freed
     event = FoldEvent(
         columns=columns,
@@ -148,7 +150,7 @@ def _folded(
     )
     return replace(
         state,
-        folded=_joined(state.folded, fresh, history, rules, context.transcript),
+        folded=_joined(state.folded, fresh, history, rules, context.transcript, most),
         tail=rest,
         records=_records(state, rules, event),
     )
@@ -160,12 +162,13 @@ def _joined(
     history: Bool[Tensor, " slots"] | None,
     rules: Rules,
     transcript: Transcript,
+    most: int,
 ) -> Part:
     """Append fresh slots to those held that stay; the first ones are put where the place says."""
     if held is None:
         return fresh if rules.placement is None else rules.placement.place(fresh, transcript)
     survivors = held if history is None else held.keep(history)
-    return survivors.extend(fresh, transcript) if fresh.slots else survivors
+    return survivors.extend(fresh, transcript, most) if fresh.slots else survivors
 
 
 def _records(state: LayerState, rules: Rules, event: FoldEvent) -> dict[str, Record]:

@@ -57,6 +57,10 @@ class Pages(ABC):
         """Fetch all slots as a part on the device."""
 
     @abstractmethod
+    def slack(self, counts: Counts) -> dict[str, int]:
+        """Count the bytes of room for slots to come, by tensor."""
+
+    @abstractmethod
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor held, by a name without a dot."""
 
@@ -80,7 +84,7 @@ class DensePages(Pages):
 
     def append(self, counts: Counts, fresh: Any) -> "DensePages":
         """Write the payload and the positions of a part, head after head."""
-        payload = {**fresh.payload, "positions": fresh.positions}
+        payload = dict(fresh.without_room().tensors())
         return replace(self, store=self.store.append(flat(counts), payload, flat(fresh.counts)))
 
     def fetch(self, heads: Int[Tensor, " S"], slots: Int[Tensor, " S"]) -> Fetched:
@@ -108,6 +112,10 @@ class DensePages(Pages):
     def whole(self, counts: Counts) -> Part:
         """Fetch the first `counts` slots of each head, one head after the other, as a part."""
         return self.like.made_of(self.store.flat(flat(counts)), counts)
+
+    def slack(self, counts: Counts) -> dict[str, int]:
+        """Count what the store has behind the slots of each head."""
+        return self.store.slack(flat(counts))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the codec's buffers, and the positions."""

@@ -1,7 +1,8 @@
 """Part: slots of some rows and heads in one physical layout, and what every layout can do.
 
 A part attends for queries, can be read, cut, grown and saved, and says what it holds. It is a value: nothing changes
-it, an operation gives a new part, so an interrupted fold leaves the old one as it was. A Layout (a member of the encode
+it, an operation gives a new part, so an interrupted fold leaves the old one as it was; where its buffers have room a
+later part is written behind its slots (room.py). A Layout (a member of the encode
 axis) makes parts of slots; a Placement (a member of the place axis, opened for one cache) puts parts into a tier.
 """
 
@@ -30,6 +31,7 @@ class Usage:
 
     attended_slots: int  # entries that a new token reads, over all rows and heads
     tiers: Mapping[str, str] = field(default_factory=dict)  # tensors, by name, that lie in another tier
+    slack: Mapping[str, int] = field(default_factory=dict)  # by tensor: bytes of room for slots to come
     file_bytes: int = 0  # that the tier's file takes, of every part in it
     fetched: Mapping[str, float] | None = None  # counters of page selection and fetches
     shares: tuple[Float[Tensor, " _"], ...] | None = None  # by row: of each slot, oldest first, the numbers kept
@@ -59,8 +61,11 @@ class Part(ABC):
         """Keep the slots that are True: row by row, head by head, oldest first."""
 
     @abstractmethod
-    def extend(self, other: "Part", transcript: Transcript) -> "Part":
-        """Append another part's slots, row by row and head by head."""
+    def extend(self, other: "Part", transcript: Transcript, most: int = 0) -> "Part":
+        """Append another part's slots, row by row and head by head.
+
+        A part that is copied for it gets room for more, as long as a head holds fewer than `most`; 0: it fits exactly.
+        """
 
     @abstractmethod
     def take_rows(self, rows: Sequence[int]) -> "Part":

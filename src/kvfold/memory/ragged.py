@@ -68,6 +68,14 @@ def rectangle(counts: Counts, rows: Sequence[int], heads: slice) -> Int[Tensor, 
     return first[..., None] + torch.arange(length)  # B H S
 
 
+def places(counts: Counts, room: Counts) -> Int[Tensor, " slots"]:
+    """Index the slots of each row and head in storage that has `room` for each."""
+    sizes, spaces = torch.tensor(flat(counts)), torch.tensor(flat(room))
+    # Counting up over all slots, each head is off by the room of those before it that holds no slot.
+    offsets = (spaces - sizes).cumsum(dim=0) - (spaces - sizes)
+    return torch.arange(int(sizes.sum())) + offsets.repeat_interleave(sizes)
+
+
 def interleave(first: Counts, second: Counts) -> Int[Tensor, " slots"]:
     """Index [all slots of first, all slots of second] so that each head has its first slots, then its second ones."""
     pieces = []

@@ -1,6 +1,6 @@
 """Snapshot: all that a memory holds as named tensors and plain values, and a memory made from them again.
 
-Exact: codes, scales, positions, sums and windows come back bit by bit; only the slack of raw tails, which holds
+Exact: codes, scales, positions, sums and windows come back bit by bit; only the slack of buffers, which holds
 nothing, is left out. It writes no files and knows no model: hf/snapshot.py adds the layers that never fold.
 """
 

@@ -43,6 +43,10 @@ class Buffer(ABC):
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor held."""
 
+    def spare_bytes(self, slots: int) -> int:
+        """Count what slots take that were not written yet. Default: nothing."""
+        return 0
+
 
 class TensorBuffer(Buffer):
     """A buffer that is one tensor: what most tiers use."""
@@ -69,6 +73,10 @@ class TensorBuffer(Buffer):
     def tensors(self) -> Iterator[Tensor]:
         """Yield the tensor."""
         yield self.tensor
+
+    def spare_bytes(self, slots: int) -> int:
+        """Count their numbers: the tensor has room for them from the beginning."""
+        return self.tensor[:1, :1].nbytes * slots
 
 
 class Tier(ABC):
@@ -152,6 +160,11 @@ class TierStore:
             name: torch.cat([buffer.read(head, 0, count) for head, count in enumerate(counts)]).to(self.device)
             for name, buffer in self.buffers.items()
         }
+
+    def slack(self, counts: tuple[int, ...]) -> dict[str, int]:
+        """Count the bytes behind the first `counts` slots of each head, by name."""
+        room = self.capacity * len(counts) - sum(counts)
+        return {name: buffer.spare_bytes(room) for name, buffer in self.buffers.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor held, by name; a number follows where a buffer is several tensors."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvfold.attention.kernels.compiled import Form, StoredSlots
 
+_SHARE = 8  # of what is held: one column in so many is room for those to come
 PAD = -1  # the position of a column that holds no token of this row
 
 
@@ -58,7 +59,7 @@ class Tail:
     ) -> "Tail":
         """Write tokens behind the others; new buffers only when they do not fit."""
         stop = self.length + keys.shape[2]
-        grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // 8)
+        grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // _SHARE)
         # Behind `length` nobody reads: tails that share the buffers end at or before it, or copied them (memory.py).
         grown.keys[:, :, self.length : stop] = keys
         grown.values[:, :, self.length : stop] = values
@@ -98,14 +99,21 @@ class Tail:
         yield from (("keys", self.keys), ("values", self.values), ("positions", self.positions))
 
     @property
+    def slack(self) -> dict[str, int]:
+        """Count the bytes of each buffer behind the last column, by name."""
+        columns = max(self.keys.shape[2], 1)
+        behind = self.keys.shape[2] - self.length
+        return {name: tensor.untyped_storage().nbytes() // columns * behind for name, tensor in self.tensors()}
+
+    @property
     def slack_bytes(self) -> int:
         """Count the bytes of the buffers behind the last column."""
-        columns = self.keys.shape[2]
-        if columns == 0:
-            return 0
-        buffers = (self.keys, self.values, self.positions)
-        held = sum(tensor.untyped_storage().nbytes() for tensor in buffers)
-        return held // columns * (columns - self.length)  # bytes a column, times columns behind the last
+        return sum(self.slack.values())
+
+    @property
+    def is_loose(self) -> bool:
+        """Tell whether the buffers have more room than they grow by, as after a crop."""
+        return self.keys.shape[2] > self.length + self.length // _SHARE
 
     def _with_room(self, capacity: int) -> "Tail":
         rows, heads = self.keys.shape[:2]

@@ -149,7 +149,7 @@ class OffloadedPart(Part):
             answers.append(partial(queries, keys[:, None], values[:, None], scale=scale, mask=mask))
         return merge(answers)
 
-    def extend(self, other: Part, transcript: Transcript) -> "OffloadedPart":
+    def extend(self, other: Part, transcript: Transcript, most: int = 0) -> "OffloadedPart":
         """Offload slots behind the others, cut them into pages, and digest these."""
         stats, began = self.working.stats, perf_counter()
         table = self.table.appended(other)
@@ -213,10 +213,10 @@ class OffloadedPart(Part):
     def usage(self) -> Usage:
         """Count the slots that a token reads; name the tensors in the tier; give the counters of fetches."""
         tier = self.table.policy.tier
-        names = [] if tier.name == "device" else [name for name, _ in self.table.stored.tensors()]
         return Usage(
             attended_slots=sum(self.table.budgets()),
-            tiers=dict.fromkeys(names, tier.name),
+            tiers={name: tier.name for name, _ in self.table.stored.tensors() if tier.name != "device"},
+            slack=self.table.slack(),
             file_bytes=tier.file_bytes,
             fetched=self.working.stats.counts(),
         )

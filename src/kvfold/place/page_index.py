@@ -8,12 +8,14 @@ half distance, and digests as bfloat16 offsets from a per-head mean, which adds 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from kvfold.memory.room import UNLIMITED, WrittenEnd, with_spare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,9 @@ class PageIndex:
     reference: Float[Tensor, "N 2 D"] | None  # float32: mean centre and spread of a head's first pages
     closed: tuple[int, ...]  # slots of each head that are in finished pages
     ragged: bool = False  # whether there are entries of size 0
+    # Buffers [N, capacity, ...] with room for pages to come (memory/room.py): the fields above are views of them.
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    end: WrittenEnd | None = None  # of the buffers
 
     @classmethod
     def empty(
@@ -63,15 +68,49 @@ class PageIndex:
         centres = _by_head(digest.centres, there, len(lengths))
         spreads = None if digest.spreads is None else _by_head(digest.spreads, there, len(lengths))
         reference = _reference(centres, spreads, sizes) if self.reference is None else self.reference
+        new = {"starts": starts, "sizes": sizes, "centres": _offsets(centres, reference[:, 0])}
+        if spreads is not None:
+            new["spreads"] = _offsets(spreads, reference[:, 1])
+        buffers, end = self._with_room(new)
+        held = self.starts.shape[1]
+        for name, entries in new.items():
+            buffers[name][:, held : held + most] = entries
+        views = {name: buffer[:, : held + most] for name, buffer in buffers.items()}
         return PageIndex(
-            starts=torch.cat([self.starts, starts], dim=1),
-            sizes=torch.cat([self.sizes, sizes], dim=1),
-            centres=_appended(self.centres, centres, reference[:, 0]),
-            spreads=None if spreads is None else _appended(self.spreads, spreads, reference[:, 1]),
+            starts=views["starts"],
+            sizes=views["sizes"],
+            centres=views["centres"],
+            spreads=views.get("spreads"),
             reference=reference,
             closed=tuple(held + sum(of_head) for held, of_head in zip(self.closed, lengths, strict=True)),
             ragged=self.ragged or there is not None,
+            buffers=buffers,
+            end=end,
         )
+
+    def _with_room(self, new: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], WrittenEnd]:
+        """Give buffers with room for entries behind those held: these, or copies where that is not free."""
+        held, more = self.starts.shape[1], new["starts"].shape[1]
+        before, after = ((held,),), ((held + more,),)
+        if self.end is not None and after[0][0] <= self._capacity and self.end.claim(before, after):
+            return self.buffers, self.end
+        capacity = with_spare(after, UNLIMITED)[0][0] if held else more  # many indexes never grow
+        buffers = {}
+        for name, entries in new.items():
+            buffers[name] = entries.new_zeros(len(entries), capacity, *entries.shape[2:])
+            if held:
+                buffers[name][:, :held] = self.buffers[name][:, :held]
+        return buffers, WrittenEnd(after)
+
+    @property
+    def _capacity(self) -> int:
+        return self.buffers["starts"].shape[1] if self.buffers else 0
+
+    @property
+    def slack(self) -> dict[str, int]:
+        """Count the bytes of room for pages to come, by tensor."""
+        room = self._capacity - self.starts.shape[1]
+        return {name: buffer[:, :1].numel() * buffer.element_size() * room for name, buffer in self.buffers.items()}
 
     def scores(
         self,
@@ -224,10 +263,9 @@ def _by_head(flat: Tensor, there: Tensor | None, heads: int) -> Tensor:
     return new
 
 
-def _appended(held: Tensor | None, new: Tensor, reference: Tensor) -> Tensor:
-    """Append entries as offsets from each head's reference."""
-    offsets = (new - reference[:, None, None]).to(torch.bfloat16)
-    return offsets if held is None else torch.cat([held, offsets], dim=1)
+def _offsets(new: Tensor, reference: Tensor) -> Tensor:
+    """Write entries as offsets from each head's reference."""
+    return (new - reference[:, None, None]).to(torch.bfloat16)
 
 
 DigestForm = Callable[[Tensor, Tensor], Digest]

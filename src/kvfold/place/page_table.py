@@ -170,6 +170,11 @@ class PageTable:
         pairs = zip(self.held, self.index.closed, strict=True)
         return [self.policy.newest(held, closed) for held, closed in pairs]
 
+    def slack(self) -> dict[str, int]:
+        """Count the bytes of room for slots and pages to come, as the part names its tensors."""
+        of_index = {f"index.{name}": size for name, size in self.index.slack.items()}
+        return self.stored.slack(self.counts) | of_index
+
     def appended(self, fresh: Part) -> "PageTable":
         """Offload slots behind the others. They are not indexed yet."""
         stored = self.stored.append(self.counts, fresh)

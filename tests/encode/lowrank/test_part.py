@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from kvfold.attention.reference import attend_part
 from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.memory.kv import KV
+from kvfold.memory.room import UNLIMITED
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.transcript import Transcript
+from moved import moved_by
 from ranks import form
 
 HEADS, SIZE, SCALE = 2, 8, 0.3
@@ -109,6 +111,46 @@ def test_the_shares_of_kept_numbers_are_those_of_the_levels_oldest_first():
         )
         assert torch.allclose(shares, torch.tensor([share for _, share in by_position]))
     assert part.usage().attended_slots == part.slots == 2 * 2 * 12
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_turns_that_are_appended_one_by_one_are_all_there_and_most_move_nothing_else(way):
+    own = form(HEADS, SIZE, **way)
+    turns = [part_of(3, own, rows=2, first=3 * at) for at in range(150)]
+    part, exact, moved = turns[0], turns[0], []
+    for one in turns[1:]:
+        last = part
+        moved.append(moved_by(lambda last=last, one=one: turns.append(last.extend(one, Transcript(), UNLIMITED))))
+        part, exact = turns.pop(), exact.extend(one, Transcript())
+    assert part.room is not None
+    assert exact.room is None
+    mine, theirs = part.state()[1], exact.state()[1]
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    queries = torch.randn(2, 4, 2, SIZE)
+    step = AttentionStep(queries=queries, scale=SCALE)
+    torch.testing.assert_close(part.attend(step)[0].output, exact.attend(step)[0].output)
+    rows, wanted = part.take_rows([1, 0]).state()[1], exact.take_rows([1, 0]).state()[1]
+    assert all(torch.equal(rows[name], wanted[name]) for name in rows)
+    used = sum(tensor.nbytes for tensor in mine.values())
+    slack = part.usage().slack
+    assert sum(tensor.nbytes for _, tensor in part.tensors()) - sum(slack.values()) == used + part.room.nbytes
+    assert sorted(moved)[len(moved) // 2] < 10 * used / 150, "most turns are written into room"
+    # A level that fills up moves all eight: more copies than of one block, and yet as many bytes as the text is long.
+    assert sum(moved) < 40 * used
+
+
+def test_a_part_that_was_left_behind_goes_on_in_a_copy():
+    own = form(HEADS, SIZE)
+    turns = [part_of(3, own, first=3 * at) for at in range(40)]
+    root = turns[0]
+    for one in turns[1:30]:
+        root = root.extend(one, Transcript(), UNLIMITED)
+    before = root.read().keys.clone()
+    first, second = (root.extend(one, Transcript(), UNLIMITED) for one in turns[30:32])
+    assert torch.equal(root.read().keys, before)
+    for part, one in ((first, turns[30]), (second, turns[31])):
+        torch.testing.assert_close(part.read().keys, torch.cat([before, one.read().keys], dim=2))
 
 
 @pytest.mark.parametrize("way", WAYS)

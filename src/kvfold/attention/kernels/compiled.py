@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,9 @@ _REORDERED = ("-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-
 _FLAGS = ("-O3", "-march=native", *_REORDERED, "-fno-strict-aliasing", "-shared", "-fPIC")
 _COMPILE_SECONDS = 60
 _SHARED_SLOTS = 1 << 14  # slots of all heads from which heads are shared out over threads
+
+
+Spans: TypeAlias = Sequence[tuple[int, int]]  # of each row and head: its first slot, and where its slots end
 
 
 class Kind(IntEnum):
@@ -88,7 +91,7 @@ class _Part(ctypes.Structure):
     _fields_ = [
         ("keys", _Side),
         ("values", _Side),
-        ("ends", ctypes.c_void_p),
+        ("spans", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
         ("count", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("kind", "group", "rotated", "unused")),
@@ -98,17 +101,19 @@ class _Part(ctypes.Structure):
 class StoredSlots:
     """Where the slots of all rows and heads lie, for the kernel; it keeps alive what it points into."""
 
-    __slots__ = ("ends", "given", "part", "slots")
+    __slots__ = ("given", "part", "slots", "spans")
 
-    def __init__(self, form: Form, *, stride: int = 0, count: int = 0, ends: Sequence[int] | None = None) -> None:
-        """Each head's slots end at `ends`, or there are `count` of each head, `stride` slots apart."""
-        self.given = (form, stride, count, ends)
-        self.slots = count if ends is None else ends[-1]
-        self.ends = None if ends is None else (ctypes.c_int64 * len(ends))(*ends)
+    def __init__(self, form: Form, *, stride: int = 0, count: int = 0, spans: Spans | None = None) -> None:
+        """Each head's slots lie in its span, or there are `count` of each head, `stride` slots apart."""
+        self.given = (form, stride, count, spans)
+        self.slots = count if spans is None else sum([stop - start for start, stop in spans])
+        self.spans = None
+        if spans is not None:
+            self.spans = (ctypes.c_int64 * (2 * len(spans)))(*chain.from_iterable(spans))
         self.part = _Part(
             keys=_Side(*(one.data_ptr() for one in form.keys)),
             values=_Side(*(one.data_ptr() for one in form.values)),
-            ends=None if self.ends is None else ctypes.addressof(self.ends),
+            spans=None if self.spans is None else ctypes.addressof(self.spans),
             stride=stride,
             count=count,
             kind=form.kind,
@@ -121,8 +126,8 @@ class StoredSlots:
         return _stored, self.given
 
 
-def _stored(form: Form, stride: int, count: int, ends: Sequence[int] | None) -> StoredSlots:
-    return StoredSlots(form, stride=stride, count=count, ends=ends)
+def _stored(form: Form, stride: int, count: int, spans: Spans | None) -> StoredSlots:
+    return StoredSlots(form, stride=stride, count=count, spans=spans)
 
 
 def decode(

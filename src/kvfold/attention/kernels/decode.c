@@ -30,7 +30,7 @@ typedef struct {
 
 typedef struct {
     side keys, values;
-    const int64_t *ends;    /* [heads]: where each head's slots end; NULL where all have `count`, `stride` apart */
+    const int64_t *spans;   /* [heads, 2]: where each head's slots begin and end; NULL: `count` of each, `stride` apart */
     int64_t stride, count;
     int32_t kind, group, rotated, unused;
 } part;
@@ -209,8 +209,8 @@ int kvfold_decode(const part *parts, int count, int64_t head, int64_t last, int 
         for (int d = 0; d < queries * SIZE; d++) scaled[d] = query[head * queries * SIZE + d] * scale;
         clear(&whole, queries);
         for (const part *one = parts; one < parts + count; one++) {
-            int64_t begin = one->ends == NULL ? head * one->stride : head ? one->ends[head - 1] : 0;
-            int64_t end = one->ends == NULL ? begin + one->count : one->ends[head];
+            int64_t begin = one->spans == NULL ? head * one->stride : one->spans[2 * head];
+            int64_t end = one->spans == NULL ? begin + one->count : one->spans[2 * head + 1];
             if (one->rotated || one->kind == INT4) attend_turned(one, begin, end, queries, scaled, &whole);
             else attend_kind(one, begin, end, queries, scaled, &whole);
         }

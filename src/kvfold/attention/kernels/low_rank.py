@@ -72,13 +72,15 @@ def attend_rows(
     values: Num[Tensor, " value_numbers"],
     scales: Float[Tensor, "tokens 2"] | None,
     held: Int[Tensor, "B levels"],
+    room: Int[Tensor, "B levels"],
     dims: Int[Tensor, "levels 2"],
     slots: int,
     scale: float,
 ) -> Partial:
     """Attention of every row over its slots, stored flat in order of row, level, slot; `slots` is the most a row has.
 
-    `held` are slots of each row and level, `dims` dimensions of keys and values of each level.
+    `held` are slots of each row and level, `room` those that its block has room for, `dims` dimensions of keys and
+    values of each level.
     """
     rows, query_heads, new, size = queries.shape
     heads = bases.heads
@@ -86,8 +88,6 @@ def attend_rows(
     absorbed = torch.einsum("bhnd,hrd->bhnr", scaled, bases.keys.decode.float())
     mean = bases.keys.mean.float().view(heads, size)
     shift = torch.einsum("bhnd,hd->bhn", scaled, mean)  # of all slots alike, so the kernel leaves it out
-    wanted = -(-slots // _SPLIT_SLOTS)  # rounded up
-    room = -(-_PROGRAMS // rows)
     latents, weights = _launch(
         absorbed.flatten(1, 2).to(queries.dtype).contiguous(),
         bases,
@@ -95,8 +95,9 @@ def attend_rows(
         values=values,
         scales=scales,
         held=held,
+        room=room,
         dims=dims,
-        splits=max(min(wanted, room), 1),
+        splits=_splits(slots, rows),
     )
     latent, total = _merged(latents, weights)
     latent = latent.view(rows, heads, -1, latent.shape[-1])
@@ -110,6 +111,13 @@ def attend_rows(
     )
 
 
+def _splits(slots: int, rows: int) -> int:
+    """Programs of a row of so many slots, where as many rows share the card."""
+    wanted = -(-slots // _SPLIT_SLOTS)  # rounded up
+    room = -(-_PROGRAMS // rows)
+    return max(min(wanted, room), 1)
+
+
 def _launch(
     absorbed: Float[Tensor, "B query_rows part_rank"],
     bases: Bases,
@@ -118,13 +126,13 @@ def _launch(
     values: Num[Tensor, " value_numbers"],
     scales: Float[Tensor, "tokens 2"] | None,
     held: Int[Tensor, "B levels"],
+    room: Int[Tensor, "B levels"],
     dims: Int[Tensor, "levels 2"],
     splits: int,
 ) -> tuple[Float[Tensor, "B splits query_rows value_rank"], Float[Tensor, "B splits query_rows"]]:
     """Run the kernel: latents of values and log-sum-exp of each query row, from every split of a row's slots."""
     rows, query_rows, key_rank = absorbed.shape
     value_rank = bases.values.decode.shape[1]
-    parts = bases.keys.parts
     latents = torch.empty(rows, splits, query_rows, value_rank, dtype=torch.float32, device=absorbed.device)
     weights = torch.empty(rows, splits, query_rows, dtype=torch.float32, device=absorbed.device)
     _attend[(splits, rows)](
@@ -133,6 +141,7 @@ def _launch(
         values,
         keys if scales is None else scales,  # a pointer that is not read
         held,
+        room,
         dims,
         latents,
         weights,
@@ -141,9 +150,9 @@ def _launch(
         value_rank,
         splits,
         LEVELS=held.shape[1],
-        PARTS=parts,
+        PARTS=bases.keys.parts,
         ROWS=_padded(query_rows),
-        PER_PART=query_rows // parts,
+        PER_PART=query_rows // bases.keys.parts,
         KEYS=_padded(key_rank),
         VALUES=_padded(value_rank),
         INT8=scales is not None,
@@ -180,8 +189,8 @@ def _padded(number: int) -> int:
 
 
 @_jit
-def _attend(queries, keys, values, scales, held, dims, latents, weights, query_rows, key_rank, value_rank, splits,
-            LEVELS: constexpr, PARTS: constexpr, ROWS: constexpr, PER_PART: constexpr,
+def _attend(queries, keys, values, scales, held, room, dims, latents, weights, query_rows, key_rank, value_rank,
+            splits, LEVELS: constexpr, PARTS: constexpr, ROWS: constexpr, PER_PART: constexpr,
             KEYS: constexpr, VALUES: constexpr, TILE: constexpr, INT8: constexpr):  # fmt: skip
     """One program: its share of one row's slots. Queries are padded to ROWS, dimensions to KEYS and VALUES."""
     split = tl.program_id(0)
@@ -193,16 +202,18 @@ def _attend(queries, keys, values, scales, held, dims, latents, weights, query_r
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     summed = tl.zeros((ROWS, VALUES), tl.float32)
-    key_start, value_start, slot_start = _row_start(held, dims, row, LEVELS)
+    key_start, value_start, slot_start = _row_start(room, dims, row, LEVELS)
     for level in range(LEVELS):
         count = tl.load(held + row * LEVELS + level)
         count = count.to(tl.int64)
+        space = tl.load(room + row * LEVELS + level)
+        space = space.to(tl.int64)
         key_dims = tl.load(dims + level * 2)
         value_dims = tl.load(dims + level * 2 + 1)
         for first in range(split * TILE, count, splits * TILE):
             slot = first + tl.arange(0, TILE).to(tl.int64)
-            scores = _scores(query, keys + key_start, scales + slot_start * 2, slot, count, key_dims // PARTS, key_dim,
-                             query_row, ROWS, TILE, PARTS, PER_PART, INT8)  # fmt: skip
+            scores = _scores(query, keys + key_start, scales + slot_start * 2, slot, count, space, key_dims // PARTS,
+                             key_dim, query_row, ROWS, TILE, PARTS, PER_PART, INT8)  # fmt: skip
             # Running softmax: what was summed so far fades by as much as the highest score grew.
             higher = tl.maximum(highest, tl.max(scores, axis=1))
             fade = tl.exp(highest - higher)
@@ -212,9 +223,9 @@ def _attend(queries, keys, values, scales, held, dims, latents, weights, query_r
                                       value_dim, query.dtype, INT8)  # fmt: skip
             summed = summed * fade[:, None] + gained
             highest = higher
-        key_start += count * key_dims
-        value_start += count * value_dims
-        slot_start += count
+        key_start += space * key_dims
+        value_start += space * value_dims
+        slot_start += space
     program = row * splits + split
     answer = program * query_rows + query_row
     real = query_row < query_rows
@@ -232,8 +243,8 @@ def _queries(queries, row, query_row, query_rows, key_dim, key_rank):
 
 
 @_jit
-def _row_start(held, dims, row, LEVELS: constexpr):
-    """Where a row's keys, values and slots begin: after those of every level of every earlier row.
+def _row_start(room, dims, row, LEVELS: constexpr):
+    """Where a row's keys, values and slots begin: after the room of every level of every earlier row.
 
     Places are int64: a batch of long rows holds more than 2^31 numbers.
     """
@@ -242,17 +253,17 @@ def _row_start(held, dims, row, LEVELS: constexpr):
     slot_start = tl.zeros((), tl.int64)
     for entry in range(row * LEVELS):
         level = entry % LEVELS
-        count = tl.load(held + entry).to(tl.int64)
+        space = tl.load(room + entry).to(tl.int64)
         key_dims = tl.load(dims + level * 2)
         value_dims = tl.load(dims + level * 2 + 1)
-        key_start += count * key_dims
-        value_start += count * value_dims
-        slot_start += count
+        key_start += space * key_dims
+        value_start += space * value_dims
+        slot_start += space
     return key_start, value_start, slot_start
 
 
 @_jit
-def _scores(query, keys, scales, slot, count, key_dims, key_dim, query_row,
+def _scores(query, keys, scales, slot, count, space, key_dims, key_dim, query_row,
             ROWS: constexpr, TILE: constexpr, PARTS: constexpr, PER_PART: constexpr, INT8: constexpr):  # fmt: skip
     """Scores [ROWS, TILE] of a tile of slots, each query row by the latent of its part; -inf past the last slot."""
     exists = slot < count
@@ -266,7 +277,7 @@ def _scores(query, keys, scales, slot, count, key_dims, key_dim, query_row,
         else:
             # Dimension by dimension, in which parts take turns.
             turn = key_dim[:, None] * PARTS + part
-            place = turn * count + slot[None]
+            place = turn * space + slot[None]
         tile = tl.load(keys + place, mask=mask, other=0)
         product = tl.dot(query, tile.to(query.dtype))
         of_part = query_row // PER_PART == part

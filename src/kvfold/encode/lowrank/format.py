@@ -2,14 +2,14 @@
 
 A level is a number of key dimensions and of value dimensions; both grow with it. A rank allocation gives each slot of a
 segment a level. A row is a block of latents for each level, lowest level first; within a block slots are in order of
-age. The functions cut, join, store and flatten blocks. Where heads are written apart a block lies dimension by
+age. The functions cut, store and flatten blocks. Where heads are written apart a block lies dimension by
 dimension (attention/basis.py). Nothing here knows who allocates.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -110,18 +110,6 @@ def cut(
     )
 
 
-def joined(blocks: Blocks, form: LowRankFormat) -> LatentBlock:
-    """Put the slots of several blocks of one level one after the other."""
-    scales = [block.scales for block in blocks if block.scales is not None]
-    return LatentBlock(
-        keys=form.bases.keys.joined([block.keys for block in blocks]),
-        values=form.bases.values.joined([block.values for block in blocks]),
-        positions=torch.cat([block.positions for block in blocks]),
-        scales=torch.cat(scales) if scales else None,  # none where latents are no bytes
-        planes=form.planes,
-    )
-
-
 def stored(
     block: LatentBlock,
     form: LowRankFormat,
@@ -150,7 +138,7 @@ def stored(
     )
 
 
-def flattened(rows: Sequence[Blocks], form: LowRankFormat) -> dict[str, Tensor]:
+def flattened(rows: Sequence[Blocks], form: LowRankFormat) -> dict[str, Any]:
     """Give the flat tensors of a part of these rows, in storages that fit exactly."""
     every = [block for blocks in rows for block in blocks]  # in order of row, then level
     held = [[len(block.positions) for block in blocks] for blocks in rows]

@@ -128,6 +128,13 @@ class LatentPages(Pages):
         tensors = flattened(rows, self.like.form)
         return replace(self.like, **tensors)
 
+    def slack(self, counts: Counts) -> dict[str, int]:
+        """Count what the stores have behind the slots of each row."""
+        found = self.table.slack(tuple(row[0] for row in counts))
+        for level, (store, held) in enumerate(zip(self.levels, self.held, strict=True)):
+            found |= {f"{name}_{level}": size for name, size in store.slack(held).items()}
+        return found
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the latents of each level, and the table."""
         for level, store in enumerate(self.levels):

@@ -3,7 +3,7 @@
 The storage is flat, in order of row, level, slot: the slots of one row and level are one dense block of keys and one of
 values, so nothing is padded and no slot needs a rank of its own beside it. Where heads are written apart, a block lies
 dimension by dimension, as their products want it. All heads of a layer share their slots. Within a level slots are in
-order of age. It does not know who allocates levels.
+order of age. A part that grew has room behind each block (memory/room.py). It does not know who allocates levels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,6 @@ from kvfold.encode.lowrank.format import (
     RankAllocation,
     cut,
     flattened,
-    joined,
     oldest_first,
     positions_of,
     stored,
@@ -34,7 +33,8 @@ from kvfold.encode.lowrank.format import (
 from kvfold.encode.lowrank.pages import LatentPages
 from kvfold.memory.kv import KV
 from kvfold.memory.part import Part, State, Usage
-from kvfold.memory.ragged import Counts
+from kvfold.memory.ragged import Counts, added
+from kvfold.memory.room import WrittenEnd, has_room, with_spare
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.store import Tier
 from kvfold.memory.transcript import Transcript
@@ -51,17 +51,29 @@ class LowRankPart(Part):
     values: Num[Tensor, " value_numbers"]
     positions: Int[Tensor, " tokens"]  # int32, in order of row, level, age: not in order of age alone
     scales: Float[Tensor, "tokens 2"] | None = None  # where latents are int8: of keys and of values
+    room: Int[Tensor, "B levels"] | None = None  # slots that each block has room for; None: those it has
+    end: WrittenEnd | None = field(default=None, compare=False)  # of the blocks, where there is room
     counts: Counts = field(init=False, compare=False)
+    sizes: Counts = field(init=False, compare=False)  # slots of each row and level: `held` as numbers
+    places: tuple[Blocks, ...] = field(init=False, compare=False)  # views of the blocks and their room
     blocks: tuple[Blocks, ...] = field(init=False, compare=False)  # views, by row and level
     views: tuple[tuple[LatentView, ...], ...] = field(init=False, compare=False)  # of each row's blocks with slots
 
     def __post_init__(self) -> None:
-        held = self.held.tolist()
+        sizes = _numbers_of(self.held)
         heads = self.form.bases.heads
-        counts = tuple((sum(row),) * heads for row in held)  # heads share their slots, so their counts are equal
+        counts = tuple((sum(row),) * heads for row in sizes)  # heads share their slots, so their counts are equal
+        room = sizes if self.room is None else _numbers_of(self.room)
+        places = tuple(_blocks(self, room))
+        blocks = places
+        if self.room is not None:
+            pairs = zip(places, sizes, strict=True)
+            blocks = tuple(_first_slots(of_row, counts) for of_row, counts in pairs)
         # Frozen: fields that follow from the others are set here and never again.
         object.__setattr__(self, "counts", counts)
-        object.__setattr__(self, "blocks", tuple(_blocks(self, held)))
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "places", places)
+        object.__setattr__(self, "blocks", blocks)
         views = []
         for blocks in self.blocks:
             filled = [block for block in blocks if len(block.positions)]
@@ -110,6 +122,7 @@ class LowRankPart(Part):
                 values=self.values,
                 scales=self.scales,
                 held=self.held,
+                room=self.held if self.room is None else self.room,
                 dims=_dims(self.form.levels, queries.device),
                 slots=max(row[0] for row in self.counts),  # of the longest row
                 scale=scale,
@@ -138,29 +151,25 @@ class LowRankPart(Part):
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "LowRankPart":
         """Keep the slots that are True, in fresh storages that fit exactly."""
-        rows = []
-        sizes = [sum(row) for row in self.counts]
-        for blocks, of_row in zip(self.blocks, kept.split(sizes), strict=True):
-            by_head = of_row.view(self.form.bases.heads, -1)  # H S
-            first = by_head[0]
-            assert bool((by_head == first).all()), "all heads of a layer share their slots"
-            # `kept` is oldest first; blocks are level by level. Slot i in order of age is stored at order[i].
-            by_level = torch.empty_like(first)
-            by_level[oldest_first(blocks)] = first
-            pieces = by_level.split([len(block.positions) for block in blocks])
-            pairs = zip(blocks, pieces, strict=True)
-            rows.append([cut(block, piece) for block, piece in pairs])
-        return self._of(rows)
+        return self._of(_kept_rows(self, kept))
 
-    def extend(self, other: Part, transcript: Transcript) -> "LowRankPart":
-        """Append another part's slots, row by row and level by level."""
+    def extend(self, other: Part, transcript: Transcript, most: int = 0) -> "LowRankPart":
+        """Append another part's slots, row by row and level by level: into the room of its blocks, or of a copy."""
         assert isinstance(other, LowRankPart), "parts of one layer have one layout"
-        rows = []
-        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
-            levels = zip(mine, theirs, strict=True)
-            # Their slots are later ones, so a level stays in order of age.
-            rows.append([joined(pair, self.form) for pair in levels])
-        return self._of(rows)
+        after = added(self.sizes, other.sizes)
+        room = self.sizes if self.room is None else _numbers_of(self.room)
+        is_newest = False  # an older part must not write behind its slots
+        if self.end is not None and has_room(after, room):
+            is_newest = self.end.claim(self.sizes, after)
+        if is_newest:
+            grown = replace(self, held=self.held + other.held)
+        else:
+            grown = _copied(self, after, most)
+        # Their slots are later ones, so a level stays in order of age.
+        for of_row in zip(grown.places, self.sizes, other.blocks, strict=True):
+            for place, first, block in zip(*of_row, strict=True):
+                place.write(first, block)
+        return grown
 
     def take_rows(self, rows: Sequence[int]) -> "LowRankPart":
         """Pick these rows, in this order, repeats allowed."""
@@ -168,11 +177,11 @@ class LowRankPart(Part):
 
     def pages(self, tier: Tier) -> LatentPages:
         """Open an empty page store for latents of these levels."""
-        tensors = dict(self.tensors())
+        tensors = dict(self.without_room().tensors())
         counts = tensors.pop("held")
         # Cloned, so that the empty part does not keep these storages alive.
         none = {name: tensor[:0].clone() for name, tensor in tensors.items()}
-        empty = replace(self, held=torch.zeros_like(counts), **none)
+        empty = replace(self, held=torch.zeros_like(counts), room=None, end=None, **none)
         return LatentPages.empty(empty, tier, self.positions.device)
 
     def usage(self) -> Usage:
@@ -184,7 +193,7 @@ class LowRankPart(Part):
             share = of_level.repeat_interleave(counts)  # of each slot, level by level
             order = oldest_first(blocks).cpu()
             shares.append(share[order])
-        return Usage(attended_slots=self.slots, shares=tuple(shares))
+        return Usage(attended_slots=self.slots, slack=_slack(self), shares=tuple(shares))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the slots of each level, latents of keys and values, positions, and scales where latents are int8."""
@@ -194,15 +203,21 @@ class LowRankPart(Part):
         yield "positions", self.positions
         if self.scales is not None:
             yield "scales", self.scales
+        if self.room is not None:
+            yield "room", self.room
+
+    def without_room(self) -> "LowRankPart":
+        """Give the same slots in storages that fit exactly; itself where there is no room."""
+        return self if self.room is None else self._of(self.blocks)
 
     def state(self) -> State:
-        """Give the levels, in which parts latents are written, the dtype of what comes back, and every tensor."""
+        """Give levels, in which parts latents are written, the dtype of what comes back, and every tensor, tight."""
         plain = {
             "levels": [list(level) for level in self.form.levels],
             "parts": self.form.parts,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        return plain, dict(self.tensors())
+        return plain, dict(self.without_room().tensors())
 
     @classmethod
     def from_state(
@@ -213,15 +228,67 @@ class LowRankPart(Part):
     ) -> "LowRankPart":
         """Build the part that was saved. Raises ValueError where plain values, tensors and format do not fit."""
         _check_format(plain, tensors, form)
-        for name, count in _promised(tensors["held"], form).items():
+        for name, count in _promised(_numbers_of(tensors["held"]), form).items():
             there = tensors[name].shape[0]
             if there != count:
                 raise ValueError(f"{count} {name} are promised, and {there} are there")
         dtype = getattr(torch, plain["dtype"])
-        return cls(form=form, dtype=dtype, **tensors)
+        named: Any = tensors
+        return cls(form=form, dtype=dtype, **named)
 
     def _of(self, rows: Sequence[Blocks]) -> "LowRankPart":
         return LowRankPart(form=self.form, dtype=self.dtype, **flattened(rows, self.form))
+
+
+def _kept_rows(part: LowRankPart, kept: Bool[Tensor, " slots"]) -> list[Blocks]:
+    """Cut the blocks of each row to the slots that are True."""
+    rows = []
+    sizes = [sum(row) for row in part.counts]
+    for blocks, of_row in zip(part.blocks, kept.split(sizes), strict=True):
+        by_head = of_row.view(part.form.bases.heads, -1)  # H S
+        first = by_head[0]
+        assert bool((by_head == first).all()), "all heads of a layer share their slots"
+        # `kept` is oldest first; blocks are level by level. Slot i in order of age is stored at order[i].
+        by_level = torch.empty_like(first)
+        by_level[oldest_first(blocks)] = first
+        pieces = by_level.split([len(block.positions) for block in blocks])
+        pairs = zip(blocks, pieces, strict=True)
+        rows.append([cut(block, piece) for block, piece in pairs])
+    return rows
+
+
+def _copied(
+    part: LowRankPart,
+    after: Counts,
+    most: int,
+) -> LowRankPart:
+    """Copy a part into buffers with room for so many slots, and a little more; the new ones are not written yet."""
+    left = most - max(map(sum, after))  # of the longest row
+    # A level that fills up moves all levels: they lie in one piece, so that a kernel takes them by one pointer.
+    room = with_spare(after, left // len(part.form.levels))
+    tensors = {}
+    for name, count in _promised(room, part.form).items():
+        like = getattr(part, name)
+        tensors[name] = like.new_empty(count, *like.shape[1:])
+    held = part.held.new_tensor(after)
+    grown = replace(part, held=held, room=None, end=None, **tensors)
+    if room != after:
+        of_blocks = part.held.new_tensor(room)
+        grown = replace(grown, room=of_blocks, end=WrittenEnd(after))
+    for places, blocks in zip(grown.places, part.blocks, strict=True):
+        for place, block in zip(places, blocks, strict=True):
+            place.write(0, block)
+    return grown
+
+
+def _slack(part: LowRankPart) -> dict[str, int]:
+    """Count the bytes of room for slots to come, by tensor."""
+    used = _promised(part.sizes, part.form)
+    slack = {}
+    for name, count in used.items():
+        tensor = getattr(part, name)
+        slack[name] = tensor[:1].nbytes * (len(tensor) - count)
+    return slack
 
 
 def _read_row(
@@ -284,18 +351,33 @@ def _check_format(
         raise ValueError(f"latents as {ways[scaled]} are there, and the plan's are {ways[form.scaled]}")
 
 
-def _promised(held: Int[Tensor, "B levels"], form: LowRankFormat) -> dict[str, int]:
-    """Count the numbers that each flat tensor has, if it fits the slots of each row and level."""
-    slots = held.sum(dim=0)  # of each level, over the rows
-    dims = torch.tensor(form.levels)  # levels 2
-    total = int(slots.sum())
-    promised = {"positions": total}
+def _promised(sizes: Counts, form: LowRankFormat) -> dict[str, int]:
+    """Count the numbers that each flat tensor has for so many slots of each row and level."""
+    of_levels = [sum(level) for level in zip(*sizes, strict=True)]  # over the rows
+    promised = {"positions": sum(of_levels)}
     if form.scaled:
-        promised["scales"] = total
+        promised["scales"] = sum(of_levels)
     for side, name in enumerate(("keys", "values")):
-        numbers = slots * dims[:, side]
-        promised[name] = int(numbers.sum())
+        pairs = zip(of_levels, form.levels, strict=True)
+        promised[name] = sum(slots * level[side] for slots, level in pairs)
     return promised
+
+
+def _numbers_of(held: Int[Tensor, "B levels"]) -> Counts:
+    """Read slots of each row and level."""
+    rows = held.tolist()
+    return tuple(tuple(row) for row in rows)
+
+
+def _first_slots(
+    blocks: Blocks,
+    sizes: Sequence[int],
+) -> Blocks:
+    """Cut the room off the blocks of a row."""
+    first = []
+    for block, size in zip(blocks, sizes, strict=True):
+        first.append(block.tile(0, size))
+    return first
 
 
 @cache

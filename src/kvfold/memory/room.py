@@ -1,0 +1,92 @@
+"""Room: buffers that have places for slots to come, so that appending a turn costs what the turn is long.
+
+A part is a value over buffers that later parts share: these write behind its slots and read further. Only the part
+that ends where the buffers are written may do so; one that was left behind (a fork, a step back) goes on in a copy.
+With a sixteenth more at each copy, all copies of a growing text together move at most 17 times its bytes.
+"""
+
+import threading
+
+from torch import Tensor
+
+from kvfold.memory.ragged import Counts, flat
+
+UNLIMITED = 1 << 40  # slots or tokens: more than any text has
+_SHARE = 16  # of what is held: one slot in so many is room for those to come
+
+
+class WrittenEnd:
+    """How many slots of each row and head are written in shared buffers, by any part over them. It changes."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._lock = threading.Lock()
+
+    def claim(
+        self,
+        counts: Counts,
+        after: Counts,
+    ) -> bool:
+        """Take the places between two counts for one writer; False where another part has written behind `counts`."""
+        # Forks may live in threads: two of them must not both find that they end where the buffers do.
+        with self._lock:
+            if counts != self._counts:
+                return False
+            self._counts = after
+            return True
+
+    def __deepcopy__(self, memo: dict) -> "WrittenEnd":
+        return WrittenEnd(self._counts)  # of buffers that are copied too; a lock cannot be
+
+
+def has_room(counts: Counts, room: Counts) -> bool:
+    """Tell whether so many slots of each row and head have a place."""
+    return all(count <= space for count, space in zip(flat(counts), flat(room), strict=True))
+
+
+def with_spare(counts: Counts, left: int) -> Counts:
+    """Add room for slots to come to each row and head: a sixteenth, at most `left`.
+
+    Heads with few slots get a sixteenth of the mean, for one that fills up moves them all: each copy then follows
+    after a sixteenth of an average head at least, whichever head that went to.
+    """
+    every = flat(counts)
+    mean = -(-sum(every) // max(len(every), 1))  # rounded up
+
+    def grown(count: int) -> int:
+        spare = -(-max(count, mean) // _SHARE)
+        return count + min(spare, max(left, 0))
+
+    rows = [[grown(count) for count in row] for row in counts]
+    return tuple(map(tuple, rows))
+
+
+def copy_slots(
+    source: Tensor,
+    source_room: Counts,
+    target: Tensor,
+    target_room: Counts,
+    *,
+    counts: Counts,
+    behind: Counts | None = None,
+) -> None:
+    """Copy the first `counts` slots of each row and head, of storage with room for each into another one's.
+
+    They go behind as many slots as `behind` says, or to the beginning.
+    """
+    sizes, spaces, others = flat(counts), flat(source_room), flat(target_room)
+    firsts = (0,) * len(sizes) if behind is None else flat(behind)
+    heads = len(sizes)
+    if all(len(set(numbers)) == 1 for numbers in (sizes, spaces, others, firsts)):
+        # All alike: one strided copy.
+        size, first = sizes[0], firsts[0]
+        by_head = source.view(heads, spaces[0], *source.shape[1:])
+        into = target.view(heads, others[0], *target.shape[1:])
+        into[:, first : first + size] = by_head[:, :size]
+        return
+    start, end = 0, 0  # where the room of a head begins in either
+    for size, space, other, first in zip(sizes, spaces, others, firsts, strict=True):
+        place = end + first
+        target[place : place + size] = source[start : start + size]
+        start += space
+        end += other
