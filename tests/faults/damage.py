@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from transformers import GenerationConfig
 
 from kvfold.errors import KvfoldError
@@ -15,6 +16,17 @@ SHORT = GenerationConfig(max_new_tokens=6, do_sample=False)
 SCALE = int(os.environ.get("KVFOLD_FAULTS", "1"))
 STRANGE = [None, True, -1, 0, 1, 3, 2**31, 2**40, 10**30, 1.5, -0.5, 1e308, "", "x", "full", "\x1b[2J", [], [[]], [-1],
            [0], [2**40], {}, {"x": 1}, [[1, 2], [3]], "9" * 5000, float("nan"), float("inf")]  # fmt: skip
+
+# What may be done to a tensor; some are refused by torch itself for tensors of one dimension.
+DEEDS = [
+    lambda tensor: tensor[..., :-1].contiguous(), lambda tensor: torch.cat([tensor, tensor]),
+    lambda tensor: tensor.flatten(), lambda tensor: tensor[None], lambda tensor: tensor.double(),
+    lambda tensor: tensor.to(torch.int64), lambda tensor: torch.zeros(0), lambda tensor: tensor.mT.contiguous(),
+    lambda tensor: tensor[1:].contiguous(), lambda tensor: tensor[..., None].contiguous(), lambda tensor: tensor.half(),
+    lambda tensor: tensor.bool(), lambda tensor: tensor[:0].contiguous(), lambda tensor: tensor.flip(0).contiguous(),
+    lambda tensor: (-tensor.double() - 1).to(tensor.dtype), lambda tensor: (tensor.double() + 1e9).to(tensor.dtype),
+    lambda tensor: (torch.rand(tensor.shape) * 300 - 20).to(tensor.dtype),
+]  # fmt: skip
 
 
 def flipped(path: Path, byte: int, bit: int) -> None:

@@ -18,6 +18,7 @@ from kvfold.memory.older_snapshots import renewed
 from kvfold.memory.part import Part
 from kvfold.memory.recorders import Record
 from kvfold.memory.rules import Rules
+from kvfold.memory.snapshot_fit import refuse_misfits, refuse_other_types
 from kvfold.memory.state import LayerState
 from kvfold.memory.tail import Tail
 from kvfold.memory.text_digest import TextDigest
@@ -77,7 +78,7 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
     for index, layer in memory.layers.items():
         of_layer = _grouped(grouped.get(str(index), {}))
         states[index] = _state(plain["layers"][str(index)], of_layer, layer.rules, transcript)
-        _refuse_strange(states[index], plain["fed"])
+        _refuse_strange(states[index], transcript, plain["fed"])
         layer.scale = _scale(plain["layers"][str(index)])
     # States go in only when every layer's has been built: a bad file leaves the memory's as they were.
     memory.restore(
@@ -143,13 +144,16 @@ def _state(
 ) -> LayerState:
     recorders = {recorder.name: recorder for recorder in rules.recorders}
     try:
+        tail = None if plain["tail"] is None else _tail(plain["tail"], held["tail"])
         sinks, folded = plain["sinks"], None
+        if tail is not None:
+            refuse_other_types(held, rules, tail)
         if plain["folded"] is not None:
             folded = _folded(plain["folded"], held.get("folded", {}), rules, transcript)
         return LayerState(
             sinks=None if sinks is None else rules.raw.from_state(sinks, held.get("sinks", {})),
             folded=folded,
-            tail=None if plain["tail"] is None else _tail(plain["tail"], held["tail"]),
+            tail=tail,
             records={
                 name: recorders[name].restore(words, held.get(name, {})) for name, words in plain["records"].items()
             },
@@ -161,7 +165,7 @@ def _state(
         contradiction(f"{error} is missing or strange")
 
 
-def _refuse_strange(state: LayerState, fed: int) -> None:
+def _refuse_strange(state: LayerState, transcript: Transcript, fed: int) -> None:
     """Raise FileError where rows, heads and columns of a layer do not agree."""
     tail = state.tail
     if tail is None:
@@ -176,6 +180,10 @@ def _refuse_strange(state: LayerState, fed: int) -> None:
     for part in (state.sinks, state.folded):
         if part is not None and [len(row) for row in part.counts] != [heads] * rows:
             contradiction(f"a part has other rows or heads than the {rows} x {heads} of the tail")
+    try:
+        refuse_misfits(state, transcript)
+    except ValueError as error:
+        contradiction(str(error))
 
 
 def _folded(

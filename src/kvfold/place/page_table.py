@@ -51,6 +51,13 @@ class PageSelection:
             pinned=tensors.get("firm"),
         )
 
+    def is_of(self, counts: Counts) -> bool:
+        """Tell whether it selects among so many slots of each row and head."""
+        if self.slots is None or self.slots.numel() == 0:
+            return len(self.since) == len(counts)
+        first, last = self.slots.aminmax()
+        return len(self.since) == len(counts) and int(first) >= -1 and int(last) < max(ragged.flat(counts))
+
     def saved(self) -> dict[str, Tensor]:
         """Give every tensor held, by the names that files use."""
         named = {"selected": self.slots, "before": self.mean_query, "firm": self.pinned}

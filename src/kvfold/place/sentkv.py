@@ -17,6 +17,7 @@ from kvfold.errors import BudgetError, PlanError
 from kvfold.memory.part import Layout, Part
 from kvfold.memory.recent_queries import RecentQueries
 from kvfold.memory.recorders import Recorder
+from kvfold.memory.snapshot_fit import refuse_undeclared
 from kvfold.memory.transcript import Transcript
 from kvfold.place.base import Place
 from kvfold.place.offloaded import OffloadedPart
@@ -162,7 +163,11 @@ class OpenedSentKV:
         words = {name: value for name, value in plain.items() if name != "since"}
         part = layout.from_state(words, slots)
         offloaded = OffloadedPart.of(part, self.policy, transcript, reference=ours.get("usual"))
-        return replace(offloaded, selection=PageSelection.from_saved(plain["since"], ours))
+        selection = PageSelection.from_saved(plain["since"], ours)
+        refuse_undeclared(offloaded.table.index, selection)
+        if not selection.is_of(offloaded.counts):
+            raise ValueError("a selection is of other rows or slots than those that are stored")
+        return replace(offloaded, selection=selection)
 
 
 def _delimiters(settings: SentKV) -> Ends | None:
