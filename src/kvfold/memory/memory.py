@@ -121,6 +121,7 @@ class Memory:
             raise
         self.transcript = raw_text(self.transcript, self.layers)
         self._folding, self._fold_mask = None, None  # an interrupt does not get here
+        self.rules.tidy_place()
 
     def set_rules(self, rules: Rules) -> None:
         """Fold by other rules of the same records from now on.

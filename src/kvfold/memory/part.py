@@ -140,6 +140,10 @@ class Placement(Protocol):
         """Set another limit of its file. Raises BudgetError for one below what lies there."""
         ...
 
+    def tidy(self) -> None:
+        """Let the tier close the gaps that a fold left; what lies there stays, and may move."""
+        ...
+
     def place(self, fresh: Part, transcript: Transcript) -> Part:
         """Put a part that a fold made into its tier."""
         ...

@@ -138,6 +138,11 @@ class Rules:
         budget = self.select.budget
         return 0 if budget is None else budget.floor(seen=seen, least=self.least, once=self.select.scope == "turn")
 
+    def tidy_place(self) -> None:
+        """Let the place close the gaps that a fold left in its tier."""
+        if self.placement is not None:
+            self.placement.tidy()
+
     def of_layer(self, index: int) -> "Rules":
         """Give the rules of one layer of the model."""
         return replace(self, layout=self.layout.of_layer(index))

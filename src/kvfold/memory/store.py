@@ -103,6 +103,10 @@ class Tier(ABC):
         """Set another limit of what may lie there. Raises BudgetError below what does. Default: there is no limit."""
         raise BudgetError(f"limit_bytes={limit_bytes} was asked for; {self.name} memory has no limit; leave it away")
 
+    def tidy(self) -> None:
+        """Close gaps between buffers, where there are any. Default: there are none."""
+        return
+
     def __deepcopy__(self, memo: dict) -> "Tier":
         return self  # a copied cache uses the same tier, in other buffers
 

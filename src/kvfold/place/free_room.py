@@ -31,11 +31,22 @@ class FreeRoom:
         if not fitting:
             return None
         room, offset = min(fitting)
-        self.size_bytes -= size
-        self._places.remove((offset, offset + room))
-        if room > size:
-            self._places.insert(bisect(self._places, (offset, 0)), (offset + size, offset + room))
+        self._cut(offset, offset + room, size)
         return offset
+
+    def take_before(self, stop: int, size: int) -> int | None:
+        """Take room out of the first place that has it and begins before `stop`; None where no such place has it."""
+        for offset, end in self._places:
+            if offset >= stop:
+                return None
+            if end - offset >= size:
+                self._cut(offset, end, size)
+                return offset
+        return None
+
+    def ends(self) -> list[int]:
+        """List where the places end, in order."""
+        return [end for _, end in self._places]
 
     def take_end(self, end: int) -> int:
         """Take the place that ends where the file does, and give where the file ends without it."""
@@ -44,3 +55,10 @@ class FreeRoom:
         offset, _ = self._places.pop()
         self.size_bytes -= end - offset
         return offset
+
+    def _cut(self, offset: int, end: int, size: int) -> None:
+        """Take the beginning of a place."""
+        self.size_bytes -= size
+        self._places.remove((offset, end))
+        if end - offset > size:
+            self._places.insert(bisect(self._places, (offset, 0)), (offset + size, end))

@@ -149,6 +149,10 @@ class OpenedSentKV:
         """Set another limit of the tier's file, for every cache that shares it."""
         self.policy.tier.set_limit(limit_bytes)
 
+    def tidy(self) -> None:
+        """Close the gaps in the tier's file."""
+        self.policy.tier.tidy()
+
     def place(self, fresh: Part, transcript: Transcript) -> Part:
         """Offload a part."""
         return OffloadedPart.of(fresh, self.policy, transcript)

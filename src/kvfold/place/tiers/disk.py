@@ -1,7 +1,8 @@
 """The disk tier: one file, readable by its owner only, in a folder that the user names.
 
 Room is allocated before it is written and never beyond the limit, writes are checked, and the file goes when its cache
-goes. Room that is given back goes back to the disk, is joined with free neighbours, and is used again. A killed process
+goes. Room that is given back goes back to the disk, is joined with free neighbours, and is used again; where more than
+an eighth of it is free after a fold, buffers move down and the file is cut. A killed process
 leaves its file behind without its lock; the next disk tier of that folder removes such files: those whose name and
 first page say that a process made them which is gone. It knows no slots.
 """
@@ -32,6 +33,8 @@ from kvfold.place.free_room import FreeRoom
 _SUFFIX, _NEW = ".far", ".new"
 _NAMES = re.compile(r"kvfold-(\d{1,9})-[a-z0-9_]{8}\.far(\.new)?")
 _PAGE = mmap.ALLOCATIONGRANULARITY
+_GAPS = 8  # of what lies in the file: one byte in so many may be free
+_COPIED_BYTES = 1 << 20  # at a time, when a buffer moves
 
 
 class DiskTier(Tier):
@@ -58,6 +61,7 @@ class DiskTier(Tier):
         self._free = FreeRoom()
         self._punches = True  # what is free takes no room on the disk
         self._given_back: deque[tuple[int, int]] = deque()  # offset and size of buffers that are not free yet
+        self._buffers: weakref.WeakSet[_MappedBuffer] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.close = weakref.finalize(self, _remove, self._handle, self.path)
 
@@ -78,12 +82,20 @@ class DiskTier(Tier):
         with self._lock:
             self._settle()
             offset = self._allocate(size)
-        mapped = mmap.mmap(self._handle, size, offset=offset)
-        tensor = torch.frombuffer(mapped, dtype=dtype, count=max(prod(shape), 1))[: prod(shape)].view(*shape)
-        buffer = _MappedBuffer(tensor, self, offset)
-        freed = weakref.finalize(mapped, self._give_back, offset, size)  # when no view of the mapping is left
-        freed.atexit = False  # views may outlive the last line of a program
+            buffer = _MappedBuffer(self._mapped(shape, dtype, offset, size), self, offset, size)
+            self._buffers.add(buffer)
         return buffer
+
+    def _mapped(self, shape: Sequence[int], dtype: torch.dtype, offset: int, size: int) -> Tensor:
+        """Map a place of the file; it is given back when no view of the mapping is left."""
+        try:
+            mapped = mmap.mmap(self._handle, size, offset=offset)
+        except OSError:
+            self._given_back.append((offset, size))
+            raise
+        freed = weakref.finalize(mapped, self._give_back, offset, size)
+        freed.atexit = False  # views may outlive the last line of a program
+        return torch.frombuffer(mapped, dtype=dtype, count=max(prod(shape), 1))[: prod(shape)].view(*shape)
 
     @property
     def file_bytes(self) -> int:
@@ -105,6 +117,14 @@ class DiskTier(Tier):
                 )
             self.limit_bytes = limit_bytes
 
+    def tidy(self) -> None:
+        """Move buffers down and cut the file while it is more than an eighth longer than what lies in it."""
+        with self._lock, contextlib.suppress(FileError, OSError):  # what cannot move lies where it is
+            self._settle()
+            left = 4 * len(self._buffers)  # to the end and back down, for each of them: half as many would do
+            while left and self._free.size_bytes > self._live_bytes // _GAPS and self._move_one():
+                left -= 1
+
     def put(self, offset: int, data: memoryview) -> None:
         """Write bytes at a place of the file. Raises FileError where they do not all arrive."""
         while len(data):
@@ -116,7 +136,10 @@ class DiskTier(Tier):
 
     def _allocate(self, size: int) -> int:
         """Give the offset of room that is on the disk and reads as zeros. Raises FileError where there is none."""
-        offset = self._free.take(size)
+        return self._reserve(self._free.take(size), size)
+
+    def _reserve(self, offset: int | None, size: int) -> int:
+        """Have a place of the file, or its end, on the disk; give its offset. Raises FileError likewise."""
         is_there = offset is not None and not self._punches  # it takes its room already
         more = 0 if is_there else size
         try:
@@ -174,21 +197,65 @@ class DiskTier(Tier):
             os.ftruncate(self._handle, end)
             self._size = end
 
+    def _move_one(self) -> bool:
+        """Move a buffer towards the beginning; False where none can be moved. The lock is held."""
+        at = {buffer.offset: buffer for buffer in self._buffers}
+        if not at:  # the last ones went while others moved
+            return False
+        last = at[max(at)]
+        offset = self._free.take_before(last.offset, last.size)
+        if offset is not None:
+            return self._move(last, offset)
+        # No gap has room for the last one. Where the one behind a gap goes to the end, its place makes the gap larger.
+        behind = next((at[end] for end in self._free.ends() if end in at), None)
+        return behind is not None and self._move(behind, None)
+
+    def _move(self, buffer: "_MappedBuffer", offset: int | None) -> bool:
+        """Move a buffer to a place, or to the end; False where its old place is still looked at. The lock is held."""
+        if not buffer.lock.acquire(blocking=False):  # somebody writes into it
+            if offset is not None:
+                self._free.add(offset, buffer.size)
+            return False
+        try:
+            place, before = self._reserve(offset, buffer.size), self._live_bytes
+            moved = self._mapped(buffer.tensor.shape, buffer.tensor.dtype, place, buffer.size)
+            self._copy(buffer.offset, place, buffer.size)
+            buffer.tensor, buffer.offset = moved, place
+        finally:
+            buffer.lock.release()
+        del moved
+        self._settle()
+        return self._live_bytes < before  # the old mapping is gone: nobody has a view of it
+
+    def _copy(self, source: int, target: int, size: int) -> None:
+        for start in range(0, size, _COPIED_BYTES):
+            piece = os.pread(self._handle, min(_COPIED_BYTES, size - start), source + start)
+            self.put(target + start, memoryview(piece))
+
 
 class _MappedBuffer(TensorBuffer):
     """A buffer of a file: read through the mapping, written through the file, so that a failure is an error."""
 
-    def __init__(self, tensor: Tensor, tier: DiskTier, offset: int) -> None:
+    def __init__(
+        self,
+        tensor: Tensor,
+        tier: DiskTier,
+        offset: int,
+        size: int,
+    ) -> None:
         super().__init__(tensor)
-        self._tier, self._offset = tier, offset
+        self.offset, self.size = offset, size  # of its place in the file; it may move
+        self.lock = threading.Lock()  # held while it is written, or moves
+        self._tier = tier
 
     def write(self, head: int, start: int, values: Tensor) -> None:
         """Put the bytes into the file; the system writes them to the disk while work goes on."""
         slot = self.tensor.stride(1) * self.tensor.element_size()  # bytes of a slot
-        place = self._offset + (head * self.tensor.shape[1] + start) * slot
+        behind = (head * self.tensor.shape[1] + start) * slot
         data = values.detach().to("cpu", self.tensor.dtype).contiguous().view(torch.uint8)
         flat: Any = data.flatten().numpy()
-        self._tier.put(place, memoryview(flat))
+        with self.lock:
+            self._tier.put(self.offset + behind, memoryview(flat))
 
 
 def remove_stale(folder: Path) -> list[Path]:
