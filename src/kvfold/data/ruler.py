@@ -122,7 +122,7 @@ class _Room:
             found.append(unit)
 
 
-def _key(rng: random.Random) -> str:
+def word_pair(rng: random.Random) -> str:
     words = Words(split=SPLIT)
     first = words.pseudo(rng) if rng.random() < 0.5 else rng.choice(listed("adjective", SPLIT))
     return f"{first}-{words.pseudo(rng)}"
@@ -132,14 +132,14 @@ def _uuid(rng: random.Random) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
-def _number(rng: random.Random) -> str:
+def seven_digits(rng: random.Random) -> str:
     return str(rng.randint(1_000_000, 9_999_999))
 
 
-_DRAWS = {"words": _key, "uuids": _uuid, "numbers": _number}
+_DRAWS = {"words": word_pair, "uuids": _uuid, "numbers": seven_digits}
 
 
-def _hide(rng: random.Random, hay: Sequence[str], hidden: Sequence[str], *, glue: str) -> str:
+def hide(rng: random.Random, hay: Sequence[str], hidden: Sequence[str], *, glue: str) -> str:
     """The hay in its order with each hidden sentence at a random place, those in their order too."""
     places = sorted(rng.randint(0, len(hay)) for _ in hidden)
     parts: list[str] = []
@@ -175,12 +175,12 @@ def _niah(task: str, rng: random.Random, room: _Room, source: Source) -> Task:
     glue = " " if kind.hay == "prose" else "\n"
     units = {
         "noise": lambda _: NOISE,
-        "prose": _prose(rng, source),
+        "prose": running_text(rng, source),
         "needles": lambda _: needle(fresh(), draw()),
     }
     frame = glue.join((head, *hidden, question, prefix))
     hay = room.fill(frame, units[kind.hay], glue=glue)
-    body = _hide(rng, hay, hidden, glue=glue)
+    body = hide(rng, hay, hidden, glue=glue)
     outputs = tuple(value for _, value in pairs)
     return Task(task=task, prompt=f"{head}\n{body}\n{question}", answer_prefix=prefix, outputs=outputs)
 
@@ -204,7 +204,7 @@ def _words(thing: str, asked: Sequence[str], *, many: bool) -> tuple[str, str, s
     )
 
 
-def _prose(rng: random.Random, source: Source) -> Callable[[int], str]:
+def running_text(rng: random.Random, source: Source) -> Callable[[int], str]:
     """Sentence number i of some running text."""
     if not source.sentences:
         return lambda _: chitchat.sentence(rng, SPLIT)
@@ -237,13 +237,13 @@ def _vt(rng: random.Random, room: _Room) -> Task:
 
     # An example with its answer comes first.
     value, names, chain = _chain(rng, letters=3)
-    example = _hide(rng, [NOISE] * HOPS, chain, glue="\n")
+    example = hide(rng, [NOISE] * HOPS, chain, glue="\n")
     shown = "\n".join((head, example, *asks(value))) + " " + " ".join(names)
     value, names, chain = _chain(rng, letters=5)
     question, prefix = asks(value)
     frame = "\n".join((shown, head, *chain, question, prefix))
     hay = room.fill(frame, lambda _: NOISE, glue="\n")
-    body = _hide(rng, hay, chain, glue="\n")
+    body = hide(rng, hay, chain, glue="\n")
     return Task(
         task="vt",
         prompt=f"{shown}\n\n{head}\n{body}\n\n{question}",

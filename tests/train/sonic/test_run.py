@@ -161,7 +161,7 @@ def test_a_loss_reaches_updates_gates_embeddings_and_the_scores_of_rows(tmp_path
 def test_everything_kept_is_the_model_itself(tmp_path):
     run = all_in_float32(a_run(tmp_path))
     batch = run.talks_of(random.Random(2), turns=3)
-    found = run.loss.check(batch, FixedBudgets(slots_of=lambda tokens: tokens), HardChoice())
+    found = run.loss.check(batch, run.loss.read(batch), FixedBudgets(slots_of=lambda tokens: tokens), HardChoice())
     assert float(found.mean) == pytest.approx(0.0, abs=1e-4)
 
 
@@ -173,9 +173,9 @@ def test_untrained_rows_cost_nothing_against_word_for_word(tmp_path):
     scores = run.adapter.scorer.rows.bias
     with torch.no_grad():
         scores += 1000.0  # the best tokens by the same scores, as rows
-        found = float(run.loss.check(batch, budgets, rows).mean)
+        found = float(run.loss.check(batch, run.loss.read(batch), budgets, rows).mean)
         scores -= 1000.0
-    words = float(run.loss.check(batch, budgets, HardChoice(verbatim=1.0)).mean)
+    words = float(run.loss.check(batch, run.loss.read(batch), budgets, HardChoice(verbatim=1.0)).mean)
     assert rows.rows == rows.kept
     # Rows run at as many tokens as there are slots, so heads have less to choose from.
     assert found < 2 * words + 0.5

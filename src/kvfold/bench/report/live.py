@@ -16,7 +16,7 @@ from kvfold.bench.run.job import Job
 from kvfold.bench.run.record import Record
 from kvfold.bench.suite import Outcome
 
-COLUMNS = ("plan", "samples", "score so far", "kept", "time")
+COLUMNS = ("plan", "samples", "score so far", "like full", "kept", "MB held", "tokens/s", "time")
 
 
 class PlainLines:
@@ -69,13 +69,11 @@ class LiveTable:
         self._wanted = n
         if prediction:
             self._live.console.print(f"{job.plan}: {prediction}", highlight=False)
-        self._show(job, (job.plan, f"0/{n}", "", "", ""))
+        self._show(job, (job.plan, f"0/{n}"))
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
         """Fill the row with what is known so far."""
-        score = fmean(outcome.score for outcome in so_far)
-        kept = fmean(outcome.stored for outcome in so_far)
-        self._show(job, (job.plan, f"{len(so_far)}/{self._wanted}", f"{score:.3f}", f"{kept:.3f}", ""))
+        self._show(job, (job.plan, f"{len(so_far)}/{self._wanted}", *_measured(so_far)))
 
     def samples(self, done: int, n: int, seconds_left: float) -> None:
         """Say below the table how many samples are finished, and how long the others take."""
@@ -84,11 +82,12 @@ class LiveTable:
     def finish(self, job: Job, record: Record) -> None:
         """Close the row."""
         if record.failure is not None:
-            self._show(job, (job.plan, "failed", record.failure, "", ""))
+            self._show(job, (job.plan, "failed", record.failure))
             return
         done = f"{len(record.outcomes)}/{record.n}"
         seconds = f"{record.wall_seconds:.1f} s"
-        self._show(job, (job.plan, done, f"{record.score:.3f}", f"{record.stored:.3f}", seconds))
+        _, alike, _, *others = self._rows[job][2:7] if len(self._rows.get(job, ())) > 2 else ("",) * 5
+        self._show(job, (job.plan, done, f"{record.score:.3f}", alike, f"{record.stored:.3f}", *others, seconds))
 
     def _show(self, job: Job, words: tuple[str, ...]) -> None:
         self._rows[job] = words
@@ -96,6 +95,22 @@ class LiveTable:
         for row in self._rows.values():
             grid.add_row(*row)
         self._live.update(grid, refresh=True)
+
+
+def _measured(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Write the means of outcomes: score, agreement with the full cache, kept share, MB held, tokens a second."""
+    score = fmean(outcome.score for outcome in outcomes)
+    kept = fmean(outcome.stored for outcome in outcomes)
+    held = fmean(outcome.stored_bytes for outcome in outcomes) / 1e6
+    alike = [outcome.metrics["agreement"] for outcome in outcomes if "agreement" in outcome.metrics]
+    paces = [1 / outcome.tpot_seconds for outcome in outcomes if outcome.tpot_seconds > 0]
+    return (
+        f"{score:.3f}",
+        f"{fmean(alike):.3f}" if alike else "",
+        f"{kept:.3f}",
+        f"{held:.1f}",
+        f"{fmean(paces):.1f}" if paces else "",
+    )
 
 
 def pace(done: int, n: int, seconds_left: float) -> str:

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2601.21927 (losses are our design: no code is public). Kno
 """
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,6 +39,14 @@ from kvfold.train.sonic.talks import REAL_WEIGHT
 FORECAST_SHARE = (
     0.2  # of the scorer's part of the training in which it only forecasts attention; none of a run with a start
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullReading:
+    """What a batch gives with everything in sight: last hidden states, and the scores of its slots and rows."""
+
+    teacher: Float[Tensor, "B Q width"]
+    scores: Float[Tensor, "kinds B L H N"]
 
 
 class SonicLoss:
@@ -73,16 +82,23 @@ class SonicLoss:
         return TokenLoss(mean=mean + self._unused(), right=right, scored=replies)
 
     @torch.no_grad()
-    def check(self, batch: TalkBatch, budgets: Budgets, choice: HardChoice) -> TokenLoss:
-        """The divergence of one batch folded as in use, by these budgets."""
+    def read(self, batch: TalkBatch) -> FullReading:
+        """Read a batch with everything in sight, and score its slots."""
         predicts = batch.weights[:, 1:] > 0
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
             teacher, attended = self._teacher_pass(batch, predicts)
             scores = self.scorer.score(batch, attended, self.model.device).scores
+        return FullReading(teacher=teacher, scores=scores)
+
+    @torch.no_grad()
+    def check(self, batch: TalkBatch, read: FullReading, budgets: Budgets, choice: HardChoice) -> TokenLoss:
+        """The divergence of one batch folded as in use, by these budgets."""
+        predicts = batch.weights[:, 1:] > 0
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
             folded = folded_segments(batch, budgets, self.rng)
             rows = self.adapter.has_rows and choice.verbatim != 1
-            student = self._student_pass(batch, scores, folded, choice, rows=rows)
-            found = self._divergence(batch, predicts, student, teacher)
+            student = self._student_pass(batch, read.scores, folded, choice, rows=rows)
+            found = self._divergence(batch, predicts, student, read.teacher)
         weight = batch.weights[:, 1:].sum().clamp_min(1e-6)
         replies, right = whole_replies(batch.weights[:, 1:], predicts, found.right.cpu())
         return TokenLoss(mean=found.kl / weight, right=right, scored=replies)

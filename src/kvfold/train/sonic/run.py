@@ -5,8 +5,9 @@ serves them all. Knows nothing of how a batch costs (loss.py), and of the comman
 """
 
 import random
+import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,38 @@ _TURNS = ((0.08, (3, 4, 6)), (0.2, (4, 8, 12)), (1.0, (4, 8, 16, 20, 24)))  # sh
 _TURN_TOKENS = 45  # of a turn, about
 _CHECKED = (0.5, 0.2, 0.1, 0.05, 1.0)  # kept fractions
 _CHECKED_TURNS = 16
+
+
+CHECK_SECONDS = 60.0  # after which a check of a finished run begins no further batch
+
+
+@dataclass(slots=True, kw_only=True)
+class _CheckSum:
+    """What a check found at one budget. It changes with every batch."""
+
+    batches: int = 0
+    right: int = 0
+    scored: int = 0
+    divergence: float = 0.0
+    rows: int = 0
+    kept: int = 0
+
+    def add(self, loss: TokenLoss, choice: HardChoice) -> None:
+        """Add a batch."""
+        self.batches += 1
+        self.right += loss.right
+        self.scored += loss.scored
+        self.divergence += float(loss.mean)
+        self.rows += choice.rows
+        self.kept += choice.kept
+
+    def words(self) -> dict[str, float]:
+        """Give shares and the mean, in JSON's types."""
+        return {
+            "right": round(self.right / max(self.scored, 1), 4),
+            "divergence": round(self.divergence / self.batches, 4),
+            "rows": round(self.rows / max(self.kept, 1), 4),
+        }
 
 
 class SonicRun(Run):
@@ -119,34 +152,37 @@ class SonicRun(Run):
         }
 
     def finish(self) -> None:
-        """Write the adapter, made of the averaged weights, with its training record and scores."""
+        """Write the adapter, made of the averaged weights, with its training record; then once more with its scores."""
         if self.rank:
             return
         self.trainer.swap_averaged()
-        about = {"training": self.words(), "scores": self.check()}
-        save_adapter(self.adapter, self.settings.out, kind=KIND, model=self.model, about=about)
+        self._write({"training": self.words()})
+        self._write({"training": self.words(), "scores": self.check()})
         self.trainer.swap_averaged()
 
-    def check(self, *, batches: int = 8, verbatim: float | None = None) -> dict[str, Any]:
-        """Whole replies right, divergence, and the share of rows, of conversations of 16 turns at several budgets."""
-        found = {}
-        for keep in _CHECKED:
-            rng = random.Random("check")
-            choice = HardChoice(verbatim=verbatim)
-            budgets = FixedBudgets(slots_of=lambda tokens, keep=keep: int(keep * tokens))
-            losses = []
-            for _ in range(batches):
-                batch = self.talks_of(rng, turns=_CHECKED_TURNS, jump=False)
-                losses.append(self.loss.check(batch, budgets, choice))
-            right = sum(loss.right for loss in losses)
-            scored = sum(loss.scored for loss in losses)
-            mean = sum(float(loss.mean) for loss in losses) / len(losses)
-            found[str(keep)] = {
-                "right": round(right / max(scored, 1), 4),
-                "divergence": round(mean, 4),
-                "rows": round(choice.rows / max(choice.kept, 1), 4),
-            }
-        return found
+    def _write(self, about: dict[str, Any]) -> None:
+        save_adapter(self.adapter, self.settings.out, kind=KIND, model=self.model, about=about)
+
+    def check(
+        self, *, batches: int = 8, seconds: float = CHECK_SECONDS, verbatim: float | None = None
+    ) -> dict[str, Any]:
+        """Whole replies right, divergence, and the share of rows, of conversations of 16 turns at several budgets.
+
+        No batch begins after so many seconds; the first one always does.
+        """
+        sums = {keep: _CheckSum() for keep in _CHECKED}
+        rng = random.Random("check")
+        started = time.monotonic()
+        for number in range(batches):
+            if number and time.monotonic() - started > seconds:
+                break
+            batch = self.talks_of(rng, turns=_CHECKED_TURNS, jump=False)
+            read = self.loss.read(batch)
+            for keep, found in sums.items():
+                budgets = FixedBudgets(slots_of=lambda tokens, keep=keep: int(keep * tokens))
+                choice = HardChoice(verbatim=verbatim)
+                found.add(self.loss.check(batch, read, budgets, choice), choice)
+        return {str(keep): found.words() for keep, found in sums.items()}
 
     def words(self) -> dict[str, Any]:
         """How the adapter was trained, in JSON's types."""
