@@ -6,6 +6,7 @@ renders, hf/ generates, reply.py decodes, the cache folds, saved.py keeps.
 """
 
 import copy
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +27,8 @@ from kvfold.integers import integer, integer_or_none
 from kvfold.memory.forward import Boundaries
 from kvfold.open import LEAST, PLAN, SINKS, cache_with
 from kvfold.plan import Plan
+
+_BEGIN = "take another turn"
 
 
 class Chat:
@@ -71,10 +74,10 @@ class Chat:
             model, plan, boundaries=boundaries, pinned=self._pinned, least=least, tokenizer=tokenizer
         )
         self._past = Past(messages=self._template.beginning)
-        self._in_turn = False
+        self._busy = threading.Lock()  # held from the first piece of a reply to the end of its fold
 
     def __repr__(self) -> str:
-        turns = f"{len(self.turns)} turn{'' if len(self.turns) == 1 else 's'}{' and an open one' * self._in_turn}"
+        turns = f"{len(self.turns)} turn{'' if len(self.turns) == 1 else 's'}{' and an open one' * self._busy.locked()}"
         return f"<{type(self).__name__} of {turns}, on {self._cache!r}>"
 
     @property
@@ -109,6 +112,7 @@ class Chat:
         is undone: chat and cache are as before. Before anything is fed, it raises DataError for an empty message and
         ModelError for one that does not fit into the model's positions.
         """
+        self._refuse_in_turn(_BEGIN)
         self._opening(text)  # raises at once, not when the first piece is asked for
         return self._turn(text)
 
@@ -120,7 +124,7 @@ class Chat:
         """Copy the conversation: both go on from the same past, and share the memory of the folded history."""
         self._refuse_in_turn("be forked")
         twin = copy.copy(self)
-        twin._cache = self._cache.fork()
+        twin._cache, twin._busy = self._cache.fork(), threading.Lock()
         return twin
 
     def ledger(self) -> Ledger:
@@ -173,7 +177,6 @@ class Chat:
 
     def _opening(self, text: str) -> list[int]:
         """Encode what a message adds. Raises for a turn that cannot be."""
-        self._refuse_in_turn("take another turn")
         if not text.strip():
             raise DataError("an empty message was sent; there is nothing to reply to; say something")
         opening = self._template.opening(self._past.messages, text)
@@ -187,12 +190,22 @@ class Chat:
         return opening
 
     def _turn(self, text: str) -> Generator[str, None, None]:
+        # Turns may be begun in threads: one of them takes the chat, and holds it until what it said is folded.
+        if not self._busy.acquire(blocking=False):
+            raise _in_turn(_BEGIN)
+        try:
+            yield from self._pieces(text)
+            _fold(self._cache, folded_until(self._past.turns, raw=self.raw_turns))
+        finally:
+            self._busy.release()
+
+    def _pieces(self, text: str) -> Generator[str, None, None]:
+        """Give the pieces of a reply; when the last one is taken, the turn counts."""
         opening = self._opening(text)
         before, mark = self._past, self._cache.mark()
         ids = (*before.ids, *opening)
         reply = Reply(self.tokenizer, stop=frozenset(self.generation.eos_token_id or ()), line=self._closing.line)
         pieces: list[str] = []
-        self._in_turn = True
         try:
             # Ctrl-C may fall between the frames of these generators: the worker must stop before the cache goes back.
             with closing(self._generated(ids, reply)) as tokens:
@@ -207,9 +220,6 @@ class Chat:
         finally:
             if self._past is before:
                 self._cache.restore(mark)
-            self._in_turn = False
-        del mark  # the tensors that it keeps alive would lie beside those that folding makes
-        _fold(self._cache, folded_until(self._past.turns, raw=self.raw_turns))
 
     def _generated(self, ids: Sequence[int], reply: Reply) -> Generator[int, None, None]:
         """Generate the tokens of a reply. Raises CacheError if the model did not use the cache for all of them."""
@@ -223,11 +233,15 @@ class Chat:
         _refuse_bypassed(self._cache.memory.fed, prompt=len(ids), reply=count)
 
     def _refuse_in_turn(self, asked: str) -> None:
-        if self._in_turn:
-            raise CacheError(
-                f"a chat was to {asked} in the middle of a turn; its reply is still being read; take the rest of its "
-                "pieces, or close the iterator to undo the turn"
-            )
+        if self._busy.locked():
+            raise _in_turn(asked)
+
+
+def _in_turn(asked: str) -> CacheError:
+    return CacheError(
+        f"a chat was to {asked} in the middle of a turn; its reply is still being read; take the rest of its "
+        "pieces, or close the iterator to undo the turn"
+    )
 
 
 def _as_saved(chat: Chat) -> SavedChat:
