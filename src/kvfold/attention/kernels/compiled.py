@@ -27,7 +27,8 @@ from torch import Tensor
 from kvfold.attention.soft_cap import CappedScale
 from kvfold.files import draft_of, home, put_in_place
 
-SOURCE = Path(__file__).with_name("decode.c")
+# Read with this file: a package that is upgraded while a program runs must not hand it a kernel with other structures.
+SOURCE = Path(__file__).with_name("decode.c").read_bytes()
 _LANES = (16, 8)  # numbers of a vector: head sizes and groups are multiples of one of these
 _LARGEST_HEAD = 256
 # Sums in any order, so that they are vectors. Not -ffast-math: a library linked with that makes the whole process flush
@@ -202,13 +203,13 @@ def _lanes(size: int) -> int:
 def _compiled(compiler: str, size: int) -> Path:
     """Compile for this processor, unless that was done before; the name has everything that it depends on."""
     words = " ".join((compiler, *_FLAGS, _processor()))
-    digest = hashlib.sha256(SOURCE.read_bytes() + words.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(SOURCE + words.encode()).hexdigest()[:16]
     library = home() / "kernels" / f"decode-{size}-{digest}.so"
     if not library.is_file():
         library.parent.mkdir(parents=True, exist_ok=True)
         with draft_of(library) as draft:
-            command = [compiler, f"-DSIZE={size}", *_FLAGS, str(SOURCE), "-o", str(draft), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+            command = [compiler, f"-DSIZE={size}", *_FLAGS, "-x", "c", "-", "-o", str(draft), "-lm"]
+            subprocess.run(command, input=SOURCE, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
             put_in_place(draft, library)
     return library
 
