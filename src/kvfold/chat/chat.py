@@ -112,7 +112,7 @@ class Chat:
         is undone: chat and cache are as before. Before anything is fed, it raises DataError for an empty message and
         ModelError for one that does not fit into the model's positions.
         """
-        self._refuse_in_turn(_BEGIN)
+        _refuse_in_turn(self._busy, _BEGIN)
         self._opening(text)  # raises at once, not when the first piece is asked for
         return self._turn(text)
 
@@ -122,14 +122,14 @@ class Chat:
 
     def fork(self) -> "Chat":
         """Copy the conversation: both go on from the same past, and share the memory of the folded history."""
-        self._refuse_in_turn("be forked")
+        _refuse_in_turn(self._busy, "be forked")
         twin = copy.copy(self)
         twin._cache, twin._busy = self._cache.fork(), threading.Lock()
         return twin
 
     def ledger(self) -> Ledger:
         """Count the slots and bytes of the history as it is now."""
-        self._refuse_in_turn("say what it holds")
+        _refuse_in_turn(self._busy, "say what it holds")
         return self._cache.ledger()
 
     def rebudget(self, **budget: Unpack[NewBudget]) -> None:
@@ -138,12 +138,12 @@ class Chat:
         A lower budget evicts at once, or at the next fold if the method needs queries. Raises BudgetError if the plan
         has nothing of the kind to change, or if the new one cannot hold what is pinned.
         """
-        self._refuse_in_turn("be given another budget")
+        _refuse_in_turn(self._busy, "be given another budget")
         self._cache.rebudget(**budget)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation, folded as it is, to one file. Raises FileError if it fails; an old file stays."""
-        self._refuse_in_turn("be saved")
+        _refuse_in_turn(self._busy, "be saved")
         _as_saved(self).write(Path(path).expanduser(), model=self.model, ledger=self._cache.ledger())
 
     @classmethod
@@ -232,9 +232,10 @@ class Chat:
                 yield token
         _refuse_bypassed(self._cache.memory.fed, prompt=len(ids), reply=count)
 
-    def _refuse_in_turn(self, asked: str) -> None:
-        if self._busy.locked():
-            raise _in_turn(asked)
+
+def _refuse_in_turn(busy: threading.Lock, asked: str) -> None:
+    if busy.locked():
+        raise _in_turn(asked)
 
 
 def _in_turn(asked: str) -> CacheError:

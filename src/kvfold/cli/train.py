@@ -33,6 +33,10 @@ Rows = Annotated[
     int | None,
     typer.Option("--rows", help="Rows of text. Default: 3 in a training step, 30 in a measurement.", min=1),
 ]
+Basis = Annotated[
+    str | None,
+    typer.Option("--basis", help="Bases to measure: joint, mixed, rotated, heads, rotary. The first one is trained."),
+]
 Length = Annotated[
     int | None,
     typer.Option("--length", help="Tokens of a row. Default: 768 in a training, 1,024 in a measurement."),
@@ -134,12 +138,7 @@ def dynakv(
         Path | None, typer.Option("--data", help="Real text to mix in: a folder of *.jsonl.xz, or a file.")
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Steps of training. 0 only measures bases.", min=0)] = 0,
-    basis: Annotated[
-        str | None,
-        typer.Option(
-            "--basis", help="Bases to measure: joint, mixed, rotated, heads, rotary. The first one is trained."
-        ),
-    ] = None,
+    basis: Basis = None,
     seed: Annotated[int, typer.Option("--seed", help="The seed of data and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     rows: Rows = None,
@@ -166,9 +165,8 @@ def dynakv(
     given = {name: value for name, value in (("rows", rows), ("length", length)) if value is not None}
     if steps or minutes:
         _train_ranks(
-            model=model, out=out, data=data, steps=steps or None, seconds=None if minutes is None else 60 * minutes,
-            basis=basis, seed=seed, resume=resume, start=start, update=update,
-            without=tuple(filter(None, without.split(","))), **given,
+            model=model, out=out, data=data, steps=steps or None, minutes=minutes, basis=basis, seed=seed,
+            resume=resume, start=start, update=update, without=without, **given,
         )  # fmt: skip
     else:
         _refuse_training_only({"--resume": resume, "--update": update, "--without": without, "--from": start})
@@ -176,11 +174,13 @@ def dynakv(
     typer.echo(f"the adapter is in {out}")
 
 
-def _train_ranks(**settings: Any) -> None:
+def _train_ranks(*, minutes: float | None, without: str, **settings: Any) -> None:
     from kvfold.train.dynakv.run import DynaRun
     from kvfold.train.dynakv.settings import DynaSettings
 
-    run = DynaRun(DynaSettings(**settings), _line_to_stderr)
+    seconds = None if minutes is None else 60 * minutes
+    parts = tuple(filter(None, without.split(",")))
+    run = DynaRun(DynaSettings(seconds=seconds, without=parts, **settings), _line_to_stderr)
     _train(run)
     run.finish()
 

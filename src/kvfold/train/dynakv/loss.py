@@ -93,11 +93,17 @@ class RankCost:
                 reading = Reading(context=context, rates=rates_at(self.start, rate))
                 found = self._found(ids, positions, reading, past)
                 sums[rate] += float(_distance(found, full))
-        return {rate: max(total / len(batches), 1e-6) for rate, total in sums.items()}
+        found = {}
+        for rate, total in sums.items():
+            found[rate] = max(total / len(batches), 1e-6)
+        return found
 
     @torch.no_grad()
     def _full(
-        self, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"], context: int
+        self,
+        ids: Int[Tensor, "B Q"],
+        positions: Int[Tensor, "B Q"],
+        context: int,
     ) -> tuple[Float[Tensor, "B N W"], Mapping[str, Any]]:
         """Read rows in full; give the logits at the tokens after the context, and the cache of the context."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -107,17 +113,23 @@ class RankCost:
         return output.logits[:, :-1].float(), past
 
     def _found(
-        self, ids: Int[Tensor, "B Q"], positions: Int[Tensor, "B Q"], reading: Reading, past: Mapping[str, Any]
+        self,
+        ids: Int[Tensor, "B Q"],
+        positions: Int[Tensor, "B Q"],
+        reading: Reading,
+        past: Mapping[str, Any],
     ) -> Float[Tensor, "B N W"]:
         """Compute the student's logits at the same tokens; an updated model reads the context itself."""
         own = copy.deepcopy(past) if self.student.model is self.model else None
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.student.read(ids, positions, reading, own)[:, :-1].float()
+            logits = self.student.read(ids, positions, reading, own)
+        return logits[:, :-1].float()
 
 
 def _distance(found: Float[Tensor, "B N W"], full: Float[Tensor, "B N W"]) -> Float[Tensor, ""]:
     """The mean divergence of a student's predictions from the full model's, in nats a token."""
     wanted = full.log_softmax(dim=-1)
     logs = found.log_softmax(dim=-1)
-    by_token = (wanted.exp() * (wanted - logs)).sum(dim=-1)
+    terms = wanted.exp() * (wanted - logs)
+    by_token = terms.sum(dim=-1)
     return by_token.mean()

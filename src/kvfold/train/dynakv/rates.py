@@ -53,6 +53,7 @@ def spread_at(logits: LayerLogits, dims: LayerDims, rates: LayerRates) -> list[f
         layer_levels = allocate_ranks(slots, layer_dims, rate=rates[index], size=layer_dims[-1])
         levels.append(layer_levels)
     most = max(len(layer_dims) for layer_dims in dims.values())
-    counts = torch.cat(levels).bincount(minlength=most).double()
+    counts = torch.cat(levels).bincount(minlength=most)
+    counts = counts.double()
     shares = counts / counts.sum()
     return [round(share, 4) for share in shares.tolist()]

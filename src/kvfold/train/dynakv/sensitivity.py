@@ -42,9 +42,9 @@ class LayerSensitivity:
         keys = len(self.bases.keys.mean)
         behind = torch.cat([_from_behind(changes[:, :keys]), _from_behind(changes[:, keys:])], dim=1)
         half = 0.5 / predicted  # of the second-order term, a predicted token
-        self.cut = self.cut + half * behind.double().square().sum(dim=0)
-        self.alone = self.alone + half * changes.double().square().sum(dim=0)
-        self.slopes = self.slopes + half * slopes.double().square().sum(dim=0)
+        self.cut = self.cut + half * _squares(behind)
+        self.alone = self.alone + half * _squares(changes)
+        self.slopes = self.slopes + half * _squares(slopes)
         self.samples += texts
 
     def loss(self, moments: LayerMoments) -> DimensionLoss:
@@ -169,6 +169,12 @@ def falls_of(cut: Float[Tensor, " R"], parts: int) -> Float[Tensor, " R"]:
         at = to
     falls[:step] = torch.inf
     return falls
+
+
+def _squares(changes: Float[Tensor, "samples R"]) -> Float[Tensor, " R"]:
+    """Add up squares over the samples, in float64."""
+    wide = changes.double()
+    return wide.square().sum(dim=0)
 
 
 def _step_of(parts: int) -> int:

@@ -25,14 +25,19 @@ _SLACK = 1e-3  # of a dimension: a level's own rate must reach it in spite of ro
 
 def begin(measured: MeasuredRanks) -> BasisRanks:
     """Make ranks that can be trained of measured ones."""
-    lowest, *cuts = (measured.cuts(rate) for rate in (_LOWEST, *GRID))
+    lowest = measured.cuts(_LOWEST)
+    cuts = [measured.cuts(rate) for rate in GRID]
     layers = {}
     for index, layer in measured.layers.items():
         of_layer = [cut[index] for cut in cuts]
         levels = tuple(dict.fromkeys([lowest[index], *of_layer]))  # a layer may have one cut for several rates
         form = LowRankFormat(bases=layer.bases, levels=levels)
-        rates = tuple(min((sum(cut) + _SLACK) / form.size, 1.0) for cut in of_layer)
-        layers[index] = LayerRanks(form=form, gate=even_gate(form, layer.loss), rates=rates)
+        rates = []
+        for cut in of_layer:
+            share = (sum(cut) + _SLACK) / form.size
+            rates.append(min(share, 1.0))
+        gate = even_gate(form, layer.loss)
+        layers[index] = LayerRanks(form=form, gate=gate, rates=tuple(rates))
     return BasisRanks(layers=layers, grid=GRID, trained=False)
 
 
@@ -46,11 +51,14 @@ def even_gate(form: LowRankFormat, loss: DimensionLoss) -> Gate:
     zeros = torch.zeros(count, device=device)
     # Its logits are a parabola over the levels; what is added for a rate moves the top of it.
     bias = -_SHARPNESS * torch.arange(count, device=device).square()
+    whole_cost = loss.noise.sum().clamp(min=1e-12)
+    keys_size = _typical_size(loss.size[:keys])
+    values_size = _typical_size(loss.size[keys:])
     return Gate(
         cost=cost,
         left_out=left_out(form.levels, keys, values).to(device),
-        floor=_FLOOR * loss.noise.sum().clamp(min=1e-12),
-        scale=torch.cat([_typical_size(loss.size[:keys]), _typical_size(loss.size[keys:])]),
+        floor=_FLOOR * whole_cost,
+        scale=torch.cat([keys_size, values_size]),
         weight=torch.zeros(len(cost), count, device=device),
         linear=zeros,
         square=zeros.clone(),

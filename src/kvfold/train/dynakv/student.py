@@ -142,9 +142,16 @@ class Student:
         def attend(index: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
             # In bfloat16 the way to a latent and back would lose more than the last dimensions hold.
             with torch.autocast(keys.device.type, enabled=False):
-                folded = self._fold(index, keys.float(), values.float(), positions, reading)
-            folded = tuple(side.to(keys.dtype) for side in folded)
-            return torch.cat(list(_attend_blocks(queries, (keys, values), folded, context=context, scale=scale)), dim=2)
+                few_keys, few_values = self._fold(index, keys.float(), values.float(), positions, reading)
+            folded = (few_keys.to(keys.dtype), few_values.to(values.dtype))
+            blocks = _attend_blocks(
+                queries,
+                (keys, values),
+                folded,
+                context=context,
+                scale=scale,
+            )
+            return torch.cat(list(blocks), dim=2)
 
         if past is None:
             # Bases and gates act on what comes after the context, so only updates of the model need its gradient.
@@ -203,7 +210,7 @@ def _with_sinks(raw: Float[Tensor, "B H Q D"], few: Float[Tensor, "S H D"]) -> F
 def _attend_blocks(
     queries: Float[Tensor, "B G N D"],
     raw: tuple[Tensor, Tensor],
-    folded: tuple[Tensor, ...],
+    folded: tuple[Tensor, Tensor],
     *,
     context: int,
     scale: float,
