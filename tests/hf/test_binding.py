@@ -166,6 +166,27 @@ def test_the_watch_of_a_model_that_drops_caches_is_there_while_one_lives():
     assert hooks(model) == 0
 
 
+def test_a_copy_of_a_model_that_speculates_runs_whole_forwards():
+    model, twins = fresh("llama"), []
+    cache = kvfold.cache(model, "snapkv(keep=0.5)")
+    hook = model.lm_head.register_forward_hook(lambda *_: twins.append(copy.deepcopy(model)) if not twins else None)
+    model.generate(text(1, 12), past_key_values=cache, prompt_lookup_num_tokens=3, max_new_tokens=4, do_sample=False)
+    hook.remove()
+    assert feed(twins[0], text(1, 5)).shape == (1, 5, 97)
+
+
+def test_generate_leaves_nothing_of_its_text_in_a_cache():
+    model = fresh("llama")
+    cache = kvfold.cache(model, "snapkv(keep=0.5)")
+    ids = text(1, 12)
+    watched = weakref.ref(ids)
+    model.generate(ids, past_key_values=cache, prompt_lookup_num_tokens=3, max_new_tokens=4, do_sample=False)
+    assert cache.running.call is None
+    assert hooks(model) == 2
+    del ids
+    assert watched() is None
+
+
 def test_a_copy_of_a_model_with_hooks_has_idle_ones():
     model = fresh("llama")
     cache = kvfold.cache(model, READS_TEXT)

@@ -151,23 +151,7 @@ class RunningForward:
         self._lease.tuned_layers.look()
         self._note_adapters()
         self._any_may_go = self.may_roll_back
-        self.call = GenerateCall.of(given, self._memory)
-        if given.is_whole and ids is not None:
-            self._refuse_another(ids)
-
-    def _refuse_another(self, ids: Int[Tensor, "B S"]) -> None:
-        """Raise CacheError where a whole text does not begin with what was fed, as far as that is known."""
-        if ids.shape[0] != len(self._memory.seen):  # nothing was fed, or rows become beams
-            return
-        digest = self._memory.transcript.digest
-        other = digest.other_rows(ids)
-        if other:
-            self.call = None
-            raise CacheError(
-                f"a whole text of {ids.shape[1]} tokens was given; its first {digest.columns} are not those that the "
-                f"cache was fed (in row {other[0]} of {len(ids)}); make a new cache for another or an edited text, or "
-                "give new tokens alone with an attention_mask of all columns"
-            )
+        self.call = GenerateCall.of(given, self._memory, ids if given.is_whole else None)
 
     def end_call(self, given: GivenText) -> None:
         """Forget it: that `generate` is done."""
@@ -235,4 +219,6 @@ class RunningForward:
         digested = lease.given_ids.take(rows, new)
         if digested is not None and self.call is None and new == 1 and digested.device.type != "cpu":
             digested = None  # a caller's loop shall not wait for its newest token; `generate` does by itself
+        if digested is not None and self.call is not None and self._memory.fed < self.call.text.stop:
+            self.call.refuse_out_of_turn(self._memory.fed, digested)
         return Text(ids=ids if rules.reads_ids else None, classes=classes, digested=digested)

@@ -7,7 +7,7 @@ is put together. On the model only while `generate` speculates on a folded cache
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class ForwardPieces(ForwardHook):
         assert model is not None, "a cache is made of a model that is there"
         return [
             model.register_forward_pre_hook(self, with_kwargs=True, prepend=True),  # other hooks see a piece
-            model.register_forward_hook(self._join, with_kwargs=True),
+            model.register_forward_hook(_Behind(self._join), with_kwargs=True),
         ]
 
     def __call__(
@@ -67,6 +67,19 @@ class ForwardPieces(ForwardHook):
             pairs = zip(output.hidden_states, rest.hidden_states, strict=True)
             rest.hidden_states = tuple(torch.cat(pair, dim=1) for pair in pairs)
         return rest
+
+
+class _Behind:
+    """What is called behind a forward. Its copy, on a copied model, does nothing."""
+
+    def __init__(self, join: Callable[..., Any]) -> None:
+        self._join = join
+
+    def __call__(self, *args: Any) -> Any:
+        """Give the output that stands for the whole forward."""
+        return self._join(*args)
+
+    __reduce__ = ForwardHook.__reduce__
 
 
 def _running(kwargs: dict[str, Any]) -> Any:

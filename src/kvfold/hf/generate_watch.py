@@ -43,7 +43,8 @@ class _Watched(StandIn):
             text = text.view_as(text)  # an object of this `generate` alone, which is gone when it is done
             given = given_text(text, keywords.get("attention_mask"))
             weakref.finalize(text, running.end_call, given).atexit = False
-            running.begin_call(given, text if kind == "input_ids" and text.dim() == 2 else None)
+            ids = text.view_as(text) if kind == "input_ids" and text.dim() == 2 else None  # keeps no text alive
+            running.begin_call(given, ids)
         return text, kind, keywords
 
 
