@@ -9,7 +9,7 @@ import kvfold
 import kvfold.cli.chat
 from driving import feed
 from fakes import model_of, text
-from kvfold.errors import BudgetError
+from kvfold.errors import BudgetError, ModelError, PlanError
 from kvfold.open import PLAN
 from plans import members
 
@@ -82,3 +82,26 @@ def test_the_text_of_a_cache_says_plan_tokens_and_bytes():
     feed(model, text(1, 40), cache, sizes=(40,))
     size = cache.ledger().stored_bytes
     assert repr(cache) == f"<FoldedCache int8: 40 tokens in {size:,} bytes of {cache.ledger().full_bytes:,}>"
+
+
+@pytest.mark.parametrize("plan", [5, None, ("snapkv", 0.5), {"select": "snapkv"}])
+def test_a_plan_of_another_type_is_refused_in_one_line(plan):
+    with pytest.raises(PlanError, match=f"a {type(plan).__name__} was given as a plan; .*; write it like") as error:
+        kvfold.cache(model_of("llama"), plan)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_name_is_called_by_its_class():
+    with pytest.raises(ModelError, match="sonic was asked for with LlamaForCausalLM; no adapter ships for it"):
+        kvfold.cache(model_of("llama"), "sonic(keep=0.5)")
+
+
+@pytest.mark.parametrize("dtype", ["float7", "int8", torch.int8, 16])
+def test_a_dtype_that_no_model_computes_in_is_refused_before_anything_is_read(dtype):
+    with pytest.raises(ModelError, match="is none that a model computes in; give 'float32'"):
+        kvfold.load("tiny", dtype=dtype)
+
+
+def test_device_and_dtype_may_be_left_to_the_machine():
+    model, _ = kvfold.load("tiny", dtype="auto", device="auto")
+    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")

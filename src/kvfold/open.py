@@ -76,6 +76,11 @@ def cache_with(
     What the methods of `for_plans` read is recorded too, so that forks may go on by them (`fork_under`).
     """
     chosen = Plan.parse(plan) if isinstance(plan, str) else plan
+    if not isinstance(chosen, Plan):
+        raise PlanError(
+            f"a {type(plan).__name__} was given as a plan; it is a text or a Plan; "
+            "write it like 'snapkv(keep=0.5) + int8'"
+        )
     binding = ModelBinding.of(model)
     folding = binding.folding_layers
     pinned = integer("pinned", pinned, least=0, error=PlanError)

@@ -13,7 +13,7 @@ from families.survey import PAGE, VERDICTS, page
 
 ORDER = (RIGHT, REFUSED, NOT_BUILT, WRONG)  # from best to worst
 FOUND = json.loads(VERDICTS.read_text())
-SAMPLE = ("bert", "falcon", "gemma2", "gpt2", "gpt_oss", "deepseek_v3", "llama", "qwen3_next")
+SAMPLE = ("bert", "falcon", "gemma2", "gemma4", "gpt2", "gpt_oss", "deepseek_v3", "llama", "qwen3_next")
 
 
 def keeps_its_verdict(name):

@@ -75,3 +75,12 @@ def test_adapters_that_are_added_behind_the_first_text_are_noticed_by_generate()
     tune(model)
     with pytest.raises(CacheError, match="was fed without adapters was used with the adapters style"):
         generate(model, cache, 20)
+
+
+def test_adapters_that_are_added_behind_the_first_text_are_noticed_by_a_forward_of_a_turn():
+    model = fresh("llama")
+    cache = kvfold.cache(model, "full")
+    feed(model, text(1, 12), cache)
+    tune(model)
+    with pytest.raises(CacheError, match="was fed without adapters was used with the adapters style in 3 layers"):
+        feed(model, text(1, 2), cache)

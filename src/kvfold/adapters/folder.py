@@ -19,6 +19,7 @@ from kvfold import seal
 from kvfold.adapters.schema import AdapterWords
 from kvfold.errors import FileError, ModelError, in_one_line
 from kvfold.files import draft_of, put_in_place, refuse_special, write_text
+from kvfold.hf.binding import ModelBinding
 from kvfold.hf.load import SHIPPED, fingerprint
 from kvfold.schema import first_fault
 
@@ -61,7 +62,7 @@ def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
         if _read(path.parent)[1]["fingerprint"] == wanted:
             return path.parent
     raise ModelError(
-        f"{kind} was asked for with {model.config.name_or_path}; no adapter ships for it; train one by "
+        f"{kind} was asked for with {ModelBinding.of(model).name}; no adapter ships for it; train one by "
         f"`kvfold train {kind}` and give its folder as {kind}(adapter=...)"
     )
 
@@ -87,7 +88,7 @@ def words_for(folder: Path, model: Any, *, kind: str, schema: type[AdapterWords]
     _check(folder, head, schema)
     if words["fingerprint"] != fingerprint(model):
         raise ModelError(
-            f"the adapter {folder} was asked for with {model.config.name_or_path}; it was trained for "
+            f"the adapter {folder} was asked for with {ModelBinding.of(model).name}; it was trained for "
             f"{words['base'][:_SHOWN]} with other weights; give the adapter of this model, or train one with "
             "`kvfold train`"
         )

@@ -87,16 +87,23 @@ class ModelBinding:
         """The configuration of the text decoder, also of a model that reads more than text."""
         return self.model.config.get_text_config(decoder=True)
 
+    @cached_property
+    def _layer_config(self) -> Any:
+        """The configuration of the first folding layer: sliding ones may have other sizes (Gemma 4)."""
+        config: Any = self.text_config
+        layers = getattr(config, "per_layer_config", None)  # earlier transformers has one for all
+        return config if layers is None else layers[self.folding_layers[0]]
+
     @property
     def kv_heads(self) -> int:
-        """The number of key/value heads of a layer."""
-        config: Any = self.text_config
+        """The number of key/value heads of a folding layer."""
+        config = self._layer_config
         return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
     @property
     def head_size(self) -> int:
-        """The size of a key of one head."""
-        config: Any = self.text_config
+        """The size of a key of one head in a folding layer."""
+        config = self._layer_config
         return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
     @cached_property

@@ -63,6 +63,8 @@ class RunningForward:
         """Begin a forward of `new` columns. Raises ModelError where transformers would drop the cache on its way."""
         if self._lease.drop_watch is not None:
             self._lease.drop_watch.refuse_recomputing(self._memory.fed, new)
+        if new > 1:  # a turn; single tokens do not pay for a walk over the model
+            self._lease.tuned_layers.look()
         if self._lease.tuned_layers.found or self.adapters:
             self._note_adapters()
         elif not self._memory.fed:

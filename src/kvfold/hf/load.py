@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kvfold.errors import ModelError
 from kvfold.files import home
 from kvfold.hf.gguf import PACKAGED, is_gguf, packaged_file, unpacked
+from kvfold.hf.hardware import settled
 from kvfold.hf.refusals import first_line, refuse, refuse_gaps
 
 if TYPE_CHECKING:
@@ -36,15 +37,17 @@ _ESSENTIALS = (
 
 
 def load(
-    name_or_path: str, *, dtype: "torch.dtype | None" = None, device: "str | torch.device | None" = None
+    name_or_path: str, *, dtype: "torch.dtype | str | None" = None, device: "str | torch.device | None" = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (in evaluation mode) and its tokenizer.
 
-    `dtype` is that of the weights' file unless given, and float32 for a GGUF of quantised blocks. What lies on this
-    disk is read without the network; with HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set nothing else is looked at.
-    Example: `model, tokenizer = kvfold.load("smollm2")`, or "tiny", or "model.gguf". Raises ModelError, in one line,
-    for what is not there, not complete, without a tokenizer, or holds NaN.
+    `dtype` is that of the weights' file unless given, and float32 for a GGUF of quantised blocks. The device "auto" is
+    CUDA where there is one. What lies on this disk is read without the network; with HF_HUB_OFFLINE or
+    TRANSFORMERS_OFFLINE set nothing else is looked at. Example: `model, tokenizer = kvfold.load("smollm2")`, or "tiny",
+    or "model.gguf". Raises ModelError, in one line, for what is not there, not complete, without a tokenizer, or holds
+    NaN.
     """
+    _refuse_no_dtype(name_or_path, dtype)
     source = source_of(name_or_path)
     offline = Path(source).is_dir() or any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE
@@ -174,7 +177,19 @@ def _bars_only_on_a_terminal() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _refuse_no_dtype(name: str, dtype: Any) -> None:
+    """Raise ModelError for what names no numbers with a point; transformers would say it late, or not at all."""
+    import torch
+
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype in (None, "auto") or (isinstance(named, torch.dtype) and named.is_floating_point):
+        return
+    refuse(name, f"dtype={dtype!r} is none that a model computes in", "give 'float32', 'bfloat16', 'float16' or 'auto'")
+
+
 def _moved(model: Any, device: "str | torch.device") -> Any:
+    if device == "auto":
+        device, _ = settled(device="auto", dtype="auto")
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:

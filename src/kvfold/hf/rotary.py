@@ -33,7 +33,7 @@ def rotary_of(model: PreTrainedModel) -> Rotary:
     settings = str(getattr(config, "rope_parameters", None) or {})
     if module is None or any(f"'{kind}'" in settings for kind in _CHANGING):
         raise ModelError(
-            f"a basis of keys before rotation was asked for with {model.config.name_or_path}; its rotations are not "
+            f"a basis of keys before rotation was asked for with {ModelBinding.of(model).name}; its rotations are not "
             "known from positions alone; use basis='mixed', which needs none"
         )
     more = {"layer_type": "full_attention"} if "layer_type" in inspect.signature(module.forward).parameters else {}
