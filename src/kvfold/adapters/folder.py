@@ -13,14 +13,16 @@ from typing import Any, NoReturn
 
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kvfold import seal
+from kvfold.adapters.likeness import BOUND, SAMPLES, least_cosine, samples_of
 from kvfold.adapters.schema import AdapterWords
 from kvfold.errors import FileError, ModelError, in_one_line
 from kvfold.files import draft_of, put_in_place, refuse_special, write_text
 from kvfold.hf.binding import ModelBinding
-from kvfold.hf.load import SHIPPED, fingerprint
+from kvfold.hf.load import SHIPPED, fingerprint, shape_digest
 from kvfold.schema import first_fault
 
 VERSION = 2
@@ -42,10 +44,11 @@ def write_folder(
         "seal": seal.BLANK,
         "base": _called(model),
         "fingerprint": fingerprint(model),
+        "shape": shape_digest(model),
         **words,
     }
     with draft_of(folder / TENSORS) as draft:
-        save_file(dict(tensors), draft)
+        save_file({**tensors, SAMPLES: samples_of(model)}, draft)
         with draft.open("rb") as file:
             digest = seal.digest_of(file)
         put_in_place(draft, folder / TENSORS)
@@ -58,9 +61,11 @@ def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
     if source != "shipped":
         return _folder(source)
     wanted = fingerprint(model)
-    for path in sorted(SHIPPED.glob(f"*/adapters/{kind}/{WORDS}")):
-        if _read(path.parent)[1]["fingerprint"] == wanted:
-            return path.parent
+    ship = [path.parent for path in sorted(SHIPPED.glob(f"*/adapters/{kind}/{WORDS}"))]
+    words = {folder: _read(folder)[1] for folder in ship}
+    exact = [folder for folder in ship if words[folder]["fingerprint"] == wanted]
+    for folder in exact or [folder for folder in ship if _likeness(folder, words[folder], model) >= BOUND]:
+        return folder
     raise ModelError(
         f"{kind} was asked for with {ModelBinding.of(model).name}; no adapter ships for it; train one by "
         f"`kvfold train {kind}` and give its folder as {kind}(adapter=...)"
@@ -87,16 +92,39 @@ def words_for(folder: Path, model: Any, *, kind: str, schema: type[AdapterWords]
         _refuse_words(folder, "is not as it was written")
     _check(folder, head, schema)
     if words["fingerprint"] != fingerprint(model):
-        raise ModelError(
-            f"the adapter {folder} was asked for with {ModelBinding.of(model).name}; it was trained for "
-            f"{words['base'][:_SHOWN]} with other weights; give the adapter of this model, or train one with "
-            "`kvfold train`"
-        )
+        _refuse_unlike(folder, words, model)
     if not sealed:
         warnings.warn(
             f"the adapter {folder} is of an older format without a digest; write it anew to seal it", stacklevel=3
         )
     return words
+
+
+def _refuse_unlike(folder: Path, words: Mapping[str, Any], model: Any) -> None:
+    """Raise ModelError for a model that an adapter does not fit; say in a warning how like one is that it fits."""
+    base, name = words["base"][:_SHOWN], ModelBinding.of(model).name
+    cosine = _likeness(folder, words, model)
+    if cosine < BOUND:
+        raise ModelError(
+            f"the adapter {folder} was asked for with {name}; it was trained for {base} with other weights; give the "
+            "adapter of this model, or train one with `kvfold train`"
+        )
+    warnings.warn(
+        f"the adapter {folder} was made for {base}; {name} has nearly its weights (cosine of samples at least "
+        f"{cosine:.4f} in every matrix), so it is used",
+        stacklevel=4,
+    )
+
+
+def _likeness(folder: Path, words: Mapping[str, Any], model: Any) -> float:
+    """Say how like a model is to the one that an adapter was made for: a cosine; -1 where that cannot be said."""
+    if words.get("shape") != shape_digest(model):
+        return -1.0
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as tensors:
+            return least_cosine(model, tensors.get_tensor(SAMPLES))
+    except Exception:  # torn files are refused where they are read
+        return -1.0
 
 
 def read_tensors(folder: Path, words: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -110,6 +138,7 @@ def read_tensors(folder: Path, words: Mapping[str, Any]) -> dict[str, torch.Tens
         with path.open("rb") as file:
             seal.refuse_other_data(file, words["seal"], path)
     learned = load_file(path)
+    learned.pop(SAMPLES, None)  # of the model, and no part of the adapter
     for name, tensor in learned.items():
         # A loss that no layer could bear is infinite: what it falls by comes first (encode/lowrank/measured.py).
         found = tensor.nan_to_num(posinf=0.0, nan=torch.nan) if name.endswith(".falls") else tensor

@@ -21,6 +21,7 @@ class AdapterWords(Strict):
     version: Version
     base: Name
     fingerprint: Name
+    shape: Name | None = None  # a digest of the base model's shape; None in adapters that fit only the very model
     seal: Name | None = None  # none before version 2
 
 

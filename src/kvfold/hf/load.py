@@ -87,14 +87,31 @@ def fingerprint(model: "PreTrainedModel") -> str:
     from kvfold.hf.binding import ModelBinding
 
     config = ModelBinding.of(model).text_config
-    essentials = {name: getattr(config, name, None) for name in _ESSENTIALS}
-    digest = hashlib.sha256(json.dumps(essentials, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(_shape_words(config))
     for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().flatten()
-        some = flat[torch.arange(0, flat.numel(), max(flat.numel() // _SAMPLES, 1), device=flat.device)]
         digest.update(name.encode())
-        digest.update(some.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+        digest.update(sampled(weight).to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def shape_digest(model: "PreTrainedModel") -> str:
+    """Sixteen hexadecimal digits of a model's shape and rotations, whatever its weights."""
+    from kvfold.hf.binding import ModelBinding
+
+    return hashlib.sha256(_shape_words(ModelBinding.of(model).text_config)).hexdigest()[:16]
+
+
+def sampled(weight: "torch.Tensor") -> "torch.Tensor":
+    """Some numbers of a weight, evenly spread."""
+    import torch
+
+    flat = weight.detach().flatten()
+    return flat[torch.arange(0, flat.numel(), max(flat.numel() // _SAMPLES, 1), device=flat.device)]
+
+
+def _shape_words(config: Any) -> bytes:
+    essentials = {name: getattr(config, name, None) for name in _ESSENTIALS}
+    return json.dumps(essentials, sort_keys=True, default=str).encode()
 
 
 def source_of(name: str) -> str:
