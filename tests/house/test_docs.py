@@ -132,3 +132,12 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     built = subprocess.run(command, cwd=source.ROOT, env=quiet, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     assert Path(tmp_path / "quickstart" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("page", [source.ROOT / "README.md", DOCS / "index.md"], ids=["README.md", "docs/index.md"])
+def test_the_families_that_a_page_counts_are_those_that_were_judged(page):
+    right, refused = re.search(
+        r"^(\d+) are right, (\d+) refused", (DOCS / "models.md").read_text(), re.MULTILINE
+    ).groups()
+    assert re.search(rf"\b{right} families\b", re.sub(r"\]\(.*?\)|\[", "", page.read_text()))
+    assert re.search(rf"\b{refused} are refused\b", page.read_text())
