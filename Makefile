@@ -12,7 +12,7 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 gpu families grid installed dist
+.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 records-speed gpu families grid installed dist
 
 help:  ## what each word does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -98,6 +98,9 @@ docs: setup  ## regenerate what is generated: docs/cli.md, settings, drawings, a
 	  $(BIN)/kvfold report $(RUNS) --into docs/results.md; fi
 	if test -f $(RECORDS)/ruler-smollm2/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/*-smollm2) --into docs/results-smollm2.md; fi
+	if test -f $(RECORDS)/speed-135m/records.jsonl; then \
+	  $(BIN)/kvfold report $(wildcard $(RECORDS)/speed-*) --into docs/speed.md; \
+	  $(BIN)/kvfold report $(RECORDS)/speed-135m --picture docs/pictures/speed.svg; fi
 	if test -f $(RECORDS)/sonic-chat/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sonic-*) --into docs/methods/sonic-tables.md; fi
 	if test -f $(RECORDS)/dynakv-fidelity/records.jsonl; then \
@@ -151,8 +154,15 @@ ruler-4096-smollm2_ASKS := ruler --n 22 --set tokens=4096 --set question=seen --
 longqa-smollm2_ASKS = longqa --n 24 --set tokens=2048 --set score=likelihood --minutes 80 --data "$(DATA)"
 dialogue-smollm2_ASKS = dialogue --n 48 --set score=likelihood --minutes 75 --data "$(DATA)"
 fidelity-smollm2_ASKS = fidelity --n 24 --minutes 75 --data "$(DATA)"
+dynakv-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
+dynakv-talks-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
+sonic-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
+DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(rate=0.47); pca(rate=0.3); pca(rate=0.2); \
+  dynakv(rate=0.47, allocation='even'); dynakv(rate=0.3, allocation='even'); dynakv(rate=0.2, allocation='even'); \
+  dynakv(rate=0.3, allocation='random'); dynakv(rate=0.2, allocation='random'); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.0); \
+  int8(rotate=True); int4(rotate=True)
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
-ON_SMOLLM2 := ruler-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 $(if $(DATA),longqa-smollm2 dialogue-smollm2 fidelity-smollm2)
+ON_SMOLLM2 := ruler-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 $(if $(DATA),longqa-smollm2 dialogue-smollm2 fidelity-smollm2 dynakv-smollm2 dynakv-talks-smollm2 sonic-smollm2)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
 OF_SMALL := dynakv-needle $(if $(DATA),dynakv-longqa)
@@ -160,6 +170,8 @@ OF_SENTKV := sentkv-needle $(if $(DATA),sentkv-longqa)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
 $(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS) --peers "$(ON_SMOLLM2_RIVALS)"
 $(ON_SMOLLM2:%=$(RECORDS)/%): DTYPE := float32
+$(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm2 --plans "$(DYNAKV_ON_SMOLLM2)"
+$(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; kvzip; snapkv; h2o; streaming_llm" --keep 0.5,0.2,0.1
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
@@ -173,6 +185,12 @@ records: setup peers  ## the records that the tables are made from; real text ne
 records-smollm2: setup peers  ## the records of SmolLM2: at most five hours of two cores, or call it again; DATA as above
 	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
 	$(MAKE) -j $(JOBS) $(ON_SMOLLM2:%=$(RECORDS)/%)
+
+# On a quiet machine: one process on one thread, in a run of its own.
+ON_SPEED ?= int8(rotate=True); int4(rotate=True); snapkv(keep=0.25); sonic(keep=0.25); dynakv(rate=0.47); sentkv(budget=0.06)
+records-speed: setup  ## the time of a step over the length of the context, ten minutes of a quiet machine
+	for tokens in 256 1024 4096 16384; do OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2-135m --threads 1 \
+	  --dtype float32 --n 12 --set tokens=$$tokens --plans "$(ON_SPEED)" --out $(RECORDS)/speed-135m > /dev/null; done
 
 # Lines say whose they are; a failure is not lost in the pipe.
 ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(ON_SMOLLM2) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))

@@ -9,7 +9,7 @@ from kvfold.bench.run import journal
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "docs" / "records"
-PAGES = {"docs/results.md": "*-tiny", "docs/results-smollm2.md": "*-smollm2"}
+PAGES = {"docs/results.md": "*-tiny", "docs/results-smollm2.md": "*-smollm2", "docs/speed.md": "speed-*"}
 RUNS = {page: sorted(path.parent for path in RECORDS.glob(f"{runs}/records.jsonl")) for page, runs in PAGES.items()}
 
 

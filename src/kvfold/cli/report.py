@@ -28,12 +28,12 @@ def report(
         bool, typer.Option("--overview", help="With Markdown: one table, a row for each plan, a column for each suite.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Write the curves of the first table to this SVG file. Nothing else is written.")
+        Path | None, typer.Option(help="Write the first picture to this SVG file: time over context, or score over bytes.")
     ] = None,
 ) -> None:
     """Make one page from the records of one or many runs: tables, curves, and what ran where."""
     from kvfold.bench.report import page as pages
-    from kvfold.bench.report import plot, tables
+    from kvfold.bench.report import plot, tables, times
     from kvfold.bench.run import journal
 
     records = journal.gather(places)
@@ -44,7 +44,9 @@ def report(
     elif into is not None:
         typer.echo(pages.write_into(records, into, whole=not overview))
     elif picture is not None:
-        typer.echo(pages.write_whole(picture, plot.score_over_bytes(tables.tables(records)[0])))
+        over = times.over_context(records)
+        drawn = times.time_over_context(over[0]) if over else plot.score_over_bytes(tables.tables(records)[0])
+        typer.echo(pages.write_whole(picture, drawn))
     else:
         written = pages.write(records, out)  # first: a pipe that closes early takes no page away
         show_tables(records)
