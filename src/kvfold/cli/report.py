@@ -28,7 +28,7 @@ def report(
         bool, typer.Option("--overview", help="With Markdown: one table, a row for each plan, a column for each suite.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Write the first picture to this SVG file: time over context, or score over bytes.")
+        Path | None, typer.Option(help="Write the first picture (time over context, or score over bytes) as SVG.")
     ] = None,
 ) -> None:
     """Make one page from the records of one or many runs: tables, curves, and what ran where."""
