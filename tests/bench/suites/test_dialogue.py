@@ -9,10 +9,11 @@ import torch
 from strangers import stranger
 
 from kvfold.bench.ask.divergence import Comparison
+from kvfold.bench.ask.read_turns import _metrics
 from kvfold.bench.ask.transcript import transcript
 from kvfold.bench.choices import choose
 from kvfold.bench.suites import find
-from kvfold.bench.suites.dialogue import SUITE, DialogueSuite, _metrics
+from kvfold.bench.suites.dialogue import SUITE, DialogueSuite
 from kvfold.chat.rows import Rows
 from kvfold.errors import DataError, SuiteError
 
