@@ -156,7 +156,7 @@ dialogue-smollm2_ASKS = dialogue --n 48 --set score=likelihood --minutes 75 --da
 fidelity-smollm2_ASKS = fidelity --n 24 --minutes 75 --data "$(DATA)"
 dynakv-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 dynakv-talks-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
-sonic-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
+sonic-smollm2_ASKS = fidelity --n 6 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
 DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(rate=0.47); pca(rate=0.3); pca(rate=0.2); \
   dynakv(rate=0.47, allocation='even'); dynakv(rate=0.3, allocation='even'); dynakv(rate=0.2, allocation='even'); \
   dynakv(rate=0.3, allocation='random'); dynakv(rate=0.2, allocation='random'); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.0); \
@@ -171,7 +171,7 @@ $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(
 $(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS) --peers "$(ON_SMOLLM2_RIVALS)"
 $(ON_SMOLLM2:%=$(RECORDS)/%): DTYPE := float32
 $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm2 --plans "$(DYNAKV_ON_SMOLLM2)"
-$(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; kvzip; snapkv; h2o; streaming_llm" --keep 0.5,0.2,0.1
+$(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; kvzip; snapkv(scope='history'); h2o(scope='history')" --keep 0.5,0.2,0.1
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
