@@ -10,7 +10,7 @@ import uvicorn
 from openai import OpenAI
 
 import kvfold
-from kvfold.serve.run import Server, server
+from kvfold.serve.run import Server, http_settings, server
 from kvfold.serve.settings import ServeSettings
 
 PLAN = "snapkv(keep=0.5)"
@@ -50,8 +50,10 @@ def serving(tiny):
     @contextlib.contextmanager
     def start(**settings):
         model, tokenizer = tiny
-        with server(model, tokenizer, ServeSettings(model="tiny", **{"plan": PLAN, "least": 0, **settings})) as made:
-            config = uvicorn.Config(made.app, port=0, log_level="error", timeout_graceful_shutdown=2)
+        chosen = ServeSettings(model="tiny", **{"plan": PLAN, "least": 0, "port": 0, **settings})
+        with server(model, tokenizer, chosen) as made:
+            config = http_settings(made.app, chosen)
+            config.timeout_graceful_shutdown = 2
             process = uvicorn.Server(config)
             thread = threading.Thread(target=process.run)
             thread.start()

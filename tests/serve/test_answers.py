@@ -150,3 +150,15 @@ def test_metrics_count_what_was_done(running, say):
     more = {name: after[name] - before[name] for name in ("kvfold_reply_tokens_total", "kvfold_folds_total")}
     assert more == {"kvfold_reply_tokens_total": answer.usage.completion_tokens, "kvfold_folds_total": 1}
     assert 0 < after["kvfold_held_bytes"] < after["kvfold_limit_bytes"]
+
+
+def test_an_answer_says_what_is_kept_of_the_text_where_that_is_asked_for(running, say, tiny):
+    said = "Anna lives in Turin — 都灵. She has a grey cat called Pixel, and Ben has a dog."
+    kept = say([user(said)], extra_body={"kvfold": {"kept": True}}).kvfold["kept"]
+    assert said in "".join(text for text, _ in kept)
+    shares = [share for _, share in kept]
+    assert 0 <= min(shares) < max(shares) == 1
+    with_all = say([user(said)]).kvfold
+    held = with_all["slots_held"] / with_all["tokens_seen"]
+    assert sum(shares) / len(shares) == pytest.approx(held, abs=0.1)  # pieces of several tokens count once here
+    assert "kept" not in with_all

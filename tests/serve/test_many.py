@@ -11,7 +11,11 @@ from safetensors.torch import load_file
 
 import kvfold
 from kvfold.chat import file
+from kvfold.data import Message
 from kvfold.hf.storages import storages_of
+from kvfold.serve.access import ANYONE
+from kvfold.serve.sampling import Sampling
+from kvfold.serve.ticket import Asked, Ended, Ticket
 from serve.conftest import assistant, sayer, user
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
@@ -136,7 +140,7 @@ def test_what_was_finished_is_there_after_a_restart_and_a_damaged_file_is_set_as
         assert len(list(tmp_path.rglob("*.kvfold"))) == 3
         more = [*first("Anna"), assistant(answers["Anna"]), user("Where?")]
         say(more)
-        assert len(list(tmp_path.rglob("*.kvfold"))) == 3  # of the same conversation, the newest state
+    assert len(list(tmp_path.rglob("*.kvfold"))) == 3  # of the same conversation, the newest state
     spoilt = sorted(tmp_path.rglob("*.kvfold"), key=lambda path: path.stat().st_mtime)[0]
     spoilt.write_bytes(spoilt.read_bytes()[:-100])
     with serving(store=tmp_path) as other:
@@ -210,3 +214,26 @@ def test_a_stored_chat_is_one_that_the_library_loads(serving, tmp_path, tiny):
     chat = kvfold.Chat.load(path, *tiny)
     assert chat.messages == [*first("Anna"), assistant(answer)]
     assert "".join(chat.send("Where does Anna live?"))
+
+
+def test_the_state_before_a_turn_stays_on_disk_until_its_answer_has_gone_out(serving, tmp_path):
+    with serving(store=tmp_path) as one:
+        answer = sayer(one)(first("Anna"))
+        one.rest()
+        (before,) = tmp_path.rglob("*.kvfold")
+        said = [*first("Anna"), assistant(answer), user("Where?")]
+        over = threading.Event()
+        asked = Asked(
+            owner=ANYONE,
+            messages=tuple(Message(role=one["role"], content=one["content"]) for one in said),
+            sampling=Sampling(temperature=0.0),
+            longest=4,
+        )
+        ticket = Ticket(asked, lambda event: over.set() if isinstance(event, Ended) else None)
+        one.made.scheduler.submit(ticket)
+        assert over.wait(60)
+        assert before.exists()
+        assert len(list(tmp_path.rglob("*.kvfold"))) == 2
+        ticket.close()
+    assert not before.exists()
+    assert len(list(tmp_path.rglob("*.kvfold"))) == 1

@@ -14,8 +14,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from kvfold.serve import body
 from kvfold.serve.access import Access
@@ -30,6 +32,7 @@ from kvfold.serve.served import ServedModel
 from kvfold.serve.sessions import Sessions
 from kvfold.serve.settings import LOOPBACK, ServeSettings
 from kvfold.serve.ticket import Asked, Ended, Failed, Piece
+from kvfold.serve.waiting import later
 
 PAGE = Path(__file__).with_name("page.html")
 SESSION = "X-Kvfold-Session"
@@ -47,7 +50,7 @@ def make_app(
         yield
         await asyncio.to_thread(scheduler.stop)
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     if settings.is_local:  # a foreign name that leads here is some other site's trick
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]", "testserver"])
     app.add_exception_handler(Exception, _refused)
@@ -90,6 +93,7 @@ class Routes:
         self._served, self._scheduler, self._settings, self._metrics = served, scheduler, settings, metrics
         self._sessions = sessions
         self._access = Access(settings.tokens)
+        self._arriving_bytes = 0  # of all bodies that are not read to their end
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -106,7 +110,7 @@ class Routes:
         session = self._sessions.claim(hash_of(name), owner) if name else None
         return await self._answer(request, asked, Asked(
             owner=owner, messages=messages, session=session, sampling=_sampling(asked),
-            stops=asked.stops, longest=asked.longest,
+            stops=asked.stops, longest=asked.longest, wants_kept=bool(asked.kvfold and asked.kvfold.kept),
         ))  # fmt: skip
 
     async def complete(self, request: Request) -> Response:
@@ -159,11 +163,18 @@ class Routes:
             async with asyncio.timeout(self._settings.body_seconds):
                 async for chunk in request.stream():
                     raw += chunk
+                    self._arriving_bytes += len(chunk)
                     if len(raw) > limit:
                         raise Refusal(413, f"a body of more than {limit} bytes was sent; send less")
+                    if self._arriving_bytes > self._settings.bodies_bytes:
+                        raise later("more bodies arrive at the moment than there is room for")
+        except ClientDisconnect:
+            raise Refusal(499, "the client went away") from None
         except TimeoutError:
             seconds = self._settings.body_seconds
             raise Refusal(408, f"a body did not arrive within {seconds:.0f} seconds; send it again") from None
+        finally:
+            self._arriving_bytes -= len(raw)
         return bytes(raw)
 
     async def _answer(self, request: Request, said: body.ChatBody | body.CompletionBody, asked: Asked) -> Response:
@@ -174,7 +185,7 @@ class Routes:
             text_of=self._served.text_of,
             tells_chances=asked.sampling.chances is not None,
         )
-        listener = Listener(asked)
+        listener = Listener(asked, closed=self._scheduler.look)
         self._scheduler.submit(listener.ticket)
         first = await listener.next(request)  # what is refused has a status of its own, streamed or not
         if isinstance(first, Failed):
@@ -188,7 +199,7 @@ class Routes:
             heard = await listener.next(request)
         if isinstance(heard, Failed):
             raise heard.refusal
-        return JSONResponse(form.whole(pieces, heard))
+        return JSONResponse(form.whole(pieces, heard), background=BackgroundTask(listener.close))
 
 
 async def _streamed(

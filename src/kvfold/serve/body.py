@@ -46,6 +46,12 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = False
 
 
+class OurOptions(BaseModel):
+    """A field of our own."""
+
+    kept: bool = False  # whether the answer says what is kept of the text
+
+
 class _Shared(BaseModel):
     """What both kinds of request may say."""
 
@@ -89,6 +95,7 @@ class ChatBody(_Shared):
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     metadata: dict[str, str] | None = None
+    kvfold: OurOptions | None = None
 
     @property
     def longest(self) -> int | None:

@@ -6,6 +6,7 @@ A request whose client goes away cancels its ticket, whether its answer is strea
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from starlette.requests import Request
 
@@ -18,7 +19,9 @@ _LOOK_SECONDS = 0.25  # between looks at whether the client is still there
 class Listener:
     """Hears the events of one ticket. It changes: it may be closed."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, *, closed: Callable[[], None]) -> None:
+        """`closed` is called when nothing more will be listened to."""
+        self._closed = closed
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._is_over = False
@@ -38,9 +41,11 @@ class Listener:
             raise
 
     def close(self) -> None:
-        """Cancel the ticket, unless it has ended."""
+        """Cancel the ticket, unless it has ended; then its answer has been sent."""
         if not self._is_over:
             self.ticket.cancel()
+        self.ticket.close()
+        self._closed()
 
     async def _has_gone(self, request: Request) -> bool:
         """Look after the client, but not before every event: they come quickly."""

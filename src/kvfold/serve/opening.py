@@ -74,6 +74,7 @@ class Opener:
             return self._talk(ticket)
         if entry is not None and held is not None:
             past = held.past
+            need = self._bytes(new) + self._copied(entry)  # what was wanted for reading a file is held now
             try:
                 longest = self._longest(ticket, len(past.ids) + len(found.added))
             except Refusal:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from kvfold.hf.generation import Model, Tokenizer
 from kvfold.serve.app import make_app
+from kvfold.serve.connection import BoundedHttp
 from kvfold.serve.holdings import Holdings
 from kvfold.serve.metrics import Metrics
 from kvfold.serve.scheduler import Scheduler
@@ -60,17 +61,25 @@ def server(model: Model, tokenizer: Tokenizer, settings: ServeSettings) -> Itera
         app = make_app(served, scheduler, sessions, settings, metrics)
         yield Server(app=app, shelf=shelf, scheduler=scheduler)
         scheduler.stop()
+        shelf.remove_outdated()
 
 
 def serve(model: Model, tokenizer: Tokenizer, settings: ServeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     with server(model, tokenizer, settings) as made:
-        uvicorn.run(
-            made.app,
-            host=settings.host,
-            port=settings.port,
-            log_level="warning",
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            timeout_keep_alive=20,
-            server_header=False,
-        )
+        uvicorn.Server(http_settings(made.app, settings)).run()
+
+
+def http_settings(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    """Give uvicorn its settings, with what bounds connections."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=BoundedHttp,
+        log_level="error",  # its warnings are about requests that are no HTTP, one line each
+        limit_concurrency=settings.connections,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=20,
+        server_header=False,
+    )

@@ -18,6 +18,7 @@ from kvfold.hf.batched import BatchedCache
 from kvfold.hf.generation import Model
 from kvfold.serve.metrics import Metrics
 from kvfold.serve.opening import Opener
+from kvfold.serve.pace import LONGEST, Pace
 from kvfold.serve.refusal import Refusal, refusal_of
 from kvfold.serve.served import ServedModel
 from kvfold.serve.settings import ServeSettings
@@ -26,7 +27,6 @@ from kvfold.serve.ticket import Failed, Ticket
 from kvfold.serve.turn import RunningTurn
 from kvfold.serve.waiting import Waiting, later
 
-_SHORTEST, _LONGEST = 16, 512  # tokens of a piece of a prompt
 _PATIENCE_SECONDS = 0.2  # between looks at those who wait while nothing runs
 
 
@@ -42,7 +42,7 @@ class Scheduler:
         self._replying: list[RunningTurn] = []
         self._has_changed = True  # whether somebody who waits may fit now
         self._is_stopping = False
-        self._tokens_a_second = 256.0  # of reading, as measured
+        self._pace = Pace()
         self._thread = threading.Thread(target=self._run, name="kvfold-serve", daemon=True)
 
     def start(self) -> None:
@@ -51,9 +51,8 @@ class Scheduler:
 
     def stop(self) -> None:
         """Stop after the running step; what still runs is undone, and its client gets an error."""
-        with self._wake:
-            self._is_stopping = True
-            self._wake.notify()
+        self._is_stopping = True
+        self.look()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -63,6 +62,11 @@ class Scheduler:
             if self._is_stopping:
                 raise Refusal(503, "a request came while the server stops; send it again later", retry_seconds=5)
             self._waiting.put(ticket)
+        self.look()
+
+    def look(self) -> None:
+        """Go through a round: a request came, or a listener is done."""
+        with self._wake:
             self._has_changed = True
             self._wake.notify()
 
@@ -76,13 +80,15 @@ class Scheduler:
     def _run(self) -> None:
         while self._wait():
             self._round()
-        self._fail_all(Refusal(503, "the server stopped; the turn is undone; send it again", retry_seconds=5))
+        stopped = Refusal(503, "the server stopped; the turn is undone; send it again", retry_seconds=5)
+        self._fail_all(stopped)
         for ticket in self._waiting.take_all():
-            ticket.tell(Failed(Refusal(503, "the server stopped; send the request again", retry_seconds=5)))
+            ticket.tell(Failed(stopped))
 
     def _round(self) -> None:
         try:
-            for step in (self._admit, self._drop_gone, self._read, self._decode, self._finish):
+            remove = self._shelf.remove_outdated
+            for step in (remove, self._admit, self._drop_gone, self._read, self._decode, self._finish):
                 step()
         except Exception as error:  # of the server itself: what runs is undone, and the rest goes on
             self._fail_all(error)
@@ -136,8 +142,7 @@ class Scheduler:
     def _refuse_late(self) -> None:
         """Take away those who have gone, and send away those who have waited for too long."""
         for ticket in self._waiting.take_gone(self._settings.wait_seconds):
-            truth = "running turns and the chats that they need leave no room"
-            self._refuse(ticket, later(f"the request waited for {ticket.age_seconds:.0f} seconds; {truth}"))
+            self._refuse(ticket, later(f"the request waited for {ticket.age_seconds:.0f} seconds; there was no room"))
 
     def _drop_gone(self) -> None:
         for turn in [*self._reading, *self._replying]:
@@ -155,21 +160,17 @@ class Scheduler:
         if not self._reading:
             return
         turn = self._reading[0]
-        count = _LONGEST
-        if self._replying:  # they wait for this piece
-            count = int(self._tokens_a_second * self._settings.stall_seconds)
-            count = min(max(count, _SHORTEST), _LONGEST)
-        count = min(count, turn.unread)
+        # Running replies wait for this piece.
+        most = self._pace.piece(self._settings.stall_seconds) if self._replying else LONGEST
+        count = min(most, turn.unread)
         began = time.monotonic()
         try:
             turn.read(count)
         except Exception as error:
             self._fail(turn, error)
             return
-        taken = max(time.monotonic() - began, 1e-6)
+        self._pace.note(count, time.monotonic() - began)
         self._metrics.read(count)
-        if count >= _SHORTEST:
-            self._tokens_a_second += (count / taken - self._tokens_a_second) / 4
         self._reading.popleft()
         if turn.unread:
             self._reading.append(turn)
@@ -198,7 +199,7 @@ class Scheduler:
                 end = turn.end
                 self._forget(turn)
                 if held is not None:
-                    self._shelf.add(held, turn.start.before)
+                    self._shelf.add(held, turn.start.before, turn.ticket)
             except Exception as error:
                 self._fail(turn, error)
                 continue

@@ -25,12 +25,14 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     tokens: tuple[str, ...] = ()  # of clients; none: whoever reaches the address
+    connections: int = 800  # at once; a request on one more gets 503
     rows: int = 16  # chats that decode at once
     queue: int = 64  # requests that wait; one more gets 429 with Retry-After
     wait_seconds: float = 60.0  # in the queue
     turn_seconds: float = 600.0  # of one reply; then it ends as a too long one does
     stall_seconds: float = 0.5  # a running reply waits at most about so long for prompts of others
     body_bytes: int = 8 << 20
+    bodies_bytes: int = 128 << 20  # of all bodies that arrive at the moment; beyond, requests get 429
     body_seconds: float = 20.0  # for a body to arrive
     reply_tokens: int = 1024  # of a reply that names no limit, and the most that one may name
     kept_turns: int = 2  # states before the newest turns that stay in memory, for edited and regenerated turns

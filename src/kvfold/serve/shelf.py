@@ -14,6 +14,7 @@ from kvfold.hf.storages import storages_of
 from kvfold.serve.held import Held, keys_of
 from kvfold.serve.holdings import Holdings
 from kvfold.serve.store import Place, Store
+from kvfold.serve.ticket import Ticket
 
 Key = tuple[str, str]  # of the owner and of the messages
 
@@ -22,6 +23,7 @@ Key = tuple[str, str]  # of the owner and of the messages
 class Entry:
     """A conversation on the shelf. It changes: it moves between memory and disk."""
 
+    session: str | None = None  # a hash of the name that the client gave it
     held: Held | None = None  # in memory
     place: Place | None = None  # on disk; both may be
     before: Key | None = None  # the state before its newest turn
@@ -47,8 +49,9 @@ class Shelf:
         self._store_bytes = store_bytes
         self._entries: OrderedDict[Key, Entry] = OrderedDict()  # used longest ago first
         self._sessions: dict[str, list[Key]] = {}  # the newest last
+        self._outdated: list[tuple[Place, Ticket]] = []  # files that go once these tickets are closed
         for place in store.places() if is_durable else ():
-            self._put((place.owner, place.key), Entry(place=place), place.session)
+            self._put((place.owner, place.key), Entry(place=place, session=place.session))
         self._bound_store()
 
     # Finding ----------------------------------------------------------------------------------------------------
@@ -95,21 +98,33 @@ class Shelf:
 
     # Adding and moving ------------------------------------------------------------------------------------------
 
-    def add(self, held: Held, before: Entry | None) -> None:
-        """Put a finished turn on the shelf, on disk too where that is asked for. Raises FileError if that fails."""
+    def add(self, held: Held, before: Entry | None, ticket: Ticket) -> None:
+        """Put a finished turn on the shelf, on disk too where that is asked for. Raises FileError if that fails.
+
+        The file of the state before it stays until the ticket is closed: a client that never got the reply goes on
+        from there.
+        """
         place = self._store.write(held) if self._is_durable else None
+        self._outdated = [(old, gone) for old, gone in self._outdated if place is None or old.path != place.path]
         key = (held.owner, held.key)
         earlier = None if before is None or before.held is None else (before.held.owner, before.held.key)
         old = self._entries.get(key)
         if old is not None:
             self._release(old)  # the same text again: the newer one stays
-        entry = Entry(place=place, before=earlier)
-        self._put(key, entry, held.session)
+        entry = Entry(place=place, before=earlier, session=held.session)
+        self._put(key, entry)
         self._hold(entry, held)
         if before is not None:
-            self._supersede(before, entry)
+            self._supersede(before, entry, ticket)
         self._bound_store()
         self.make_room(0)
+
+    def remove_outdated(self) -> None:
+        """Remove the files of states before turns whose clients have got their replies."""
+        for place, ticket in self._outdated:
+            if ticket.is_closed:
+                self._store.remove(place)
+        self._outdated = [(place, ticket) for place, ticket in self._outdated if not ticket.is_closed]
 
     def make_room(self, wanted_bytes: int) -> bool:
         """Free memory until so many bytes are free; tell whether that succeeded. What cannot succeed moves nothing."""
@@ -170,11 +185,11 @@ class Shelf:
                 self._store.remove(place)
                 entry.place = None
 
-    def _supersede(self, before: Entry, entry: Entry) -> None:
+    def _supersede(self, before: Entry, entry: Entry, ticket: Ticket) -> None:
         """Keep the state before a turn for a while, in memory alone, and the newest few of those before it."""
         before.is_superseded = True
         if before.place is not None:
-            self._store.remove(before.place)
+            self._outdated.append((before.place, ticket))
             before.place = None
         older, kept = entry, 0
         while older.before is not None:
@@ -186,12 +201,19 @@ class Shelf:
                 self._forget(key)
             older = following
 
-    def _put(self, key: Key, entry: Entry, session: str | None) -> None:
-        self._entries.pop(key, None)
+    def _put(self, key: Key, entry: Entry) -> None:
+        if key in self._entries:
+            self._unname(key, self._entries.pop(key))
         self._entries[key] = entry
-        if session is not None:
-            keys = [one for one in self._sessions.get(session, []) if one in self._entries and one != key]
-            self._sessions[session] = [*keys, key]
+        if entry.session is not None:
+            self._sessions.setdefault(entry.session, []).append(key)
+
+    def _unname(self, key: Key, entry: Entry) -> None:
+        """Take an entry out of its session; a session without entries is forgotten."""
+        if entry.session is not None:
+            self._sessions[entry.session].remove(key)
+            if not self._sessions[entry.session]:
+                del self._sessions[entry.session]
 
     def _hold(self, entry: Entry, held: Held) -> None:
         entry.held = held
@@ -205,6 +227,7 @@ class Shelf:
 
     def _forget(self, key: Key) -> None:
         entry = self._entries.pop(key)
+        self._unname(key, entry)
         self._release(entry)
         if entry.place is not None:
             self._store.remove(entry.place)

@@ -32,14 +32,7 @@ class Place:
     owner: str
     key: str
     session: str | None
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the file; 0 where it is gone."""
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
+    size_bytes: int  # of the file
 
 
 class Store:
@@ -68,7 +61,8 @@ class Store:
             generation=self._served.generation,
         )
         saved.write(path, model=self._served.model, ledger=held.cache.ledger())
-        return Place(path=path, owner=held.owner, key=held.key, session=held.session)
+        size = path.stat().st_size
+        return Place(path=path, owner=held.owner, key=held.key, session=held.session, size_bytes=size)
 
     def read(self, place: Place) -> Held | None:
         """Read a conversation; None, and the file set aside, where that cannot be."""
@@ -107,7 +101,8 @@ class Store:
             except (FileError, CacheError) as error:
                 set_aside(path, error)
                 continue
-            yield Place(path=path, owner=path.parent.name, key=key, session=session or None)
+            size = path.stat().st_size
+            yield Place(path=path, owner=path.parent.name, key=key, session=session or None, size_bytes=size)
 
 
 def set_aside(path: Path, error: Exception) -> None:

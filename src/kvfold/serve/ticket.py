@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvfold.data import Message
 from kvfold.serve.refusal import Refusal
@@ -25,6 +26,7 @@ class Asked:
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
     longest: int | None = None  # of the reply; None: the server's limit
+    wants_kept: bool = False  # whether the answer says what is kept of the text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class Ended:
     prompt_tokens: int
     cached_tokens: int  # of the prompt, which were held and not read again
     reply_tokens: int
-    folded: Mapping[str, int]  # what the conversation takes now
+    folded: Mapping[str, Any]  # what the conversation takes now, and what is kept of it where that is wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Ticket:
         self.tell = tell
         self.made_seconds = time.monotonic()
         self._cancelled = threading.Event()
+        self._closed = threading.Event()
 
     @property
     def is_cancelled(self) -> bool:
@@ -74,6 +77,15 @@ class Ticket:
     def cancel(self) -> None:
         """Say that nobody listens any more: the turn is undone."""
         self._cancelled.set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the answer was handed to the network to its last byte, or nobody listens any more."""
+        return self._closed.is_set()
+
+    def close(self) -> None:
+        """Say that the listener is done."""
+        self._closed.set()
 
     @property
     def age_seconds(self) -> float:

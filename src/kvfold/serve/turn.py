@@ -4,6 +4,7 @@ The cache is a fork of a held conversation, or a new one. So a turn is undone by
 prompt in pieces, hands over logits, and asks for the end: the closing tokens are fed, the turn is folded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from kvfold.data import Message
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import feed
 from kvfold.serve.held import Held, keys_of
+from kvfold.serve.kept import kept_pieces
 from kvfold.serve.sampling import Chance, Sampler
 from kvfold.serve.served import ServedModel
 from kvfold.serve.shelf import Entry
@@ -54,6 +56,7 @@ class RunningTurn:
         self._chances: list[Chance] = []
         self._tokens = 0
         self._last = 0  # the newest token, which the model has not read
+        self._whole: tuple[int, ...] = ()  # all tokens, once the turn is folded and they are asked for
         self._after_prompt = None  # the cache as it was before the reply, where a stop string may cut it
 
     # Steps ------------------------------------------------------------------------------------------------------
@@ -112,6 +115,7 @@ class RunningTurn:
             turns=follow(before.turns, reply=len(self._ids), stop=len(whole)),
         )
         asked = self.ticket.asked
+        self._whole = whole if asked.wants_kept else ()
         return Held(
             owner=asked.owner,
             session=asked.session,
@@ -125,6 +129,7 @@ class RunningTurn:
     def end(self) -> Ended:
         """Give the last event for the client."""
         ledger = self.cache.ledger()
+        kept = {"kept": kept_pieces(self.cache, self._whole, self._decode)} if self._whole else {}
         return Ended(
             reason=self.reason or "length",
             prompt_tokens=len(self._ids),
@@ -135,6 +140,7 @@ class RunningTurn:
                 "slots_held": ledger.slots // max(ledger.layers * ledger.kv_heads, 1),
                 "bytes_held": ledger.stored_bytes + ledger.other_bytes,
                 "full_bytes": ledger.full_bytes + ledger.other_bytes,
+                **kept,
             },
         )
 
@@ -152,6 +158,9 @@ class RunningTurn:
         whole = (*self._ids, *reply)
         feed(self._served.model, self.cache, whole[self.cache.memory.fed :])
         return whole
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._served.tokenizer.decode(list(ids)))
 
     def _tell(self, text: str, *, last: bool = False) -> None:
         """Hand over text, with the chances of all tokens since the text before it."""

@@ -4,7 +4,6 @@ One self-contained page, drawn from a cache that has read the text and folded it
 keeps all of every slot gives an even page.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -35,6 +34,7 @@ class Shares:
 def shares_of(model: Any, tokenizer: Any, plan: str, text: str) -> Shares:
     """Read a text in one forward, fold it, and measure what is kept of each token."""
     from kvfold.hf.argument import given
+    from kvfold.hf.kept import kept_shares
     from kvfold.open import cache
 
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
@@ -43,39 +43,11 @@ def shares_of(model: Any, tokenizer: Any, plan: str, text: str) -> Shares:
         model(ids, logits_to_keep=1, **given(model, folded))
     folded.fold()
     tokens = ids[0].tolist()
-    layers = {}
-    for index, layer in folded.memory.layers.items():
-        layers[index] = _of_layer(layer.state, len(tokens))
     return Shares(
         plan=str(folded.plan),
         tokens=tuple(tokenizer.decode([token]) for token in tokens),
-        layers=layers,
+        layers=kept_shares(folded, len(tokens)),
     )
-
-
-def _of_layer(state: Any, count: int) -> tuple[float, ...]:
-    """The share of each of `count` tokens that the first row of a layer keeps; the raw tail keeps all."""
-    shares = [0.0] * count
-    for part in (state.sinks, state.folded):
-        if part is not None:
-            for position, share in _of_part(part):
-                shares[position] = share
-    if state.tail is not None:
-        for position in state.tail.positions[0, : state.tail.length].tolist():
-            shares[position] = 1.0
-    return tuple(shares)
-
-
-def _of_part(part: Any) -> list[tuple[int, float]]:
-    """List the position of each token that a part holds, and the share of its numbers that is kept."""
-    heads = len(part.counts[0])
-    positions = [part.read(slice(head, head + 1)).positions[0, 0].tolist() for head in range(heads)]
-    shares = part.usage().shares
-    if shares is not None:
-        return list(zip(positions[0], shares[0].tolist(), strict=True))
-    # Whole slots: the share of heads that hold the token.
-    holders = Counter(position for of_head in positions for position in of_head)
-    return [(position, count / heads) for position, count in holders.items()]
 
 
 def page(shares: Shares) -> str:
