@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import exp
 from typing import Literal
 
+from torch import Tensor
+
 from kvfold.bench.ask.asking import has_sliding_layers
 from kvfold.bench.ask.cost import pace_fields, size_fields
 from kvfold.bench.ask.divergence import CachePair, Comparison, SharedPairs, joined
@@ -44,7 +46,8 @@ class ValuesSuite(SharingSuite):
             chosen = [samples[i] for i in group]
             scripts = [transcript(subject.tokenizer, sample.messages, form=self.form) for sample in chosen]
             # Nothing is folded before the first turn ends, so nothing is compared in it.
-            read = SharedPairs(subject, plans, [script.tokens[: script.turns[0].stop] for script in scripts])
+            first_turns = [script.tokens[: script.turns[0].stop] for script in scripts]
+            read = SharedPairs(subject, plans, first_turns)
             for plan in plans:
                 outcomes = self._together(read.pair(plan), chosen, scripts, shared=read.shares(plan))
                 yield plan, dict(zip(group, outcomes, strict=True))
@@ -55,11 +58,14 @@ class ValuesSuite(SharingSuite):
         turns = _later_turns(pair, scripts)
         compared = [joined(pieces) for pieces in zip(*turns, strict=True)]
         sizes = size_fields(pair.ledger(), rows=len(samples))
-        _, pace = pair.greedy([_question(script) for script in scripts], most=PACE_TOKENS)
+        questions = [_question(script) for script in scripts]
+        _, pace = pair.greedy(questions, most=PACE_TOKENS)
         cost = sizes | pace_fields(pace) | {"shared_prefill": shared}
         for sample, script, one in zip(samples, scripts, compared, strict=True):
             metrics = _metrics(sample, script, one)
-            score = metrics["exact"] if self.score == "exact" else exp(metrics["value_log_likelihood"])
+            score = metrics["exact"]
+            if self.score == "likelihood":
+                score = exp(metrics["value_log_likelihood"])
             yield Outcome(family=sample.family, score=score, metrics=metrics, **cost)
 
 
@@ -86,12 +92,21 @@ def _metrics(sample: History, script: Transcript, one: Comparison) -> dict[str, 
     """How well the values of a history were predicted, and how far its replies are from the full cache's."""
     before = script.turns[0].stop + 1  # the prediction of token i stands at i - before
     spans = [script.stretch(value.message, value.start, value.end) for value in sample.values]
-    hits = [bool(one.right[span.start - before : span.stop - before].all()) for span in spans]
+    hits = []
+    for span in spans:
+        right = one.right[span.start - before : span.stop - before]
+        hits.append(bool(right.all()))
     in_values = [token - before for span in spans for token in span]
     in_replies = [token - before for reply in script.replies[1:] for token in reply]
     return {
         "exact": sum(hits) / len(hits),
-        "value_log_likelihood": float(one.likelihood[in_values].double().mean()),
-        "kl": float(one.divergence[in_replies].double().mean()),
-        "top1": float(one.agrees[in_replies].double().mean()),
+        "value_log_likelihood": _mean(one.likelihood[in_values]),
+        "kl": _mean(one.divergence[in_replies]),
+        "top1": _mean(one.agrees[in_replies]),
     }
+
+
+def _mean(numbers: Tensor) -> float:
+    """Average in float64."""
+    wide = numbers.double()
+    return float(wide.mean())
