@@ -13,7 +13,7 @@ from fakes import model_of, text
 from kvfold.adapters.ranks import save_ranks
 from kvfold.encode.lowrank.gate import allocate_ranks
 from kvfold.encode.lowrank.ranks import Ranks
-from kvfold.errors import DataError, FileError, ModelError
+from kvfold.errors import DataError, FileError
 from kvfold.train.dynakv.bases import is_cheap_by_head
 from kvfold.train.dynakv.calibrate import Samples, calibrate
 from kvfold.train.dynakv.loss import RATES
@@ -152,7 +152,7 @@ def test_updates_make_a_model_of_its_own_that_the_adapter_is_for(tmp_path):
         updated(ids, past_key_values=cache)
     cache.fold()
     assert cache.ledger().stored < 1
-    with pytest.raises(ModelError, match="with other weights"):
+    with pytest.warns(UserWarning, match="nearly its weights"):  # two steps are a light fine-tune
         kvfold.cache(base, plan)
 
 
