@@ -4,6 +4,7 @@ Every plan is tried, and every layer as the one where it fails. What is not fold
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,9 @@ def test_after_a_fold_that_failed_everything_works(begin, tiny, tmp_path, monkey
     say(chat, SAYS[0])
     with monkeypatch.context() as patched:
         breaks(patched, FileError("no room"), at=at)
-        with pytest.raises(FileError, match=r"^no room \(the turn stays"):
+        # `full` leaves its tail as it is, so there is nothing that could fail.
+        fails = pytest.raises(FileError, match=r"^no room \(the turn stays")
+        with fails if chat.cache.memory.rules.folds else nullcontext():
             say(chat, SAYS[1])
         chat.ledger()
         chat.fork()
