@@ -9,7 +9,8 @@ from kvfold.bench.ask.reader import open_rows
 from kvfold.bench.subject import Subject
 from kvfold.bench.suites import find
 from kvfold.bench.suites.faults import SUITE
-from kvfold.errors import SuiteError
+from kvfold.errors import CacheError, SuiteError
+from kvfold.hf.generate_call import GenerateCall
 
 
 class Letters:
@@ -59,6 +60,9 @@ def test_a_cache_that_says_how_much_it_stores_instead_of_what_it_saw_is_caught(s
 
     monkeypatch.setattr(fault_checks, "cache", stored_length)
     (sample,) = SMALL.samples(n=1, seed=0)
+    with pytest.raises(CacheError):  # a cache of ours notices by the text, so a lie must silence that too
+        SMALL.ask(subject, "streaming_llm(keep=0.5)", [sample])
+    monkeypatch.setattr(GenerateCall, "refuse_out_of_turn", lambda *_: None)
     (outcome,) = SMALL.ask(subject, "streaming_llm(keep=0.5)", [sample])
     assert outcome.score == 0.0
     assert outcome.metrics["fed"] > outcome.metrics["fed_expected"]

@@ -4,6 +4,7 @@ One self-contained page, drawn from a cache that has read the text and folded it
 keeps all of every slot gives an even page.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
