@@ -1,4 +1,4 @@
-"""Malformed, oversized, slow, half-closed and hostile requests at once: nothing breaks, nothing of others is told.
+"""Malformed, oversized, slow, half-closed and hostile requests at once: nothing breaks, and nothing of others leaks.
 
 KVFOLD_FAULTS=20 sends a thousand, five hundred at once.
 """

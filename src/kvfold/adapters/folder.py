@@ -61,11 +61,14 @@ def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
     if source != "shipped":
         return _folder(source)
     wanted = fingerprint(model)
-    ship = [path.parent for path in sorted(SHIPPED.glob(f"*/adapters/{kind}/{WORDS}"))]
-    words = {folder: _read(folder)[1] for folder in ship}
-    exact = [folder for folder in ship if words[folder]["fingerprint"] == wanted]
-    for folder in exact or [folder for folder in ship if _likeness(folder, words[folder], model) >= BOUND]:
-        return folder
+    words = {}
+    for path in sorted(SHIPPED.glob(f"*/adapters/{kind}/{WORDS}")):
+        words[path.parent] = _read(path.parent)[1]
+        if words[path.parent]["fingerprint"] == wanted:
+            return path.parent
+    for folder, said in words.items():
+        if _likeness(folder, said, model) >= BOUND:
+            return folder
     raise ModelError(
         f"{kind} was asked for with {ModelBinding.of(model).name}; no adapter ships for it; train one by "
         f"`kvfold train {kind}` and give its folder as {kind}(adapter=...)"

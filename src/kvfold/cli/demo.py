@@ -83,13 +83,14 @@ def demo(
 def _that_can_be_had(name: str) -> str:
     """Give the model, or `tiny` with one line of why. Raises ModelError for a name that is neither."""
     from kvfold.errors import ModelError
-    from kvfold.hf.load import load
+    from kvfold.hf.load import load, source_of
 
     if name not in SHOWN:
         raise ModelError(f"a demo on {name!r} was asked for; it is made for {' and '.join(SHOWN)}; give one of these")
     if name != "tiny":
         try:
-            load(name)
+            if not Path(source_of(name)).is_dir():  # it is opened soon enough where it lies here
+                load(name)
         except ModelError as error:
             typer.echo(f"{error}; showing `tiny` instead", err=True)
             return "tiny"

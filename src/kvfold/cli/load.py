@@ -64,13 +64,14 @@ def _megabytes(size: float) -> str:
 
 def main() -> int:
     """Run it; what kvfold refuses is one line and code 2."""
+    from kvfold.cli.main import REFUSED, complain
     from kvfold.errors import KvfoldError
 
     try:
         typer.run(load)
     except KvfoldError as error:
-        print("kvfold:", error, file=sys.stderr)
-        return 2
+        complain(str(error))
+        return REFUSED
     return 0
 
 

@@ -5,11 +5,10 @@ Ours differs: a document is read once and asked several times, so that it can be
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvfold.data.excerpts import Source
-from kvfold.data.ruler import hide, running_text, seven_digits, word_pair
+from kvfold.data.ruler import Count, filled, hide, running_text, seven_digits, word_pair
 from kvfold.errors import DataError
 
 HEAD = "Some special magic numbers are hidden within the following text. I will ask about them afterwards."
@@ -32,7 +31,7 @@ class Document:
     facts: tuple[Fact, ...]
 
 
-def document(*, tokens: int, facts: int, count: Callable[[str], int], seed: int) -> Document:
+def document(*, tokens: int, facts: int, count: Count, seed: int) -> Document:
     """Write a document of about `tokens` tokens, as `count` counts them. Raises DataError where facts do not fit."""
     rng = random.Random(f"facts:{tokens}:{facts}:{seed}")
     numbers: dict[str, str] = {}
@@ -42,10 +41,7 @@ def document(*, tokens: int, facts: int, count: Callable[[str], int], seed: int)
     left = tokens - count(" ".join((HEAD, *hidden)))
     if left < 0:
         raise DataError(f"{facts} facts were asked for in {tokens} tokens; they take {tokens - left}; give more tokens")
-    sentence = running_text(rng, Source())
-    hay: list[str] = []
-    while (left := left - count(f" {(drawn := sentence(len(hay)))}")) >= 0:
-        hay.append(drawn)
+    hay = filled(running_text(rng, Source()), tokens=left, count=count, glue=" ")
     asked = []
     for key, number in rng.sample(sorted(numbers.items()), facts):
         about = f"for {key} mentioned in the provided text"

@@ -1,7 +1,7 @@
-"""Word problems told over several turns: each premise a message, then the question, then the worked solution.
+"""Word problems given over several turns: each premise a message, then the question, then the worked solution.
 
 GSM8K's questions and solutions are given by a file (Cobbe et al., https://arxiv.org/abs/2110.14168). In a third of the
-problems one premise is told with another number first and put right later. The values that are asked for are the
+problems one premise is given with another number first and corrected later. The values that are asked for are the
 numbers of the solution. Knows nothing of tokens.
 """
 
@@ -16,7 +16,7 @@ from kvfold.data.values import History, Value
 from kvfold.errors import DataError
 
 NOTED = "Noted."
-_CORRECTED_SHARE = 1 / 3  # of the problems in which a premise can be told wrongly first
+_CORRECTED_SHARE = 1 / 3  # of the problems in which a premise can be wrong first
 _STEPS = re.compile(r"<<[^>]*>>")  # a calculator's notes in the solutions
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -32,8 +32,8 @@ def problems(path: Path, *, n: int, seed: int) -> list[History]:
         *premises, question = _SENTENCE.split(" ".join(str(row["question"]).split()))
         solution, mark, answer = str(row["answer"]).partition("####")
         if len(premises) >= 2 and mark:
-            told = _told(premises, rng)
-            found.append(_history(told, question, _STEPS.sub("", solution), answer.strip()))
+            given = _corrected(premises, rng)
+            found.append(_history(given, question, _STEPS.sub("", solution), answer.strip()))
         if len(found) == n:
             return found
     raise DataError(
@@ -42,21 +42,21 @@ def problems(path: Path, *, n: int, seed: int) -> list[History]:
     )
 
 
-def _told(premises: Sequence[str], rng: random.Random) -> list[str]:
-    """List the messages that tell the premises; one may be wrong first and put right after the others."""
-    told = list(premises)
+def _corrected(premises: Sequence[str], rng: random.Random) -> list[str]:
+    """List the messages that give the premises; one may be wrong first and corrected after the others."""
+    given = list(premises)
     numbered = [at for at, premise in enumerate(premises) if _NUMBER.search(premise)]
     if numbered and rng.random() < _CORRECTED_SHARE:
         at = rng.choice(numbered)
         wrong = str(rng.randint(2, 99))
-        told[at] = _NUMBER.sub(lambda _: wrong, premises[at], count=1)
-        told.append(f"I was wrong there: {premises[at]}")
-    return told
+        given[at] = _NUMBER.sub(lambda _: wrong, premises[at], count=1)
+        given.append(f"I was wrong there: {premises[at]}")
+    return given
 
 
-def _history(told: Sequence[str], question: str, solution: str, answer: str) -> History:
+def _history(premises: Sequence[str], question: str, solution: str, answer: str) -> History:
     messages = []
-    for premise in told:
+    for premise in premises:
         messages.append(Message(role="user", content=premise))
         messages.append(Message(role="assistant", content=NOTED))
     reply = f"{' '.join(solution.split())} The answer is {answer}."

@@ -110,16 +110,21 @@ class _Room:
                 f"{self.task} was asked for in too few tokens; its question and needles take {self.tokens - left}; "
                 f"give {REPLY_TOKENS[self.task] + SEAMS} more than that for the reply"
             )
-        found: list[str] = []
-        costs: dict[str, int] = {}
-        while True:
-            unit = units(len(found))
-            if unit not in costs:
-                costs[unit] = self.count(glue + unit)
-            left -= costs[unit]
-            if left < 0:
-                return found
-            found.append(unit)
+        return filled(units, tokens=left, count=self.count, glue=glue)
+
+
+def filled(units: Callable[[int], str], *, tokens: int, count: Count, glue: str) -> list[str]:
+    """Take as many units, from the first, as fit into so many tokens."""
+    found: list[str] = []
+    costs: dict[str, int] = {}
+    while True:
+        unit = units(len(found))
+        if unit not in costs:
+            costs[unit] = count(glue + unit)
+        tokens -= costs[unit]
+        if tokens < 0:
+            return found
+        found.append(unit)
 
 
 def word_pair(rng: random.Random) -> str:

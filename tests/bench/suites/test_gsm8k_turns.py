@@ -1,4 +1,4 @@
-"""gsm8k_turns: premises are told one by one, some are put right, and the numbers of the solution are asked for."""
+"""gsm8k_turns: premises are given one by one, some are corrected, and the numbers of the solution are asked for."""
 
 import json
 

@@ -54,6 +54,7 @@ class LiveTable:
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, refresh_per_second=4)
         self._rows: dict[Job, tuple[str, ...]] = {}
+        self._measured: dict[Job, tuple[str, ...]] = {}
         self._wanted = 0
         self._pace = ""
 
@@ -73,7 +74,8 @@ class LiveTable:
 
     def outcomes(self, job: Job, so_far: Sequence[Outcome]) -> None:
         """Fill the row with what is known so far."""
-        self._show(job, (job.plan, f"{len(so_far)}/{self._wanted}", *_measured(so_far)))
+        self._measured[job] = _measured(so_far)
+        self._show(job, (job.plan, f"{len(so_far)}/{self._wanted}", *self._measured[job]))
 
     def samples(self, done: int, n: int, seconds_left: float) -> None:
         """Say below the table how many samples are finished, and how long the others take."""
@@ -86,7 +88,7 @@ class LiveTable:
             return
         done = f"{len(record.outcomes)}/{record.n}"
         seconds = f"{record.wall_seconds:.1f} s"
-        _, alike, _, *others = self._rows[job][2:7] if len(self._rows.get(job, ())) > 2 else ("",) * 5
+        _, alike, _, *others = self._measured.get(job, ("",) * 5)  # a record has no bytes of its samples
         self._show(job, (job.plan, done, f"{record.score:.3f}", alike, f"{record.stored:.3f}", *others, seconds))
 
     def _show(self, job: Job, words: tuple[str, ...]) -> None:

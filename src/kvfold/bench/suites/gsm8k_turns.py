@@ -1,9 +1,9 @@
-"""gsm8k_turns: word problems told premise by premise, some put right later, and solved at the end.
+"""gsm8k_turns: word problems given premise by premise, some corrected later, and solved at the end.
 
 Each premise is a turn of its own, and every finished turn is folded. The worked solution is read, and each number in
 it must be what the model would say greedily, token for token; that share is the score, and the likelihood of the
 numbers is beside it. It mirrors a set of the SONIC paper (https://arxiv.org/abs/2601.21927), whose prompts are not
-published, so the way of telling is ours. Version 1 is frozen.
+published, so the form of the turns is ours. Version 1 is frozen.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class GSM8KTurns(ValuesSuite):
         """Draw problems in an order that follows from the seed."""
         if self.data is None:
             raise DataError(
-                "the suite gsm8k_turns was asked for; it tells real problems and was given none; "
+                "the suite gsm8k_turns was asked for; it reads real problems and was given none; "
                 "give --data with rows of question and answer, or the folder that holds gsm8k.test.jsonl.xz"
             )
         return problems(self.data, n=n, seed=seed)

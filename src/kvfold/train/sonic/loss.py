@@ -36,9 +36,8 @@ from kvfold.train.sonic.soft_selection import (
 from kvfold.train.sonic.talk_batch import NONE, REPEATED, TalkBatch
 from kvfold.train.sonic.talks import REAL_WEIGHT
 
-FORECAST_SHARE = (
-    0.2  # of the scorer's part of the training in which it only forecasts attention; none of a run with a start
-)
+# The share of the scorer's part of a run in which it only forecasts attention; none where an adapter is started from.
+FORECAST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

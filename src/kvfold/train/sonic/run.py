@@ -32,8 +32,6 @@ _TURNS = ((0.08, (3, 4, 6)), (0.2, (4, 8, 12)), (1.0, (4, 8, 16, 20, 24)))  # sh
 _TURN_TOKENS = 45  # of a turn, about
 _CHECKED = (0.5, 0.2, 0.1, 0.05, 1.0)  # kept fractions
 _CHECKED_TURNS = 16
-
-
 CHECK_SECONDS = 60.0  # after which a check of a finished run begins no further batch
 
 
