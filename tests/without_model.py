@@ -38,6 +38,10 @@ class NoAdapter:
         """Nothing is asked."""
         raise AssertionError("there are no rows")
 
+    def moved(self, queries, positions, to):
+        """As they are: keys here are not rotated."""
+        return queries
+
     def score(self, keys, values, positions, real):
         """Any scores."""
         rows, tokens, layers, heads, _ = keys.shape

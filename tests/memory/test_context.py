@@ -165,6 +165,10 @@ class ScoringAdapter:
         """Nothing to run."""
         return torch.zeros(*rows.shape, 1)
 
+    def moved(self, queries, positions, to):
+        """Not known."""
+        return
+
     def score(self, keys, values, positions, real):
         """By the keys [B, S, L, H, D]."""
         assert values.shape == keys.shape

@@ -71,7 +71,7 @@ def test_a_row_may_win_some_heads_and_not_others():
     assert int(kept.sum()) + int(made.sum()) == 6 * 6
 
 
-def test_an_adapter_of_the_first_version_keeps_slots_word_for_word(tmp_path):
+def test_an_adapter_of_the_first_version_has_no_learned_rows(tmp_path):
     model, folder = model_of("llama"), adapter_for("llama", tmp_path)
     tensors = load_file(folder / "adapter.safetensors")
     width = tensors.pop("gates").shape[0]
@@ -84,11 +84,13 @@ def test_an_adapter_of_the_first_version_keeps_slots_word_for_word(tmp_path):
     adapter = load_adapter(folder, model, kind="sonic")
     assert width
     assert not adapter.has_rows
-    found = [
-        turns(model, kvfold.cache(model, f"sonic(slots=6{more}, adapter={str(folder)!r})", prompt_tokens=0), count=3)
+    caches = [
+        kvfold.cache(model, f"sonic(slots=6{more}, adapter={str(folder)!r})", prompt_tokens=0)
         for more in ("", ", verbatim=1.0")
     ]
-    assert torch.equal(*found)
+    for cache in caches:
+        turns(model, cache, count=1)
+    assert kept_by_head(caches[0]) == kept_by_head(caches[1])
 
 
 def test_keep_one_is_the_full_cache(plan):
@@ -221,3 +223,29 @@ def test_a_head_keeps_a_token_once_so_rows_that_are_their_tokens_cost_nothing():
     kept, made = compete(slots, slots - 0.1, 5)
     assert torch.equal(kept, alone)
     assert not nothing.any()
+
+
+def _folded(model, tokenizer, plan):
+    """A cache of a text that is folded but for its end, and what the model says behind it."""
+    prompt = "My sister Anna lives in a small town by the sea, and she paints the boats there. " * 12
+    ids = torch.tensor([tokenizer(prompt).input_ids])
+    cache = kvfold.cache(model, plan, least=0)
+    with torch.no_grad():
+        model(ids[:, :-40], past_key_values=cache)
+        cache.fold()
+        return cache, model(ids[:, -40:], past_key_values=cache).logits.log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5])
+def test_matched_rows_hold_the_same_slots_and_are_nearer_to_the_full_cache(keep):
+    model, tokenizer = kvfold.load("tiny")
+    _, full = _folded(model, tokenizer, "full")
+    losses, caches = {}, {}
+    for verbatim in (1.0, None):
+        caches[verbatim], said = _folded(model, tokenizer, f"sonic(keep={keep}, verbatim={verbatim})")
+        losses[verbatim] = float((full.exp() * (full - said)).sum(dim=-1).mean())
+    assert kept_by_head(caches[None]) == kept_by_head(caches[1.0])
+    assert losses[None] < 0.9 * losses[1.0]
+    words, rows = (caches[verbatim].memory.layers[0].state.folded for verbatim in (1.0, None))
+    for one, other in zip(words.counts[0], rows.counts[0], strict=True):
+        assert one == other

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kvfold.adapters.row_updates import RowUpdates
 from kvfold.adapters.scorer import MOST_AT_ONCE, SlotScorer, TokenFeatures
-from kvfold.attention.rotary import Rotary, unrotate
+from kvfold.attention.rotary import Rotary, rotate, unrotate
 from kvfold.errors import ModelError
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.decoder import decoder_of
@@ -135,6 +135,18 @@ class Adapter(nn.Module):
         slots, rows = self.scorer.score(self.features(keys, values, positions), real)
         return slots, rows if self.has_rows else None
 
+    def moved(
+        self,
+        queries: Float[Tensor, "B G W D"],
+        positions: Int[Tensor, "B W"],
+        to: Int[Tensor, "B W"],
+    ) -> Float[Tensor, "B G W D"] | None:
+        """Turn queries from their positions to others, in float32; None where the model's rotation is not known."""
+        if self._rotary is None:
+            return None
+        old, new = (_angles(self._rotary, at) for at in (positions, to))
+        return rotate(unrotate(queries.float(), *old), *new)
+
     def active(self, first: int = 0) -> AbstractContextManager[None]:
         """Inside, the model's linear layers are updated at rows `first` and later of [B, Q, width]; none before."""
         return self._updates.active(self._update, first=first)
@@ -163,6 +175,11 @@ def features_of(model: Any) -> TokenFeatures:
 def query_heads_of(model: Any) -> int:
     """Count the query heads of a model's layers."""
     return ModelBinding.of(model).text_config.num_attention_heads
+
+
+def _angles(rotary: Rotary, positions: Int[Tensor, "B W"]) -> list[Tensor]:
+    """Work out cosines and sines [B, 1, W, rotated] for the heads of queries; no table is held."""
+    return [side.float().unflatten(0, positions.shape)[:, None] for side in rotary.angles(positions.flatten().clamp(0))]
 
 
 def _of_tokens(table: Float[Tensor, "tokens rotated"], positions: Int[Tensor, "B S"]) -> Tensor:

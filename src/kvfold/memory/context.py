@@ -5,7 +5,7 @@ recent queries, attention sums, hidden states, token ids, scores from a replay o
 pass of rows through the model. Nothing is computed that is not asked for. It knows no method and no model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -21,6 +21,7 @@ from kvfold.memory.kv import KV, positions_of_rows
 from kvfold.memory.recent_queries import QueryWindow
 from kvfold.memory.room import UNLIMITED
 from kvfold.memory.rules import Rules
+from kvfold.memory.spread_queries import SpreadQueries, SpreadWindow
 from kvfold.memory.state import LayerState
 from kvfold.memory.tail import Tail
 from kvfold.memory.transcript import Transcript
@@ -118,6 +119,7 @@ class Selection:
     history: Mapping[int, Bool[Tensor, " slots"]] = field(default_factory=dict)  # by layer: folded slots; absent: all
     made: Mapping[int, KV] = field(default_factory=dict)  # by layer: new slots [B, H, K]
     made_kept: Mapping[int, Bool[Tensor, "B H K"]] = field(default_factory=dict)  # by layer: which of them are there
+    rewrite: Callable[[int, KV], KV] | None = None  # a layer's segment as its kept slots are stored; None: as it is
 
     @classmethod
     def of_layers(cls, layers: Sequence[int], kept: Bool[Tensor, "B L H S"]) -> "Selection":
@@ -149,6 +151,12 @@ class RowAdapter(Protocol):
 
     def score(self, keys: Tensor, values: Tensor, positions: Tensor, real: Tensor) -> tuple[Tensor, Tensor | None]:
         """Score the slots of a segment, [B, L, H, S], from keys and values [B, S, L, H, D], and rows at its tokens."""
+        ...
+
+    def moved(
+        self, queries: Float[Tensor, "B G W D"], positions: Int[Tensor, "B W"], to: Int[Tensor, "B W"]
+    ) -> Float[Tensor, "B G W D"] | None:
+        """Turn queries from their positions to others; None where the model's rotation is not known."""
         ...
 
     def active(self) -> AbstractContextManager[None]:
@@ -217,6 +225,26 @@ class FoldContext:
         window = self.states[layer].recent
         assert window is not None, "a method that reads recent queries records them"
         return window.last(self.rules.recent_queries)
+
+    def spread_queries(self, layer: int) -> QueryWindow | None:
+        """Give queries of one layer that are spread over the raw tail; None: none were recorded.
+
+        Caches that were saved before they were recorded have none.
+        """
+        record = self.states[layer].records.get(SpreadQueries.name)
+        return record if isinstance(record, SpreadWindow) else None
+
+    def moved(
+        self,
+        queries: Float[Tensor, "B G W D"],
+        positions: Int[Tensor, "B W"],
+        to: Int[Tensor, "B W"],
+    ) -> Float[Tensor, "B G W D"] | None:
+        """Turn queries from their positions to others; None where the model's rotation is not known."""
+        adapter = None if self.access is None else self.access.adapter
+        if adapter is None:
+            return None
+        return adapter.moved(queries, positions, to)
 
     def attention_sums(self, layer: int) -> Float[Tensor, "B H S"]:
         """Give the attention that each column has received so far."""

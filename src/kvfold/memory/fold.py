@@ -127,7 +127,10 @@ def _folded(
     """Build one layer's state after a selection: what it keeps is packed, the columns leave, the records follow."""
     tail, columns = context.tail_of(layer), context.columns
     kept = selection.kept[layer]
-    fresh = rules.layout.pack(context.keys_values(layer), kept)
+    segment = context.keys_values(layer)
+    if selection.rewrite is not None:
+        segment = selection.rewrite(layer, segment)
+    fresh = rules.layout.pack(segment, kept)
     made = selection.made.get(layer)
     if made is not None:
         # New slots stand for the segment, and lie behind what was kept of it.

@@ -189,9 +189,10 @@ class QueryWindow(Record):
         order = (positions != PAD).to(torch.int8).argsort(dim=1, stable=True)  # pads are 0, so they come first
         order = order[:, max(positions.shape[1] - width, 0) :]  # B W
         heads, size = queries.shape[1], queries.shape[3]
-        return QueryWindow(
+        return replace(
+            self,
             queries=queries.gather(2, order[:, None, :, None].expand(-1, heads, -1, size)),  # rows differ, heads do not
             log_sum_exp=log_sum_exp.gather(2, order[:, None].expand(-1, heads, -1)),
             positions=positions.gather(1, order),
-            width=self.width,
+            padded=True,
         )

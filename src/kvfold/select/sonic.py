@@ -3,11 +3,13 @@
 Chen et al., SONIC: Segmented Optimized Nexus for Information Compression in Key-Value Caching,
 https://arxiv.org/abs/2601.21927
 Ours differs: no code is public, so this is our design from what the paper tells. A Nexus row stands at a salient token
-and begins as that token; an adapter, which acts on rows only, updates it, and gates let it see later tokens of its
-segment. Rows and the tokens' slots compete for one budget, layer by layer and head by head, by one learned score.
+and begins as that token. Where the adapter has learned rows, it updates them, and gates let them see later tokens of
+their segment; rows and the tokens' slots compete for one budget, layer by layer and head by head, by one learned score.
+Where it has none, the slots that stay become rows in closed form (memory/matched_rows.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -17,10 +19,13 @@ from torch import Tensor
 from kvfold.budget.budget import Budget
 from kvfold.errors import BudgetError, PlanError
 from kvfold.memory.context import FoldContext, Row, Rows, Segment, Selection
+from kvfold.memory.matched_rows import matched
 from kvfold.memory.recorders import Recorder, TokenIds
+from kvfold.memory.spread_queries import SpreadQueries
 from kvfold.select.base import JointSelect, top_slots
 
 LEAST = 0.6  # share of its part of the budget that a segment spends, however quiet it is
+QUERIES = 256  # of a segment, by which rows are matched
 SAVED = 48  # tokens whose share of the budget quiet segments may save for later ones
 
 
@@ -47,8 +52,8 @@ class Sonic(JointSelect):
 
     @property
     def records(self) -> tuple[Recorder, ...]:
-        """Record the ids of the text, which rows begin as."""
-        return () if self.verbatim == 1 else (TokenIds(),)
+        """Record the ids of the text, which rows begin as, and queries that say what is read of it."""
+        return () if self.verbatim == 1 else (TokenIds(), SpreadQueries(QUERIES))
 
     @property
     def budget(self) -> Budget | None:
@@ -85,7 +90,12 @@ class Sonic(JointSelect):
                 verbatim=self.verbatim,
                 shared_heads=segment.shared_heads,
             )
-        return _with_rows(context, kept, made)
+        if bool(made.any()):
+            return _with_rows(context, kept, made)
+        chosen = Selection.of_layers(context.layers, kept)
+        if self.verbatim is not None or row_scores is not None:
+            return chosen
+        return replace(chosen, rewrite=partial(matched, context, chosen.kept))
 
     def _spent(self, segment: Segment, row: int, tokens: int, scores: Float[Tensor, "B L H S"]) -> int:
         """Count the slots of one segment: a quiet one leaves some of its share to later ones, a rich one takes them."""

@@ -1,0 +1,130 @@
+"""Matched slots say what all slots said, to the queries they were matched by and to others of their kind."""
+
+import pytest
+import torch
+
+from kvfold.attention.matching import LARGEST_WEIGHT, Seen, match
+from kvfold.attention.partial import partial
+
+HEADS, GROUP, SLOTS, SIZE, ASKED = 2, 3, 60, 16, 80
+
+
+def some_queries(count, *, seed):
+    """Queries that agree in a direction, as those of a model do."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(HEADS * GROUP, 1, SIZE, generator=torch.Generator().manual_seed(1))
+    return common + 0.7 * torch.randn(HEADS * GROUP, count, SIZE, generator=generator)
+
+
+def a_segment():
+    generator = torch.Generator().manual_seed(3)
+    keys = torch.randn(HEADS, SLOTS, SIZE, generator=generator)
+    return keys, torch.randn(HEADS, SLOTS, SIZE, generator=generator), torch.randn(HEADS, 4, SIZE, generator=generator)
+
+
+def read(queries, keys, values, kept=None):
+    """What queries read, with their log-sum-exp: slots that are not kept are not there."""
+    outputs, sums = [], []
+    for head in range(HEADS):
+        there = slice(None) if kept is None else kept[head]
+        of_head = queries[None, head * GROUP : (head + 1) * GROUP]
+        found = partial(of_head, keys[None, head : head + 1, there], values[None, head : head + 1, there], scale=0.25)
+        outputs.append(found.output[0])
+        sums.append(found.log_sum_exp[0])
+    return torch.cat(outputs), torch.cat(sums)
+
+
+def whole(beside, found):
+    """What is read of both."""
+    share = torch.sigmoid(beside[1] - found[1])[..., None]
+    return share * beside[0] + (1 - share) * found[0]
+
+
+def seen_by(queries, keys, values, beside):
+    return Seen(queries=queries, keys=keys, values=values, beside=beside[0], log_sum_exp=beside[1], scale=0.25)
+
+
+def matched(kept, *, seed=5):
+    keys, values, sinks = a_segment()
+    queries = some_queries(ASKED, seed=seed)
+    return match(seen_by(queries, keys, values, read(queries, sinks, sinks)), kept)
+
+
+def a_choice(*counts):
+    kept = torch.zeros(HEADS, SLOTS, dtype=torch.bool)
+    for head, count in enumerate(counts):
+        kept[head, torch.randperm(SLOTS, generator=torch.Generator().manual_seed(head))[:count]] = True
+    return kept
+
+
+@pytest.mark.parametrize("counts", [(12, 12), (30, 6), (1, 20)])
+@pytest.mark.parametrize("seed", [5, 6])  # the queries that were matched, and others
+def test_queries_read_nearly_what_they_read_of_the_whole_segment(counts, seed):
+    kept = a_choice(*counts)
+    keys, values, sinks = a_segment()
+    queries = some_queries(ASKED, seed=seed)
+    beside = read(queries, sinks, sinks)
+    true = whole(beside, read(queries, keys, values))
+    words = whole(beside, read(queries, keys, values, kept))
+    rows = whole(beside, read(queries, *matched(kept), kept))
+    assert float((rows - true).square().mean()) < 0.5 * float((words - true).square().mean())
+
+
+def test_heads_that_keep_more_are_matched_as_if_they_stood_alone():
+    kept = a_choice(30, 6)
+    keys, values, sinks = a_segment()
+    queries = some_queries(ASKED, seed=5)
+    beside = read(queries, sinks, sinks)
+    together = match(seen_by(queries, keys, values, beside), kept)
+    of_second = tuple(side[GROUP:] for side in beside)
+    alone = match(seen_by(queries[GROUP:], keys[1:], values[1:], of_second), kept[1:])
+    for both, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(both[1:], one, atol=1e-4, rtol=1e-3)
+
+
+def test_slots_that_are_not_kept_stay_as_they_were():
+    kept = a_choice(12, 5)
+    keys, values, _ = a_segment()
+    new_keys, new_values = matched(kept)
+    assert torch.equal(new_keys[~kept], keys[~kept])
+    assert torch.equal(new_values[~kept], values[~kept])
+
+
+def test_a_segment_that_stays_whole_is_as_it_was():
+    kept = torch.ones(HEADS, SLOTS, dtype=torch.bool)
+    keys, values, _ = a_segment()
+    new_keys, new_values = matched(kept)
+    torch.testing.assert_close(new_keys, keys, atol=1e-3, rtol=0)
+    torch.testing.assert_close(new_values, values, atol=1e-3, rtol=0)
+
+
+def test_what_hardly_anybody_reads_hardly_changes():
+    kept = a_choice(3, 3)
+    keys, values, sinks = a_segment()
+    queries = some_queries(ASKED, seed=5)
+    output, log_sum_exp = read(queries, sinks, sinks)
+    beside = (output, log_sum_exp + 20)  # all look at the sinks
+    _, new_values = match(seen_by(queries, keys, values, beside), kept)
+    assert float((new_values - values).abs().max()) < 0.01
+
+
+def test_more_slots_than_queries_are_matched_too():
+    kept = a_choice(50, 50)
+    keys, values, sinks = a_segment()
+    queries = some_queries(5, seed=5)
+    beside = read(queries, sinks, sinks)
+    rows = match(seen_by(queries, keys, values, beside), kept)
+    true = whole(beside, read(queries, keys, values))
+    error = float((whole(beside, read(queries, *rows, kept)) - true).square().mean())
+    assert error < 0.2 * float((whole(beside, read(queries, keys, values, kept)) - true).square().mean())
+
+
+def test_a_slot_stands_for_fifty_tokens_at_most():
+    keys = torch.randn(1, 1, SIZE, generator=torch.Generator().manual_seed(0)).expand(HEADS, 200, SIZE).contiguous()
+    kept = torch.zeros(HEADS, 200, dtype=torch.bool)
+    kept[:, 0] = True
+    queries = some_queries(ASKED, seed=5)
+    beside = read(queries, keys[:, :1], keys[:, :1])
+    new_keys, _ = match(seen_by(queries, keys, keys, beside), kept)
+    raised = (queries * 0.25) @ (new_keys - keys)[:, 0].repeat_interleave(GROUP, dim=0)[..., None]
+    assert float(raised.mean().exp()) < 1.1 * LARGEST_WEIGHT
