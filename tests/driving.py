@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from fakes import exact_twin, model_of
+from kvfold.attention.basis import Bases
 from kvfold.attention.bit_planes import BitPlanes
 from kvfold.encode.lowrank.format import LowRankFormat
 from kvfold.encode.lowrank.layout import RankedLayout
@@ -159,7 +160,7 @@ def storages(thing: object) -> dict[int, int]:
     while todo:
         one = todo.pop()
         if id(one) in done or isinstance(
-            one, type | torch.nn.Module | str | bytes | LowRankFormat | RankedLayout | BitPlanes
+            one, type | torch.nn.Module | str | bytes | LowRankFormat | RankedLayout | Bases | BitPlanes
         ):
             continue
         done.add(id(one))

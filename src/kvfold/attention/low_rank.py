@@ -3,7 +3,8 @@
 Where the latent is one of the key as it is scored, the map back to keys is taken into the query, once a step; where
 it is one of the key before its rotation, keys are written out tile by tile. Values are added up as latents and mapped
 back once a query head. Exact up to rounding: what comes out is attention over the slots as the basis reads them back.
-One row at a time; kernels/low_rank.py does all rows at once on CUDA. It knows tensors and bases only.
+One row at a time; kernels/low_rank.py does all rows at once on CUDA, kernels/latents.c a step of decoding on a
+processor. It knows tensors and bases only.
 """
 
 from collections.abc import Iterator, Sequence

@@ -33,17 +33,22 @@ class Rotary:
 
     def at(self, positions: Int[Tensor, "*slots"]) -> tuple[Tensor, Tensor]:
         """Cosines and sines [*slots, rotated] in float32, the model's attention scaling included."""
-        needed = 0
+        highest = -1
         if positions.numel():
-            needed = int(positions.max()) + 1
+            highest = int(positions.max())
+        cosines, sines = self.reaching(highest, positions.device)
+        index = positions.long()
+        return cosines[index], sines[index]
+
+    def reaching(self, highest: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all positions from 0 to beyond `highest`, [positions, rotated]."""
+        needed = highest + 1
         if self.table is None or len(self.table[0]) < needed:
             with_room = needed + needed // 8  # an eighth more: a table that grows token by token is rarely remade
             rows = max(with_room, _SHORTEST_TABLE)
-            every = torch.arange(rows, device=positions.device)
+            every = torch.arange(rows, device=device)
             self.table = self.angles(every)
-        cosines, sines = self.table
-        index = positions.long()
-        return cosines[index], sines[index]
+        return self.table
 
 
 def rotate(

@@ -33,6 +33,8 @@ def attention_sums(
     """
     rows, heads, stored, _ = keys.shape
     group = queries.shape[1] // heads
+    if queries.shape[2] == 1 and counted is None and stored and cap_of(scale) is None:
+        return _of_one_query(queries, keys, log_sum_exp, scale=scale)
     sums = torch.zeros(rows, heads, stored, dtype=torch.float32, device=keys.device)
     scaled = queries.float() * scale
     log_sum_exp = log_sum_exp.float()
@@ -51,6 +53,26 @@ def attention_sums(
             scale=scale,
         )
     return sums / group
+
+
+def _of_one_query(
+    queries: Float[Tensor, "B G 1 D"],
+    keys: Float[Tensor, "B H S D"],
+    log_sum_exp: Float[Tensor, "B G 1"],
+    *,
+    scale: float,
+) -> Float[Tensor, "B H S"]:
+    """The attention of one new token of each row, which sees all slots, averaged over its query heads: few products."""
+    heads = keys.shape[1]
+    scaled = queries.float() * scale
+    by_head = scaled.squeeze(2)
+    by_head = by_head.unflatten(1, (heads, -1))  # B H group D
+    subtracted = log_sum_exp.float()
+    subtracted = subtracted.unflatten(1, (heads, -1))  # B H group 1
+    scores = by_head @ keys.float().mT  # B H group S
+    scores -= subtracted
+    weights = scores.exp_()
+    return weights.mean(dim=2)
 
 
 def _add_sums(

@@ -57,6 +57,10 @@ class ReceivedAttention(Record):
         if len(folded):
             folded = folded + self._received(seen, queries, weights)
         tail, before = seen.tail, seen.before
+        if queries.shape[2] == 1 and not tail.padded:  # a new token sees every column, itself too
+            raw = attention_sums(queries, tail.keys[:, :, : tail.length], weights, scale=seen.scale)
+            raw[:, :, : self.raw.shape[2]] += self.raw
+            return ReceivedAttention(raw=raw, folded=folded, counts=self.counts)
         # Nothing is added in place: a forward is undone by the old record.
         raw = self.raw.new_zeros(*self.raw.shape[:2], tail.length)
         raw[:, :, : self.raw.shape[2]] = self.raw  # columns that were loaded without a forward have received nothing

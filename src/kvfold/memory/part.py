@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvfold.attention.kernels.compiled import StoredSlots
+from kvfold.attention.kernels.compiled import Stored
 from kvfold.attention.partial import Partial
 from kvfold.errors import CacheError
 from kvfold.memory.kv import KV
@@ -41,9 +41,7 @@ class Part(ABC):
     """Slots of some rows and heads in one physical layout."""
 
     counts: Counts  # slots of each row and head
-    stored: StoredSlots | None = (
-        None  # where its slots lie, if the compiled kernel can read them; else it attends itself
-    )
+    stored: Stored | None = None  # where its slots lie, if the compiled kernel can read them; else it attends itself
 
     @abstractmethod
     def attend(self, step: AttentionStep) -> tuple[Partial, "Part"]:

@@ -1,4 +1,4 @@
-"""Tail: the newest tokens of a layer, raw, in buffers that grow by an eighth.
+"""Tail: the newest tokens of a layer, raw, in buffers that grow by an eighth, or by a few tokens.
 
 Appending a token copies one token. A tail is a length over shared buffers: an older tail of the same buffers stays
 valid while newer tokens are written behind it, which is how a forward is rolled back. Rows share columns; a column
@@ -15,6 +15,7 @@ from torch import Tensor
 from kvfold.attention.kernels.compiled import Form, StoredSlots
 
 _SHARE = 8  # of what is held: one column in so many is room for those to come
+_LEAST_ROOM = 8  # columns behind a token that is said by itself: a short tail would be copied for nearly each of them
 PAD = -1  # the position of a column that holds no token of this row
 
 
@@ -58,13 +59,25 @@ class Tail:
         valid: Bool[Tensor, "B Q"] | None,
     ) -> "Tail":
         """Write tokens behind the others; new buffers only when they do not fit."""
-        stop = self.length + keys.shape[2]
-        grown = self if stop <= self.keys.shape[2] else self._with_room(stop + stop // _SHARE)
+        new = keys.shape[2]
+        stop = self.length + new
+        grown = self
+        if stop > self.keys.shape[2]:
+            grown = self._with_room(stop + max(stop // _SHARE, _LEAST_ROOM if new == 1 else 0))
         # Behind `length` nobody reads: tails that share the buffers end at or before it, or copied them (memory.py).
         grown.keys[:, :, self.length : stop] = keys
         grown.values[:, :, self.length : stop] = values
         grown.positions[:, self.length : stop] = positions if valid is None else positions.masked_fill(~valid, PAD)
-        return replace(grown, length=stop, padded=self.padded or valid is not None)
+        # Written out: `replace` takes three times as long, in every layer of every step.
+        return Tail(
+            keys=grown.keys,
+            values=grown.values,
+            positions=grown.positions,
+            length=stop,
+            start=grown.start,
+            padded=self.padded or valid is not None,
+            stored=grown.stored,
+        )
 
     def without(self, invalid: Bool[Tensor, "B length"]) -> "Tail":
         """Turn some columns into pads for some rows."""

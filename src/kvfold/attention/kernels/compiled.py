@@ -18,7 +18,7 @@ from enum import IntEnum
 from functools import cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ from kvfold.attention.soft_cap import CappedScale
 from kvfold.files import draft_of, home, put_in_place
 
 # Read with this file: a package that is upgraded while a program runs must not hand it a kernel with other structures.
-SOURCE = Path(__file__).with_name("decode.c").read_bytes()
+SOURCE = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("decode.c", "latents.c"))
 _LANES = (16, 8)  # numbers of a vector: head sizes and groups are multiples of one of these
 _LARGEST_HEAD = 256
 # Sums in any order, so that they are vectors. Not -ffast-math: a library linked with that makes the whole process flush
@@ -50,9 +50,11 @@ class Kind(IntEnum):
     FLOAT16 = 2
     INT8 = 3
     INT4 = 4
+    PLANES = 5
+    LATENTS = 6  # a part of latents, whose structure says how these are written
 
 
-_KINDS = {torch.float32: Kind.FLOAT32, torch.bfloat16: Kind.BFLOAT16, torch.float16: Kind.FLOAT16}
+KINDS = {torch.float32: Kind.FLOAT32, torch.bfloat16: Kind.BFLOAT16, torch.float16: Kind.FLOAT16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class Form:
     @classmethod
     def plain(cls, keys: Float[Tensor, "*slots D"], values: Float[Tensor, "*slots E"]) -> "Form | None":
         """Describe numbers as they came; None for a type that the kernel does not read."""
-        kind = _KINDS.get(keys.dtype)
+        kind = KINDS.get(keys.dtype)
         size = keys.shape[-1]
         if kind is None or values.dtype != keys.dtype or values.shape[-1] != size:
             return None
@@ -78,25 +80,40 @@ class Form:
     @property
     def is_readable(self) -> bool:
         """Tell whether the kernel takes such sizes, and finds every tensor in one piece of this machine's memory."""
-        lanes = _lanes(self.size)
+        lanes = lanes_of(self.size)
         unit = 2 * lanes if self.kind is Kind.INT4 else lanes
         fits = lanes > 0 and self.size % unit == 0 and self.group % unit == 0
         return fits and all(one.device.type == "cpu" and one.is_contiguous() for one in (*self.keys, *self.values))
 
 
-class _Side(ctypes.Structure):
+class SidePointer(ctypes.Structure):
+    """Keys or values of a part, for the kernel."""
+
     _fields_ = [(name, ctypes.c_void_p) for name in ("numbers", "steps", "lows")]
 
 
-class _Part(ctypes.Structure):
+class PartPointer(ctypes.Structure):
+    """A part, for the kernel."""
+
     _fields_ = [
-        ("keys", _Side),
-        ("values", _Side),
+        ("keys", SidePointer),
+        ("values", SidePointer),
         ("spans", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
         ("count", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("kind", "group", "rotated", "unused")),
     ]
+
+
+class Stored(Protocol):
+    """What the kernel finds the slots of a part by."""
+
+    slots: int  # of all rows and heads
+
+    @property
+    def part(self) -> PartPointer:
+        """The pointers."""
+        ...
 
 
 class StoredSlots:
@@ -111,9 +128,9 @@ class StoredSlots:
         self.spans = None
         if spans is not None:
             self.spans = (ctypes.c_int64 * (2 * len(spans)))(*chain.from_iterable(spans))
-        self.part = _Part(
-            keys=_Side(*(one.data_ptr() for one in form.keys)),
-            values=_Side(*(one.data_ptr() for one in form.values)),
+        self.part = PartPointer(
+            keys=SidePointer(*(one.data_ptr() for one in form.keys)),
+            values=SidePointer(*(one.data_ptr() for one in form.values)),
             spans=None if self.spans is None else ctypes.addressof(self.spans),
             stride=stride,
             count=count,
@@ -133,7 +150,7 @@ def _stored(form: Form, stride: int, count: int, spans: Spans | None) -> StoredS
 
 def decode(
     queries: Float[Tensor, "B G 1 D"],
-    parts: Sequence[StoredSlots],
+    parts: Sequence[Stored],
     *,
     heads: int,
     scale: float,
@@ -148,7 +165,7 @@ def decode(
     if kernel is None or queries.device.type != "cpu" or torch.is_grad_enabled() or type(scale) is CappedScale:
         return None
     count, every = len(parts), rows * heads
-    given = (_Part * count)(*[one.part for one in parts])
+    given = (PartPointer * count)(*[one.part for one in parts])
     if newest is not None:
         given[count - 1].count = newest
     asked = queries.float().contiguous()
@@ -181,7 +198,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 @cache
 def _kernel(size: int) -> Any:
     """Give the function for a head size; None where it cannot be had."""
-    if os.environ.get("KVFOLD_KERNELS") == "off" or not _lanes(size):
+    if os.environ.get("KVFOLD_KERNELS") == "off" or not lanes_of(size):
         return None
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     if compiler is None:
@@ -195,7 +212,7 @@ def _kernel(size: int) -> Any:
     return function
 
 
-def _lanes(size: int) -> int:
+def lanes_of(size: int) -> int:
     """Give the numbers of a vector for a head size; 0: there is no kernel for it."""
     return next((lanes for lanes in _LANES if size % lanes == 0 and 0 < size <= _LARGEST_HEAD), 0)
 

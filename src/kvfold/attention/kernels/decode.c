@@ -1,4 +1,4 @@
-/* Attention of one new token over the slots of a layer, read as they lie: plain numbers, 8 bits or 4 bits.
+/* Attention of one new token over the slots of a layer, read as they lie: plain numbers, 8 bits, 4 bits, or latents.
 
    A layer's parts are gone through one after the other. A part is decoded a tile at a time into a buffer that stays in the
    first cache, and all query heads that share its key/value head read it there. The softmax goes along (Milakov and
@@ -6,11 +6,13 @@
    Clang, for any processor. It is compiled once for each head size, SIZE. The slow reference is ../reference.py. */
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define LANES (SIZE % 16 ? 8 : 16)
 #define TILE 32         /* slots that are decoded at a time */
 #define MOST_QUERIES 64 /* query heads that share a key/value head */
+#define APART __attribute__((noinline)) /* a profile names it, and it is compiled once */
 #define NOTHING -1e30f  /* the largest score of no slots */
 #define BLOCK (SIZE & -SIZE)
 
@@ -19,7 +21,7 @@ typedef int32_t ints __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint8_t codes __attribute__((vector_size(LANES), aligned(1)));
 typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2)));
 
-enum kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };
+enum kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4, PLANES = 5, LATENTS = 6 };
 
 /* Keys or values of all slots, in order of row, head, slot. */
 typedef struct {
@@ -117,6 +119,19 @@ decode(enum kind kind, const side *from, int64_t first, int count, int group, fl
     }
 }
 
+/* Turn a tile of scores into weights under a running softmax; by what must its earlier sums be multiplied? */
+static inline float soften(float *scores, float *largest, float *total) {
+    float before = *largest, highest = before;
+    for (int slot = 0; slot < TILE; slot++) highest = scores[slot] > highest ? scores[slot] : highest;
+    floats sums = {0};
+    for (int slot = 0; slot < TILE; slot += LANES)
+        sums += *(floats *)(scores + slot) = exponential(*(floats *)(scores + slot) - highest);
+    float shrink = highest == before ? 1.0f : exponential(spread(before - highest))[0];
+    *largest = highest;
+    *total = *total * shrink + sum_of(sums);
+    return shrink;
+}
+
 /* Add the slots from `begin` to `end` to an answer. */
 static inline __attribute__((always_inline)) void
 attend(enum kind kind, const part *from, int64_t begin, int64_t end, int queries, const float *query, answer *into) {
@@ -136,14 +151,7 @@ attend(enum kind kind, const part *from, int64_t begin, int64_t end, int queries
                 scores[slot] = sum_of(products);
             }
             for (int slot = count; slot < TILE; slot++) scores[slot] = NOTHING;
-            float before = into->largest[q], largest = before;
-            for (int slot = 0; slot < TILE; slot++) largest = scores[slot] > largest ? scores[slot] : largest;
-            floats total = {0};
-            for (int slot = 0; slot < TILE; slot += LANES)
-                total += *(floats *)(scores + slot) = exponential(*(floats *)(scores + slot) - largest);
-            float shrink = largest == before ? 1.0f : exponential(spread(before - largest))[0];
-            into->largest[q] = largest;
-            into->total[q] = into->total[q] * shrink + sum_of(total);
+            float shrink = soften(scores, &into->largest[q], &into->total[q]);
             if (shrink != 1.0f)
                 for (int d = 0; d < SIZE; d++) into->output[q][d] *= shrink;
         }
@@ -175,6 +183,17 @@ static void clear(answer *one, int queries) {
     for (int q = 0; q < queries; q++) one->largest[q] = NOTHING, one->total[q] = 0;
 }
 
+/* Add what was read apart. */
+static void merge(const answer *own, int queries, answer *into) {
+    for (int q = 0; q < queries; q++) {
+        float largest = own->largest[q] > into->largest[q] ? own->largest[q] : into->largest[q];
+        float old = expf(into->largest[q] - largest), new = expf(own->largest[q] - largest);
+        for (int d = 0; d < SIZE; d++) into->output[q][d] = into->output[q][d] * old + own->output[q][d] * new;
+        into->total[q] = into->total[q] * old + own->total[q] * new;
+        into->largest[q] = largest;
+    }
+}
+
 /* Attend over a part that is stored in other coordinates, and add what comes back in those of the queries. */
 static void attend_turned(const part *from, int64_t begin, int64_t end, int queries, const float *query, answer *into) {
     float turned[MOST_QUERIES * SIZE], numbers[SIZE];
@@ -191,24 +210,34 @@ static void attend_turned(const part *from, int64_t begin, int64_t end, int quer
         if (from->kind == INT4) split_pairs(own.output[q], numbers, 1);
         else memcpy(numbers, own.output[q], sizeof numbers);
         if (from->rotated) rotate(numbers);
-        float largest = own.largest[q] > into->largest[q] ? own.largest[q] : into->largest[q];
-        float old = expf(into->largest[q] - largest), new = expf(own.largest[q] - largest);
-        for (int d = 0; d < SIZE; d++) into->output[q][d] = into->output[q][d] * old + numbers[d] * new;
-        into->total[q] = into->total[q] * old + own.total[q] * new;
-        into->largest[q] = largest;
+        memcpy(own.output[q], numbers, sizeof numbers);
     }
+    merge(&own, queries, into);
 }
 
-/* Attend with queries [heads, queries, SIZE], for the heads from `head` to `last`; 1: there are too many queries. */
+/* What one call keeps of latents (latents.c), which all heads of a row share. */
+typedef struct scratch scratch;
+static int attend_shared(const part *one, int64_t head, int64_t last, int group, const float *query, float scale, scratch **of_call,
+                         answer *into);
+static void forget(scratch *own);
+
+/* Attend with queries [heads, queries, SIZE], for the heads from `head` to `last`; 1: there are too many queries, or
+   no memory. */
 int kvfold_decode(const part *parts, int count, int64_t head, int64_t last, int queries, float scale, const float *query,
                   float *output, float *log_sum_exp) {
     if (queries > MOST_QUERIES) return 1;
     float scaled[MOST_QUERIES * SIZE];
     answer whole;
-    for (; head < last; head++) {
+    scratch *shared = NULL;
+    int failed = 0;
+    for (; head < last && !failed; head++) {
         for (int d = 0; d < queries * SIZE; d++) scaled[d] = query[head * queries * SIZE + d] * scale;
         clear(&whole, queries);
         for (const part *one = parts; one < parts + count; one++) {
+            if (one->kind == LATENTS) {
+                failed |= attend_shared(one, head, last, queries, query, scale, &shared, &whole);
+                continue;
+            }
             int64_t begin = one->spans == NULL ? head * one->stride : one->spans[2 * head];
             int64_t end = one->spans == NULL ? begin + one->count : one->spans[2 * head + 1];
             if (one->rotated || one->kind == INT4) attend_turned(one, begin, end, queries, scaled, &whole);
@@ -220,5 +249,6 @@ int kvfold_decode(const part *parts, int count, int64_t head, int64_t last, int 
             log_sum_exp[head * queries + q] = total > 0 ? whole.largest[q] + logf(total) : -INFINITY;
         }
     }
-    return 0;
+    forget(shared);
+    return failed;
 }

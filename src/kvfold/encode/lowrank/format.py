@@ -18,6 +18,7 @@ from torch import Tensor
 from kvfold.attention.basis import Bases, LatentBlock
 from kvfold.attention.bit_planes import BitPlanes
 from kvfold.attention.int8 import to_int8
+from kvfold.memory.ragged import Counts
 
 Levels: TypeAlias = tuple[tuple[int, int], ...]  # dimensions of keys and of values, growing
 # Latents of keys [S, K], of values [S, V] and positions [S] of a row's segment -> the level of each slot [S].
@@ -167,3 +168,18 @@ def oldest_first(blocks: Blocks) -> Int[Tensor, " S"]:
 def positions_of(blocks: Blocks) -> Int[Tensor, " S"]:
     """List the positions of a row's slots, level by level."""
     return torch.cat([block.positions for block in blocks])
+
+
+def promised(
+    sizes: Counts,
+    form: LowRankFormat,
+) -> dict[str, int]:
+    """Count the numbers that each flat tensor has for so many slots of each row and level."""
+    of_levels = [sum(level) for level in zip(*sizes, strict=True)]  # over rows
+    promised = {"positions": sum(of_levels)}
+    if form.scaled:
+        promised["scales"] = sum(of_levels)
+    for side, name in enumerate(("keys", "values")):
+        pairs = zip(of_levels, form.levels, strict=True)
+        promised[name] = sum(slots * level[side] for slots, level in pairs)
+    return promised

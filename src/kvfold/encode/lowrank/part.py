@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from kvfold.attention.basis import Bases, LatentBlock
+from kvfold.attention.kernels.compiled import decode
+from kvfold.attention.kernels.latents import StoredLatents
 from kvfold.attention.kernels.low_rank import attend_rows, fits
 from kvfold.attention.low_rank import LatentView, attend_latents
 from kvfold.attention.partial import Partial, nothing
@@ -28,6 +30,7 @@ from kvfold.encode.lowrank.format import (
     flattened,
     oldest_first,
     positions_of,
+    promised,
     stored,
 )
 from kvfold.encode.lowrank.pages import LatentPages
@@ -58,11 +61,12 @@ class LowRankPart(Part):
     places: tuple[Blocks, ...] = field(init=False, compare=False)  # views of the blocks and their room
     blocks: tuple[Blocks, ...] = field(init=False, compare=False)  # views, by row and level
     views: tuple[tuple[LatentView, ...], ...] = field(init=False, compare=False)  # of each row's blocks with slots
+    pointers: list[StoredLatents | None] = field(init=False, compare=False)  # to the blocks, once they are asked for
 
     def __post_init__(self) -> None:
         sizes = _numbers_of(self.held)
-        heads = self.form.bases.heads
-        counts = tuple((sum(row),) * heads for row in sizes)  # heads share their slots, so their counts are equal
+        bases = self.form.bases
+        counts = tuple((sum(row),) * bases.heads for row in sizes)  # heads share their slots, so their counts are equal
         room = sizes if self.room is None else _numbers_of(self.room)
         places = tuple(_blocks(self, room))
         blocks = places
@@ -75,10 +79,19 @@ class LowRankPart(Part):
         object.__setattr__(self, "places", places)
         object.__setattr__(self, "blocks", blocks)
         views = []
-        for blocks in self.blocks:
-            filled = [block for block in blocks if len(block.positions)]
-            views.append(tuple(LatentView.of(block, self.form.bases) for block in filled))
+        for of_row in blocks:
+            filled = [block for block in of_row if len(block.positions)]
+            of_filled = [LatentView.of(block, bases) for block in filled]
+            views.append(tuple(of_filled))
         object.__setattr__(self, "views", tuple(views))
+        object.__setattr__(self, "pointers", [])
+
+    @property
+    def stored(self) -> StoredLatents | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where the blocks lie, for the compiled kernel; made by the first step that reads them, not by every fold."""
+        if not self.pointers:
+            self.pointers.append(StoredLatents.of(self.blocks, self.form.bases))
+        return self.pointers[0]
 
     @classmethod
     def of(
@@ -128,19 +141,12 @@ class LowRankPart(Part):
                 scale=scale,
             )
             return answer, self
-        answers = []
-        # Rows hold different numbers of slots of each level, so each is attended by itself.
-        for row, views in enumerate(self.views):
-            of_row = queries[row : row + 1]  # 1 G Q D
-            if views and queries.shape[2]:
-                answers.append(attend_latents(of_row[0], views, self.form.bases, scale=scale))
-            else:
-                answers.append(nothing(of_row))
-        if len(answers) == 1:
-            return answers[0], self
-        output = torch.cat([answer.output for answer in answers])  # B G Q E
-        log_sum_exp = torch.cat([answer.log_sum_exp for answer in answers])
-        return Partial(output, log_sum_exp), self
+        single = queries.shape[2] == 1
+        if single and (stored := self.stored) is not None:
+            read = decode(queries, [stored], heads=self.form.bases.heads, scale=scale)
+            if read is not None:
+                return Partial(*read), self
+        return _by_torch(self, queries, scale), self
 
     def read(self, heads: slice = slice(None)) -> KV:
         """Reconstruct the slots of some heads, oldest first."""
@@ -228,7 +234,7 @@ class LowRankPart(Part):
     ) -> "LowRankPart":
         """Build the part that was saved. Raises ValueError where plain values, tensors and format do not fit."""
         _check_format(plain, tensors, form)
-        for name, count in _promised(_numbers_of(tensors["held"]), form).items():
+        for name, count in promised(_numbers_of(tensors["held"]), form).items():
             there = tensors[name].shape[0]
             if there != count:
                 raise ValueError(f"{count} {name} are promised, and {there} are there")
@@ -238,6 +244,22 @@ class LowRankPart(Part):
 
     def _of(self, rows: Sequence[Blocks]) -> "LowRankPart":
         return LowRankPart(form=self.form, dtype=self.dtype, **flattened(rows, self.form))
+
+
+def _by_torch(part: LowRankPart, queries: Tensor, scale: float) -> Partial:
+    """Attend row by row: rows hold different numbers of slots of each level."""
+    answers = []
+    for row, views in enumerate(part.views):
+        of_row = queries[row : row + 1]  # 1 G Q D
+        if views and queries.shape[2]:
+            answers.append(attend_latents(of_row[0], views, part.form.bases, scale=scale))
+        else:
+            answers.append(nothing(of_row))
+    if len(answers) == 1:
+        return answers[0]
+    output = torch.cat([answer.output for answer in answers])  # B G Q E
+    log_sum_exp = torch.cat([answer.log_sum_exp for answer in answers])
+    return Partial(output, log_sum_exp)
 
 
 def _kept_rows(part: LowRankPart, kept: Bool[Tensor, " slots"]) -> list[Blocks]:
@@ -267,7 +289,7 @@ def _copied(
     # A level that fills up moves all levels: they lie in one piece, so that a kernel takes them by one pointer.
     room = with_spare(after, left // len(part.form.levels))
     tensors = {}
-    for name, count in _promised(room, part.form).items():
+    for name, count in promised(room, part.form).items():
         like = getattr(part, name)
         tensors[name] = like.new_empty(count, *like.shape[1:])
     held = part.held.new_tensor(after)
@@ -283,7 +305,7 @@ def _copied(
 
 def _slack(part: LowRankPart) -> dict[str, int]:
     """Count the bytes of room for slots to come, by tensor."""
-    used = _promised(part.sizes, part.form)
+    used = promised(part.sizes, part.form)
     slack = {}
     for name, count in used.items():
         tensor = getattr(part, name)
@@ -351,28 +373,13 @@ def _check_format(
         raise ValueError(f"latents as {ways[scaled]} are there, and the plan's are {ways[form.scaled]}")
 
 
-def _promised(sizes: Counts, form: LowRankFormat) -> dict[str, int]:
-    """Count the numbers that each flat tensor has for so many slots of each row and level."""
-    of_levels = [sum(level) for level in zip(*sizes, strict=True)]  # over the rows
-    promised = {"positions": sum(of_levels)}
-    if form.scaled:
-        promised["scales"] = sum(of_levels)
-    for side, name in enumerate(("keys", "values")):
-        pairs = zip(of_levels, form.levels, strict=True)
-        promised[name] = sum(slots * level[side] for slots, level in pairs)
-    return promised
-
-
 def _numbers_of(held: Int[Tensor, "B levels"]) -> Counts:
     """Read slots of each row and level."""
     rows = held.tolist()
     return tuple(tuple(row) for row in rows)
 
 
-def _first_slots(
-    blocks: Blocks,
-    sizes: Sequence[int],
-) -> Blocks:
+def _first_slots(blocks: Blocks, sizes: Sequence[int]) -> Blocks:
     """Cut the room off the blocks of a row."""
     first = []
     for block, size in zip(blocks, sizes, strict=True):
