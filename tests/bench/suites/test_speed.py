@@ -34,7 +34,7 @@ def subject(tmp_path_factory):
     return open_subject(str(path))
 
 
-@pytest.fixture(params=["decode", "prefill", "talk"])
+@pytest.fixture(params=["decode", "prefill", "fold", "talk"])
 def suite(request):
     """Every stage, at a length that costs nothing."""
     return Speed(tokens=128, stage=request.param)
@@ -59,6 +59,14 @@ def test_stages_are_named_and_a_plan_that_folds_spends_on_selection(subject):
         assert metrics["copies_seconds"] > 0
     assert spent["full"]["selection_seconds"] == 0.0
     assert spent["snapkv(keep=0.25)"]["selection_seconds"] > 0.0
+
+
+def test_a_fold_is_timed_apart_from_what_it_folds(subject):
+    suite = Speed(tokens=128, stage="fold")
+    for plan in ("snapkv(keep=0.25)", "sonic(keep=0.25, verbatim=0.5)", "int8"):
+        outcome = suite.ask(subject, plan, [0])[0]
+        assert 0 < outcome.metrics["fold_over_prefill"] < outcome.metrics["seconds"] / outcome.metrics["full_seconds"]
+        assert outcome.stored_bytes < outcome.full_bytes
 
 
 def test_timing_stages_leaves_no_trace_even_after_an_error(subject):
@@ -112,7 +120,7 @@ def test_the_floor_is_foretold_in_bytes_over_bandwidth(subject, suite):
 
 
 def test_an_unknown_stage_names_the_real_ones():
-    with pytest.raises(SuiteError, match="decode, prefill, talk"):
+    with pytest.raises(SuiteError, match="decode, prefill, fold, talk"):
         Speed(stage="sleep").samples(n=1, seed=0)
 
 

@@ -22,10 +22,11 @@ from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import SuiteError
 from kvfold.hf.argument import given
 from kvfold.hf.attention import PREFIX
+from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import stock_cache
 from kvfold.open import cache
 
-STAGES = ("decode", "prefill", "talk")
+STAGES = ("decode", "prefill", "fold", "talk")
 _READ_TOKENS, _WRITTEN_TOKENS = 128, 64  # tokens of a turn of talk: read in one forward, and written one by one
 _WARM_UP = 2  # turns that are not counted
 _STAGED = 3  # forwards after the turns, in which stages are timed
@@ -51,7 +52,7 @@ class Speed(Suite):
     rows: ClassVar[int] = 1_000_000  # all turns in one chunk: they share the caches
 
     tokens: int = 16384
-    stage: str = "decode"  # after `tokens`: one token, or a turn of talk with its fold; or a prompt with its fold
+    stage: str = "decode"  # after `tokens`: one token, or a turn of talk; or a prompt with its fold, or that fold apart
 
     def samples(self, *, n: int, seed: int) -> Sequence[int]:
         """Number the turns."""
@@ -67,7 +68,7 @@ class Speed(Suite):
     def prediction(self, subject: Subject, plan: str) -> str:
         """Predict the least time of one turn: the bytes that must be read over the bandwidth measured here."""
         ledger = _Decode(subject, plan, min(self.tokens, _SHORT_CACHE), seed=0).ledger
-        stored = ledger.stored if self.stage != "prefill" else 1.0
+        stored = 1.0 if self.stage in ("prefill", "fold") else ledger.stored
         forwards = 1 + _WRITTEN_TOKENS if self.stage == "talk" else 1
         cache_bytes = forwards * stored * ledger.full_bytes * self.tokens / ledger.seen
         moved = cache_bytes + forwards * _weight_bytes(subject.model)
@@ -79,7 +80,7 @@ class Speed(Suite):
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         """Measure every turn of a plan, in turn with full and stock."""
-        stage = {"decode": _Decode, "prefill": _Prefill, "talk": _Talk}[self.stage]
+        stage = {"decode": _Decode, "prefill": _Prefill, "fold": _Fold, "talk": _Talk}[self.stage]
         with torch.no_grad():
             made = stage(subject, plan, self.tokens, seed=samples[0])
             reset_peak_memory()
@@ -93,7 +94,7 @@ class Speed(Suite):
             "predicted_seconds": made.moved_bytes / read_bandwidth(subject.model.device.type),
         }
         shared |= {name: _median([one.metrics[name] for one in stages]) for name in stages[0].metrics}
-        if isinstance(made, _Talk):
+        if isinstance(made, _Talk | _Fold):
             shared["fold_over_prefill"] = _median(made.fold_shares[_WARM_UP:])
         return [
             Outcome(
@@ -189,11 +190,15 @@ class _Prefill:
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
         self.model, self.text, self.tokens = subject.model, plan, tokens
-        self.new = partial(cache, self.model)
         first = self.new(plan)
         _feed(self.model, first, tokens, seed)
+        first.fold()  # a method that chooses for all layers together folds with the next forward
         self.ledger = first.ledger()
         self.moved_bytes = self.ledger.full_bytes + _weight_bytes(self.model)
+
+    def new(self, plan: str) -> FoldedCache:
+        """A fresh cache, which folds as the prompt ends."""
+        return cache(self.model, plan)
 
     def turn(self, number: int) -> TurnSeconds:
         """The prompt through each; who goes first changes from turn to turn."""
@@ -208,6 +213,40 @@ class _Prefill:
         """Where the plan's time goes in one prompt."""
         fresh = self.new(self.text)
         return _staged(self.model, fresh, partial(_feed, self.model, fresh, self.tokens, number))
+
+
+class _Fold(_Prefill):
+    """A prompt through a fresh cache of each kind, and the plan's fold after it, timed apart."""
+
+    def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
+        super().__init__(subject, plan, tokens, seed=seed)
+        self.fold_shares: list[float] = []  # of each turn: seconds of the fold over those in which `full` reads
+
+    def new(self, plan: str) -> FoldedCache:
+        """A fresh cache, which folds when it is told to, however little it holds."""
+        return cache(self.model, plan, prompt_tokens=0, least=0)
+
+    def turn(self, number: int) -> TurnSeconds:
+        """The prompt through each, and one fold."""
+        past = self.new(self.text)
+        folding = []
+
+        def read_and_fold() -> None:
+            _feed(self.model, past, self.tokens, number)
+            synchronise(self.model.device)
+            start = perf_counter()
+            past.fold()
+            synchronise(self.model.device)
+            folding.append(perf_counter() - start)
+
+        work: dict[str, Callable[[], None]] = {
+            "plan": read_and_fold,
+            "full": partial(_feed, self.model, self.new("full"), self.tokens, number),
+            "stock": partial(_feed, self.model, None, self.tokens, number),
+        }
+        seconds = TurnSeconds(**_in_turn(self.model, work, number))
+        self.fold_shares.append(folding[0] / seconds.full)
+        return seconds
 
 
 def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> dict[str, float]:
