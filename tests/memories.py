@@ -91,7 +91,7 @@ def fold_event(tail, columns, kept, **more):
         "counts": None,
         "made": 0,
         "tail": tail.after(columns),
-        "seen": tuple(tail.valid.sum(dim=1).tolist()),
+        "next_positions": tuple(tail.valid.sum(dim=1).tolist()),
         "for_select": True,
     }
     return FoldEvent(**(given | more))

@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from kvfold import encode, place, select
+from kvfold.attention.rotary import Rotary
 from kvfold.budget.budget import Budget
 from kvfold.encode.base import Encode
 from kvfold.encode.dense import Dense
@@ -81,17 +82,18 @@ class Plan:
         layout: Layout | None = None,
         opened: Placement | None = None,
         also: tuple[Recorder, ...] = (),
+        rotary: Rotary | None = None,
     ) -> Rules:
         """What the layers of a model fold by; `layout` is the encode member's, bound to what was learned of the model,
         `opened` the place member's, if their cache has one already. Fractions leave `least` tokens in any case.
-        `also` is recorded for other plans.
+        `also` is recorded for other plans. With a model's `rotary` slots that stay are moved together.
 
-        Raises BudgetError for a budget that cannot hold the pinned tokens.
+        Raises BudgetError for a budget that cannot hold the pinned tokens, PlanError for slots that cannot be moved.
         """
         budget = self.select.budget
         if budget is not None:
             budget.check(pinned=pinned)
-        return Rules(
+        rules = Rules(
             select=self.select,
             layout=layout or self.encode,
             raw=_DENSE,
@@ -100,13 +102,38 @@ class Plan:
             least=least,
             placement=self._placement(pinned, least) if opened is None else opened,
             also=also,
+            rotary=rotary,
         )
+        if rules.closes_gaps:
+            self._refuse_unmovable(rules)
+        return rules
 
     def rules_after(self, old: Rules) -> Rules:
         """What the same layers fold by from now on, after they folded by `old`, whose layout and place stay."""
         return self.rules(
-            pinned=old.pinned, layers=old.layers, least=old.least, layout=old.layout, opened=old.placement
+            pinned=old.pinned,
+            layers=old.layers,
+            least=old.least,
+            layout=old.layout,
+            opened=old.placement,
+            rotary=old.rotary,
         )
+
+    def _refuse_unmovable(self, rules: Rules) -> None:
+        """Refuse slots that cannot be moved together, or that are not what they were afterwards."""
+        asked = f'{self} was asked for with positions="compact"'
+        if rules.placement is not None:
+            raise PlanError(
+                f"{asked}; what lies in a tier cannot be turned there; leave {_name_of(type(self.place))} away"
+            )
+        if self.select.reads_ages:
+            raise PlanError(
+                f"{asked}; {_name_of(type(self.select))} reads how old a slot is from its position, which moves; "
+                "give normalise=False"
+            )
+        if not rules.layout.lossless:
+            code = _name_of(type(self.encode))
+            raise PlanError(f"{asked}; slots move at every fold, and {code} would round them anew; leave {code} away")
 
     def _placement(self, pinned: int, least: int) -> Placement | None:
         placement = self.place.open(pinned=pinned, least=least)

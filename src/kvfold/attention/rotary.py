@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Angles: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # positions [S] -> cosines and sines [S, rotated]
+Turn: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # keys [*slots, D], their positions, those to come -> keys
 _SHORTEST_TABLE = 64  # positions
 
 
@@ -49,6 +50,22 @@ class Rotary:
             every = torch.arange(rows, device=device)
             self.table = self.angles(every)
         return self.table
+
+    def turn(
+        self,
+        keys: Float[Tensor, "*slots D"],
+        before: Int[Tensor, "*slots"],
+        after: Int[Tensor, "*slots"],
+    ) -> Float[Tensor, "*slots D"]:
+        """Turn keys from some positions to others, in float32. Keys that stay are the same numbers, bit by bit."""
+        moves = before != after
+        if not bool(moves.any()):
+            return keys
+        chosen = keys[moves]  # slots D: only what moves is widened
+        plain = unrotate(chosen.float(), *self.at(before[moves]))
+        turned = keys.clone()
+        turned[moves] = rotate(plain, *self.at(after[moves])).to(keys.dtype)
+        return turned
 
 
 def rotate(

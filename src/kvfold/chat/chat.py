@@ -22,9 +22,11 @@ from kvfold.hf import snapshot
 from kvfold.hf.budgets import NewBudget
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, Settings, Tokenizer, feed, settings_for, stream
+from kvfold.hf.refusals import why_positions_end
 from kvfold.hf.saved import SavedCache, refuse_unusable
 from kvfold.integers import integer, integer_or_none
 from kvfold.memory.forward import Boundaries
+from kvfold.memory.rules import Positions
 from kvfold.open import LEAST, PLAN, SINKS, cache_with
 from kvfold.plan import Plan
 
@@ -51,27 +53,32 @@ class Chat:
         raw_turns: int = 0,
         stride: int | None = None,
         least: int = LEAST,
+        positions: Positions = "kept",
     ) -> None:
         """Begin a conversation.
 
-        The system prompt is pinned: it stays raw in every plan. The newest `raw_turns` turns stay raw too. With a
-        `stride` the chat also folds after every `stride` tokens inside a turn. A fraction leaves `least`. Replies
-        follow `generation`, or the model's settings. Raises PlanError, BudgetError and ModelError for what cannot be.
+        The system prompt is pinned: it stays raw in every plan, and so do the newest `raw_turns` turns. With a `stride`
+        the chat also folds inside a turn. A fraction leaves `least`; `positions="compact"` knows no last position.
+        Replies follow `generation`, or the model's settings. Raises PlanError, BudgetError and ModelError.
         """
         raw_turns = integer("raw_turns", raw_turns, least=0, error=PlanError)
         stride = integer_or_none("stride", stride, least=1, error=PlanError)
         _refuse_both(raw_turns, stride)
         self.model, self.tokenizer = model, tokenizer
-        self.raw_turns = raw_turns
-        self._stride = stride
+        self.raw_turns, self._stride = raw_turns, stride
         self._template = Template(tokenizer, system=system)
         self._closing = self._template.closing()
         self._pinned = max(SINKS, self._template.pinned())
         self.generation = settings_for(model, generation, stop=self._closing.stop)
         # No forward is a prompt here: a chat folds between turns, or by its stride.
-        boundaries = Boundaries(prompt=0, stride=stride)
         self._cache = cache_with(
-            model, plan, boundaries=boundaries, pinned=self._pinned, least=least, tokenizer=tokenizer
+            model,
+            plan,
+            boundaries=Boundaries(prompt=0, stride=stride),
+            pinned=self._pinned,
+            least=least,
+            positions=positions,
+            tokenizer=tokenizer,
         )
         self._past = Past(messages=self._template.beginning)
         self._busy = threading.Lock()  # held from the first piece of a reply to the end of its fold
@@ -155,17 +162,18 @@ class Chat:
         *,
         generation: Settings | Mapping[str, Any] | None = None,
         plan: Plan | str | None = None,
+        positions: Positions | None = None,
         trust: bool = False,
     ) -> "Chat":
         """Load a saved conversation, to go on with the model that it was saved with.
 
         A file whose plan names folders, files or adapters is loaded with `trust`, or by your own `plan` of the same
         members. Raises FileError for a file that is no whole saved chat, CacheError for another model, dtype,
-        tokenizer or kind of plan, and for a plan that is not trusted.
+        tokenizer, kind of plan or other `positions`, and for a plan that is not trusted.
         """
         place = Path(path).expanduser()
         saved = SavedChat.read(place, model)
-        chosen = saved.cache.chosen_plan(place, plan, trust=trust)
+        chosen = saved.cache.chosen_plan(place, plan, positions=positions, trust=trust)
         chat = cls(model, tokenizer, chosen, generation=generation or saved.generation, **saved.settings)
         saved.refuse_other_tokenizer(place, chat._template, pinned=chat._pinned)
         snapshot.put_back(chat._cache, saved.cache.snapshot)
@@ -180,13 +188,7 @@ class Chat:
         if not text.strip():
             raise DataError("an empty message was sent; there is nothing to reply to; say something")
         opening = self._template.opening(self._past.messages, text)
-        _refuse_too_long(
-            self._cache.lease.text_limit,
-            fed=len(self._past.ids),
-            said=len(opening),
-            new=self.generation.max_new_tokens,
-            closing=len(self._closing.ids),
-        )
+        _refuse_too_long(self._cache, len(opening), self.generation, closing=len(self._closing.ids))
         return opening
 
     def _turn(self, text: str) -> Generator[str, None, None]:
@@ -272,13 +274,14 @@ def _refuse_bypassed(fed: int, *, prompt: int, reply: int) -> None:
         )
 
 
-def _refuse_too_long(limit: int | None, *, fed: int, said: int, new: int, closing: int) -> None:
+def _refuse_too_long(cache: FoldedCache, said: int, generation: Settings, *, closing: int) -> None:
+    limit, fed, new = cache.lease.text_limit, cache.next_position, generation.max_new_tokens or 0
     longest = fed + said + new + closing
     if limit is not None and longest > limit:
         raise ModelError(
             f"a turn up to token {longest} was asked for ({fed} before it, {said} said, at most {new} in "
             f"reply); the model has {limit} positions; allow a shorter reply by max_new_tokens, or begin a new "
-            "chat: folding saves memory, not positions"
+            f"chat: {why_positions_end(cache.positions)}"
         )
 
 

@@ -33,7 +33,13 @@ class SavedChat:
     def settings(self) -> dict[str, Any]:
         """The settings with which the chat began, by the names of its arguments."""
         system = next((message.content for message in self.past.messages if message.role == "system"), None)
-        return {"system": system, "raw_turns": self.raw_turns, "stride": self.stride, "least": self.cache.least}
+        return {
+            "system": system,
+            "raw_turns": self.raw_turns,
+            "stride": self.stride,
+            "least": self.cache.least,
+            "positions": self.cache.positions,
+        }
 
     def write(self, path: Path, *, model: Model, ledger: Ledger) -> None:
         """Write the file; the header also says which model it belongs to. Raises FileError; an old file stays then."""

@@ -34,6 +34,13 @@ Least = Annotated[
     int | None,
     typer.Option(min=0, help="Tokens that a plan with keep= leaves in any case. Default: 256, or the saved chat's."),
 ]
+PositionsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="`kept`, or `compact`: each fold moves together what it keeps, so that a chat has no last position. "
+        "Default: kept, or as the saved chat has it."
+    ),
+]
 
 
 def chat(
@@ -46,6 +53,7 @@ def chat(
     ] = False,
     save: Annotated[Path | None, typer.Option(help="Save the chat to this file at the end.")] = None,
     least: Least = None,
+    positions: PositionsOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The seed of sampling, if the temperature is above 0.")] = 0,
@@ -56,12 +64,14 @@ def chat(
     from kvfold.chat.chat import Chat
     from kvfold.hf.generation import reply_settings
 
-    header = _refuse_early({"--plan": plan, "--system": system, "--least": least}, load=load, save=save)
+    of_a_new_chat = {"--plan": plan, "--system": system, "--least": least, "--positions": positions}
+    header = _refuse_early(of_a_new_chat, load=load, save=save)
     model, dtype = _of_the_file(header, model, dtype)
     base, tokenizer = load_model(model, device=device, dtype=dtype)
     generation = reply_settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     if load is None:
-        begun = Chat(base, tokenizer, plan or PLAN, system=system, generation=generation, **_floor(least))
+        settings = _given(least=least, positions=positions)
+        begun = Chat(base, tokenizer, plan or PLAN, system=system, generation=generation, **settings)
     else:
         begun = Chat.load(load, base, tokenizer, generation=generation, trust=trust)
         tell_loaded(begun)
@@ -74,8 +84,9 @@ def chat(
     raise typer.Exit(2 if failed and not sys.stdin.isatty() else 0)
 
 
-def _floor(least: int | None) -> dict[str, int]:
-    return {} if least is None else {"least": least}
+def _given(**settings: Any) -> dict[str, Any]:
+    """Keep the settings that were given."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _refuse_early(of_a_new_chat: dict[str, object], *, load: Path | None, save: Path | None) -> dict[str, Any] | None:

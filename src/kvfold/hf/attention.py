@@ -27,6 +27,7 @@ from kvfold.hf.forward import NewColumns
 from kvfold.hf.handle import FoldedLength, NewRows
 from kvfold.hf.hooks import ForwardHook
 from kvfold.hf.passes import PassRows
+from kvfold.hf.refusals import why_positions_end
 from kvfold.memory.layer import NewTokens
 
 PREFIX = "kvfold_"  # of the names that our functions are registered by; the name before follows
@@ -311,14 +312,15 @@ def _positions(cache: FoldedCache, given: Tensor | None, valid: Tensor | None, q
     if given is not None:
         positions = given
     else:
-        seen = torch.tensor(cache.memory.seen or (0,) * rows, device=query.device)
+        ahead = next(iter(cache.memory.layers.values())).state.next_positions
+        seen = torch.tensor(ahead or (0,) * rows, device=query.device)
         real = torch.ones(rows, count, dtype=torch.long, device=query.device) if valid is None else valid.long()
         positions = seen[:, None] + (real.cumsum(dim=1) - 1).clamp(min=0)
     limit = cache.lease.position_limit
     if limit is not None and cache.memory.fed + count > limit and int(positions.max()) >= limit:
         raise ModelError(
             f"a token was fed at position {int(positions.max())}; {cache.lease.name} has {limit} positions; "
-            "start a new conversation or shorten the text: folding saves memory, not positions"
+            f"start a new conversation or shorten the text: {why_positions_end(cache.positions)}"
         )
     return positions
 

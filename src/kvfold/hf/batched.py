@@ -42,6 +42,8 @@ class BatchedCache(Cache):
             _refuse(f"a cache of {row.batch_size} rows was to join", "each row is one conversation", "give one row")
         if row.stock.has_recurrent:
             _refuse(f"a cache of {row.lease.name} was to join", "recurrent layers go row by row", "decode it by itself")
+        if row.lease.gives_positions:
+            _refuse('a cache with positions="compact" was to join', "its folds move its place", "decode it by itself")
         if row in self.rows:
             _refuse("a cache was to join twice", "a past goes one way only", "join cache.fork() instead")
         if self.rows and row.lease.binding is not self.rows[0].lease.binding:

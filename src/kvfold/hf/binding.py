@@ -24,6 +24,7 @@ from kvfold.hf.forward_pieces import ForwardPieces
 from kvfold.hf.generate_watch import GenerateWatch
 from kvfold.hf.hidden_states import HiddenStateRecorder, softmax_scale
 from kvfold.hf.hooks import ForwardHook
+from kvfold.hf.position_ids import PositionIds
 from kvfold.hf.stock_layers import folds, stock_layers
 from kvfold.hf.token_ids import DelimiterTable, DelimiterTables, IdRecorder
 from kvfold.hf.tuned_layers import TunedLayers
@@ -46,6 +47,7 @@ class ModelBinding:
         self.forward_pieces = ForwardPieces(model)
         self.generate_watch, self.batch_refusal = GenerateWatch(model), BatchRefusal(model)
         self.token_ids, self.given_ids = IdRecorder(model), IdRecorder(model, at="model")
+        self.position_ids = PositionIds(model)
         self.tuned_layers = TunedLayers(model)
         self.delimiters = DelimiterTables()
         self._learned: dict[Hashable, Any] = {}
@@ -146,16 +148,24 @@ class ModelBinding:
         attention: ForwardHook | None = None,
         token_ids: bool = False,
         hidden_states: bool = False,
+        positions: bool = False,
         tokenizer: Any = None,
         ends: Ends | None = None,
     ) -> "ModelLease":
         """Give a cache its share of the model, with hooks for what it must record of each forward.
 
         `attention` serves folded caches while the lease is alive. Token ids have delimiter classes by `tokenizer`, or
-        by the one beside the model's weights.
+        by the one beside the model's weights. With `positions` the cache says where new tokens stand.
         """
         table = self._table(tokenizer, ENDS if ends is None else ends) if token_ids else None
-        return ModelLease(self, attention=attention, token_ids=token_ids, hidden_states=hidden_states, table=table)
+        return ModelLease(
+            self,
+            attention=attention,
+            token_ids=token_ids,
+            hidden_states=hidden_states,
+            positions=positions,
+            table=table,
+        )
 
     def _table(self, tokenizer: Any, ends: Ends) -> DelimiterTable | None:
         if tokenizer is None:
@@ -194,6 +204,7 @@ class ModelLease:
         attention: ForwardHook | None,
         token_ids: bool,
         hidden_states: bool,
+        positions: bool,
         table: DelimiterTable | None,
     ) -> None:
         self.name = binding.name
@@ -205,6 +216,7 @@ class ModelLease:
         self.tuned_layers = binding.tuned_layers
         self.records_token_ids = token_ids
         self.records_hidden_states = hidden_states
+        self.gives_positions = positions
         self._binding = weakref.ref(binding)
         self._attention = attention
         self._table = None if table is None else weakref.ref(table)
@@ -213,6 +225,7 @@ class ModelLease:
         hooks += [] if attention is None else [attention]
         hooks += [binding.token_ids] if token_ids else []
         hooks += [binding.hidden_states] if hidden_states else []
+        hooks += [binding.position_ids] if positions else []
         for hook in hooks:
             hook.acquire()
             weakref.finalize(self, hook.release).atexit = False  # a process that ends needs no tidy model
@@ -232,6 +245,7 @@ class ModelLease:
             attention=self._attention,
             token_ids=self.records_token_ids,
             hidden_states=self.records_hidden_states,
+            positions=self.gives_positions,
             table=None if self._table is None else self._table(),
         )
 

@@ -32,6 +32,7 @@ from kvfold.memory.accounting import account, device_of
 from kvfold.memory.context import RowAdapter
 from kvfold.memory.forward import Mark
 from kvfold.memory.memory import Memory
+from kvfold.memory.rules import Positions
 from kvfold.plan import Plan
 
 
@@ -58,6 +59,18 @@ class FoldedCache(Saving, Beams, RecurrentSeams):
         self.stock = StockLayers({at: layer for at, layer in enumerate(layers) if type(layer) is not FoldingLayer})
         self.running = RunningForward(memory, self.stock, lease, last=len(layers) - 1)
         self.is_branched = False
+
+    @property
+    def positions(self) -> Positions:
+        """Whether slots keep the positions of their tokens, or are moved together at every fold."""
+        return "kept" if self.memory.rules.rotary is None else "compact"
+
+    @property
+    def next_position(self) -> int:
+        """Where the next token stands, in the row that is furthest: what the model's positions must reach."""
+        if not self.memory.rules.closes_gaps:
+            return self.memory.fed
+        return max(next(iter(self.memory.layers.values())).state.next_positions, default=0)
 
     @property
     def keyword(self) -> dict[str, Any]:

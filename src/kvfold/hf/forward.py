@@ -18,7 +18,7 @@ from kvfold.hf.binding import ModelLease
 from kvfold.hf.generate_call import ANY, GenerateCall, GivenText
 from kvfold.hf.stock_layers import StockLayers, StockState
 from kvfold.hf.tuned_layers import Active, refuse_switched
-from kvfold.memory.forward import WHOLE, Forward, Text
+from kvfold.memory.forward import WHOLE, Forward, Reading, Text
 from kvfold.memory.memory import Memory
 
 
@@ -73,13 +73,23 @@ class RunningForward:
             self._before = self._stock.states()
         text = self._text(rows, new, plan)  # before a fold that runs text itself
         self._lease.forward_end.note(None)  # a fold may run the decoder, whose end is not this forward's
-        reading = WHOLE if self.call is None else self.call.reading(self._memory.fed, new)
-        if self.call is None and self.may_roll_back:
-            reading = ANY
+        reading = self._reading(new)
         if not self._continues:
             self._kept.clear()
         self.forward = self._memory.begin(new, text=text, reading=reading)
         self._lease.forward_end.note(self)
+
+    def fold_waiting(self, new: int) -> None:
+        """Fold what waits for the next forward, of `new` columns, before it is known where these stand."""
+        self.undo()
+        self._lease.forward_end.note(None)  # a fold may run the decoder
+        self._memory.fold(before=self._reading(new))
+
+    def _reading(self, new: int) -> Reading:
+        """Say what is known of a forward of `new` columns before it begins."""
+        if self.call is not None:
+            return self.call.reading(self._memory.fed, new)
+        return ANY if self.may_roll_back else WHOLE
 
     def reach_recurrent(self, index: int) -> None:
         """Note that a recurrent layer is reached, in a hybrid model often before the first attention layer."""

@@ -81,7 +81,7 @@ class GenerateCall:
     def piece(self, memory: Memory, new: int) -> int:
         """Count the columns of a forward that come first: what layers decide together is decided between forwards."""
         rules, fed = memory.rules, memory.fed
-        together = rules.select.chooses_jointly or rules.placement is not None
+        together = rules.select.chooses_jointly or rules.placement is not None or rules.closes_gaps
         if not self.speculates or not together:
             return new
         if fed < self.text.stop:  # the text first, then the candidates behind it

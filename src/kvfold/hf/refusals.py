@@ -28,3 +28,10 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, without its full stop; the error's type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def why_positions_end(positions: str) -> str:
+    """Say why a model's positions end although slots were dropped, and what takes them further."""
+    if positions == "compact":
+        return "what the plan keeps fills the positions; give it a budget in tokens"
+    return 'folding saves memory, not positions, unless positions="compact" is asked for'

@@ -25,7 +25,12 @@ _OF_LENGTH = (
 )  # what a longer text changes in a rotary module, and its buffers
 
 
-def rotary_of(model: PreTrainedModel) -> Rotary:
+def rotary_of(
+    model: PreTrainedModel,
+    *,
+    asked: str = "a basis of keys before rotation was asked for",
+    remedy: str = "use basis='mixed', which needs none",
+) -> Rotary:
     """Take the cosines and sines of a model's full-attention layers. Raises ModelError where none stay the same."""
     decoder: Any = decoder_of(model)
     config = ModelBinding.of(model).text_config
@@ -33,8 +38,7 @@ def rotary_of(model: PreTrainedModel) -> Rotary:
     settings = str(getattr(config, "rope_parameters", None) or {})
     if module is None or any(f"'{kind}'" in settings for kind in _CHANGING):
         raise ModelError(
-            f"a basis of keys before rotation was asked for with {ModelBinding.of(model).name}; its rotations are not "
-            "known from positions alone; use basis='mixed', which needs none"
+            f"{asked} with {ModelBinding.of(model).name}; its rotations are not known from positions alone; {remedy}"
         )
     more = {"layer_type": "full_attention"} if "layer_type" in inspect.signature(module.forward).parameters else {}
 

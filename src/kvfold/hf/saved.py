@@ -20,6 +20,7 @@ from kvfold.hf.load import fingerprint
 from kvfold.hf.snapshot_file import CACHE, COUNTERS, Header, read_tensors
 from kvfold.hf.snapshot_schema import SavedHeader
 from kvfold.memory.memory import Memory
+from kvfold.memory.rules import Positions
 from kvfold.memory.snapshot import Snapshot
 from kvfold.plan import Plan
 from kvfold.version import __version__
@@ -32,6 +33,7 @@ class SavedCache:
     plan: str
     pinned: int  # first tokens of each row, never folded
     least: int  # tokens that a fraction leaves in any case
+    positions: Positions
     snapshot: Snapshot
 
     @classmethod
@@ -39,7 +41,13 @@ class SavedCache:
         """Take everything that a file of this cache holds."""
         rules = cache.memory.rules
         taken = snapshot.take(cache)
-        return cls(plan=str(cache.plan), pinned=rules.pinned, least=rules.least, snapshot=taken)
+        return cls(
+            plan=str(cache.plan),
+            pinned=rules.pinned,
+            least=rules.least,
+            positions=cache.positions,
+            snapshot=taken,
+        )
 
     def header(self, model: Model, ledger: Ledger) -> Header:
         """Write the header, which also says which model the cache belongs to."""
@@ -51,6 +59,7 @@ class SavedCache:
             "plan": self.plan,
             "pinned": self.pinned,
             "least": self.least,
+            "positions": self.positions,
             "counters": {name: getattr(ledger, name) for name in COUNTERS},
             "cache": self.snapshot.plain,
         }
@@ -64,6 +73,7 @@ class SavedCache:
             plan=header["plan"],
             pinned=header["pinned"],
             least=header.get("least", 0),  # chats of earlier versions had no floor
+            positions=header.get("positions", "kept"),  # nor another way
             snapshot=Snapshot(tensors=tensors, plain=header["cache"]),
         )
 
@@ -72,11 +82,16 @@ class SavedCache:
         """Read a file. Raises FileError for one that is no whole saved cache, CacheError for another model or dtype."""
         return cls.from_header(path, CACHE.read_header(path, SavedHeader), model)
 
-    def chosen_plan(self, path: Path, given: Plan | str | None, *, trust: bool) -> Plan:
+    def chosen_plan(self, path: Path, given: Plan | str | None, *, positions: str | None, trust: bool) -> Plan:
         """Choose the plan to load by: the caller's, or the file's if it reaches no file or the caller trusts it.
 
-        Raises CacheError for a plan of the caller's under which what is saved means nothing.
+        Raises CacheError for a plan or for positions of the caller's under which what is saved means nothing.
         """
+        if positions not in (None, self.positions):
+            raise CacheError(
+                f"{path} was to be loaded with positions={positions!r}; it was saved with positions="
+                f"{self.positions!r}, and its keys stand there; leave positions away"
+            )
         ours = Plan.parse(self.plan)
         if given is None:
             reached = ours.reaches
@@ -98,7 +113,7 @@ class SavedCache:
 def refuse_unusable(path: Path, cache: Any, model: Model, token: int) -> None:
     """Feed a token to a copy of a loaded cache. Raises FileError where the model cannot attend to what is there."""
     limit, fed = cache.lease.text_limit, cache.memory.fed
-    if not fed or (limit is not None and fed >= limit):
+    if not fed or (limit is not None and cache.next_position >= limit):
         return
     try:
         fault = "" if is_finite(model, cache.fork(), token, _mask(cache.memory)) else "the model answers no numbers"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from kvfold.integers import MOST
+from kvfold.memory.rules import Positions
 from kvfold.schema import Count, Index, Name, Scale, Size, Strict, Version
 
 Words = Annotated[str, Field(max_length=65536)]
@@ -35,6 +36,7 @@ class LayerWords(Strict):
     """What a layer holds besides tensors."""
 
     seen: list[Count]
+    closed: list[Count] = Field(default_factory=list)  # positions that gaps left free, where they are closed
     scale: Scale | None
     cap: Scale | None = None  # soft cap of the attention scores, where a model has one
     sinks: Part | None
@@ -91,5 +93,6 @@ class SavedHeader(Strict):
     plan: Words
     pinned: Count
     least: Count = 0  # chats of earlier versions had no floor
+    positions: Positions = "kept"  # nor another way
     counters: Counters
     cache: CacheWords

@@ -67,7 +67,7 @@ def account(
         file_bytes=max((usage.file_bytes for usage in usages), default=0),  # layers share a file
         traffic=_traffic(usages),
         parts=tuple(lines),
-        weight_bytes=memory.rules.layout.weight_bytes + adapter_bytes,
+        weight_bytes=memory.rules.weight_bytes + adapter_bytes,
     )
 
 

@@ -102,7 +102,7 @@ class ReceivedAttention(Record):
             counts=ragged.added(counts, more),
         )
 
-    def crop(self, seen: Sequence[int], columns: int) -> "ReceivedAttention":
+    def crop(self, stops: Sequence[int], columns: int) -> "ReceivedAttention":
         """Refuse: attention that was added up cannot be taken back, and layers ask for no crop here."""
         raise AssertionError("layers refuse a crop where attention was added up")
 

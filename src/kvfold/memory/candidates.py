@@ -28,7 +28,7 @@ class Candidates:
     kv: KV
     slots: int  # of each row and head that may stay, 0 < slots < len(kv)
     scale: float  # of the attention scores
-    seen: Int[Tensor, " B"]  # real tokens of each row so far: the position that comes next
+    seen: Int[Tensor, " B"]  # the position that comes next in each row: its real tokens so far, less closed gaps
     shared_heads: bool  # all heads must keep the same slots: add scores up over the heads
     recent: QueryWindow | None = None  # recent queries of these heads, where the method records them
     attention_sums: Float[Tensor, "B H S"] | None = None  # attention received, averaged over the query group
@@ -140,7 +140,7 @@ class _LayerChoice:
             kv=kv,
             slots=slots,
             scale=self.context.scales[self.layer],
-            seen=torch.tensor([self.state.seen[row] for row in group.rows], device=kv.keys.device),
+            seen=torch.tensor([self.state.next_positions[row] for row in group.rows], device=kv.keys.device),
             shared_heads=self.context.rules.layout.shared_heads,
             recent=self._recent(group, heads),
             attention_sums=self._sums(group, past, heads),

@@ -285,8 +285,8 @@ class FoldContext:
         assert self.access is not None, "a memory that replays text has access to a model"
         # Layers share their columns, so the text is that of any of them.
         first = self.tail_of(self.layers[0])
-        seen = torch.tensor(self.states[self.layers[0]].seen, device=first.keys.device)
-        text = ReplayText(ids=self.token_ids(), real=first.valid[:, : self.columns], first_position=seen)
+        behind = torch.tensor(self.states[self.layers[0]].next_positions, device=first.keys.device)
+        text = ReplayText(ids=self.token_ids(), real=first.valid[:, : self.columns], first_position=behind)
         found = self.access.replay(self.states, text)
         return torch.stack([found[layer][..., : self.columns] for layer in self.layers], dim=1)  # B L H S
 

@@ -148,7 +148,7 @@ def _folded(
         counts=None if state.folded is None else state.folded.counts,
         made=0 if made is None else len(made),
         tail=rest,
-        seen=state.seen,
+        next_positions=state.next_positions,
         for_select=True,
     )
     return replace(

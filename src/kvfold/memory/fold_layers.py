@@ -1,15 +1,20 @@
 """Folding all layers of a memory: each by itself, or all together where a method chooses jointly.
 
-Layers that have seen nothing are left alone. A joint fold changes every layer or none.
+Layers that have seen nothing are left alone. A joint fold changes every layer or none. Where gaps between positions are
+closed, slots and raw tails of all layers move.
 """
 
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
+from kvfold.memory.compaction import pulled, slots_end
 from kvfold.memory.context import ModelAccess
-from kvfold.memory.fold import fold
+from kvfold.memory.fold import fold, refuse_excess
 from kvfold.memory.layer import UNTIMED, Layer
+from kvfold.memory.rules import Rules
 from kvfold.memory.transcript import Transcript
 
 
@@ -52,6 +57,44 @@ def fold_jointly(
         )
     # Only now, when every layer has succeeded.
     for index, state in states.items():
+        layers[index].state = state
+
+
+def evict_excess(layers: Mapping[int, Layer], rules: Rules, transcript: Transcript) -> None:
+    """Evict what a budget no longer allows. Raises BudgetError where a method folds each segment once."""
+    if rules.select.chooses_jointly:
+        refuse_excess({index: layer.state for index, layer in layers.items()}, rules)
+        return
+    for layer in layers.values():
+        layer.fold(transcript, columns=0)
+    close_gaps(layers, rules)
+
+
+def invalidate(layers: Mapping[int, Layer], valid: Bool[Tensor, "B fed"] | None) -> None:
+    """Turn raw columns into pads where a later mask says that they are none of the row's tokens; None: all are."""
+    if valid is None:
+        return
+    for layer in layers.values():
+        tail = layer.state.tail
+        if tail is not None:
+            # The mask runs over all fed columns; the tail holds those from `start` on.
+            layer.state = layer.state.invalidated(valid[:, tail.start : tail.start + tail.length])
+
+
+def close_gaps(layers: Mapping[int, Layer], rules: Rules) -> None:
+    """Move what is held together, and the raw tail behind it, in all layers or in none.
+
+    Layers that begin their tails at different columns, as after a fold that failed, wait for the next fold.
+    """
+    if not rules.closes_gaps or rules.rotary is None:
+        return
+    states = {index: layer.state for index, layer in layers.items() if layer.state.tail is not None}
+    if len({state.tail.start for state in states.values() if state.tail is not None}) != 1:
+        return
+    ends = slots_end(list(states.values()))
+    with torch.inference_mode(False), torch.no_grad():
+        closed = {index: pulled(state, ends, rules.rotary) for index, state in states.items()}
+    for index, state in closed.items():
         layers[index].state = state
 
 

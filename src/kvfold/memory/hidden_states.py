@@ -53,7 +53,7 @@ class HiddenRows(Record):
         """Drop the columns that leave the tail."""
         return replace(self, states=self.states[:, event.columns :].clone())  # a view would keep the whole alive
 
-    def crop(self, seen: Sequence[int], columns: int) -> "HiddenRows":
+    def crop(self, stops: Sequence[int], columns: int) -> "HiddenRows":
         """Drop the newest columns."""
         return replace(self, states=self.states[:, : self.states.shape[1] - columns].clone())
 

@@ -174,6 +174,7 @@ class Layer:
             tail=tail,
             records=records,
             seen=_seen_after(state.seen, new),
+            closed=state.closed,
         )
         return whole.output
 

@@ -14,8 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kvfold.memory.context import ModelAccess
-from kvfold.memory.fold import refuse_excess
-from kvfold.memory.fold_layers import fold_each, fold_jointly, raw_text
+from kvfold.memory.fold_layers import close_gaps, evict_excess, fold_each, fold_jointly, invalidate, raw_text
 from kvfold.memory.forward import WHOLE, Boundaries, Forward, Mark, Reading, Text
 from kvfold.memory.layer import Layer
 from kvfold.memory.rules import Rules
@@ -49,13 +48,14 @@ class Memory:
         """Open a forward of `new` columns; one that never ended is undone first.
 
         Where any of its tokens may be taken back, and where a fold runs a forward itself, folds wait for the next
-        forward, or for the text to end that it reads a piece of.
+        forward, or for the text to end that it reads a piece of; where gaps are closed too, for positions are given
+        before a forward begins.
         """
         self._settle()
         is_open = reading.candidates is None
-        waits = is_open or self.rules.select.chooses_jointly
-        if (waits or self._has_waited) and not reading.is_inside(self.fed):
-            self._fold_what_is_due()
+        waits = is_open or self.rules.select.chooses_jointly or self.rules.closes_gaps
+        if waits or self._has_waited:
+            self._fold_what_is_due(reading)
         self._has_waited = is_open
         before = self._mark()
         if self._boundaries.prompt is None and not is_open:
@@ -98,24 +98,27 @@ class Memory:
 
     # Folds ------------------------------------------------------------------------------------------------------
 
-    def fold(self, valid: Bool[Tensor, "B fed"] | None = None, *, until: int | None = None) -> None:
-        """Fold the raw tail of every layer, all of it or only the columns before `until`.
+    def fold(
+        self, valid: Bool[Tensor, "B fed"] | None = None, *, until: int | None = None, before: Reading | None = None
+    ) -> None:
+        """Fold the raw tail of every layer: all of it, the columns before `until`, or what waits `before` a forward.
 
         An interrupted fold goes on at the next forward or fold. One that fails leaves layers folded or as they were.
         """
+        if before is not None:
+            self._settle()
+            self._fold_what_is_due(before)
+            return
         self._undo()
         valid = self._fold_mask if valid is None else valid
         self._folding, self._fold_mask = self.fed if until is None else until, valid  # set first, for interrupts
-        if valid is not None:
-            for layer in self.layers.values():
-                tail = layer.state.tail
-                if tail is not None:
-                    layer.state = layer.state.invalidated(valid[:, tail.start : tail.start + tail.length])
+        invalidate(self.layers, valid)
         try:
             if self.rules.select.chooses_jointly:
                 fold_jointly(self.layers, self._folding, self.transcript, self.access)
             else:
                 fold_each(self.layers, self._folding, self.transcript, everything=until is None)
+            close_gaps(self.layers, self.rules)
         except Exception:  # no interrupt: what it has not folded waits, raw, for the next fold
             self._folding, self._fold_mask = None, None
             raise
@@ -133,11 +136,7 @@ class Memory:
         before, old = self._mark(), self.rules  # states are values: a mark is enough to undo all
         try:
             self._put_rules(rules)
-            if rules.select.chooses_jointly:
-                refuse_excess({index: layer.state for index, layer in self.layers.items()}, rules)
-            else:
-                for layer in self.layers.values():
-                    layer.fold(self.transcript, columns=0)
+            evict_excess(self.layers, rules, self.transcript)
         except BaseException:  # interrupts too
             self._put_rules(old)
             self.restore(before)
@@ -212,9 +211,9 @@ class Memory:
         for index, layer in self.layers.items():
             layer.rules = rules.of_layer(index)
 
-    def _fold_what_is_due(self) -> None:
+    def _fold_what_is_due(self, reading: Reading) -> None:
         """Fold at the boundaries that earlier forwards passed: none of their columns will be taken back now."""
-        if self.fed == 0 or not self.rules.folds:
+        if self.fed == 0 or not self.rules.folds or reading.is_inside(self.fed):
             return
         if self._boundaries.prompt is None:
             self._boundaries = replace(self._boundaries, prompt=self.fed)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kvfold.attention.rotary import Turn
+from kvfold.memory.kv import positions_of_rows
 from kvfold.memory.recorders import FoldEvent, Observation, Record, Recorder
 from kvfold.memory.tail import PAD
 
@@ -101,18 +103,27 @@ class QueryWindow(Record):
         if event.tail.length == 0:  # then no query's token is raw
             return None
         raw = event.tail.valid.sum(dim=1).tolist()
-        # Positions count real tokens: the raw ones of a row are its newest, from `seen - raw` on.
-        first = [seen - int(count) for seen, count in zip(event.seen, raw, strict=True)]
+        # Positions count real tokens: the raw ones of a row are its newest, up to the position that comes next.
+        first = [stop - int(count) for stop, count in zip(event.next_positions, raw, strict=True)]
         return self.since(torch.tensor(first, device=self.positions.device))
 
-    def crop(self, seen: Sequence[int], columns: int) -> "QueryWindow":
+    def crop(self, stops: Sequence[int], columns: int) -> "QueryWindow":
         """Drop the queries at or after the position that comes next."""
-        stop = torch.tensor(list(seen), device=self.positions.device)  # B
+        stop = torch.tensor(list(stops), device=self.positions.device)  # B
         return self._where(self.positions < stop[:, None])  # PAD is less too, and stays PAD
 
     def invalidate(self, gone: Int[Tensor, "B columns"]) -> "QueryWindow":
         """Drop the queries at these positions of each row."""
         return self._where(~(self.positions[:, :, None] == gone[:, None]).any(dim=2))  # B W columns: any match
+
+    def moved(self, back: Int[Tensor, " B"], turn: Turn) -> "QueryWindow":
+        """Turn the queries with their tokens, which are raw."""
+        real = self.positions != PAD
+        positions = torch.where(real, self.positions - back[:, None], PAD)  # B W
+        heads = self.queries.shape[1]  # all of them stand where their token does
+        before = positions_of_rows(self.positions, heads)
+        after = positions_of_rows(positions, heads)
+        return replace(self, queries=turn(self.queries, before, after), positions=positions)
 
     def take_rows(self, rows: Sequence[int]) -> "QueryWindow":
         """Pick these rows, in this order, repeats allowed."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kvfold.attention.rotary import Turn
 from kvfold.memory.tail import Tail
 
 
@@ -42,7 +43,7 @@ class FoldEvent:
     counts: Any  # of the folded part before the fold, or None
     made: int  # new slots of each row and head that a method made
     tail: Tail  # after the fold
-    seen: tuple[int, ...]  # real tokens of each row, the tail's included
+    next_positions: tuple[int, ...]  # where the next token of each row stands
     for_select: bool  # the select member asked for this record (else only the place did)
 
 
@@ -58,8 +59,8 @@ class Record(ABC):
         """Follow a fold. None: nothing is left to record."""
 
     @abstractmethod
-    def crop(self, seen: Sequence[int], columns: int) -> "Record":
-        """Forget the newest columns; each row has `seen` real tokens afterwards."""
+    def crop(self, stops: Sequence[int], columns: int) -> "Record":
+        """Forget the newest columns; the next token of each row stands at its stop afterwards."""
 
     @abstractmethod
     def invalidate(self, gone: Int[Tensor, "B columns"]) -> "Record":
@@ -72,6 +73,10 @@ class Record(ABC):
     @abstractmethod
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor held, by name: what is counted, moved and saved."""
+
+    def moved(self, back: Int[Tensor, " B"], turn: Turn) -> "Record":
+        """Follow the raw tokens of each row, which move back by so many positions. Default: it knows no positions."""
+        return self
 
     def plain(self) -> dict[str, Any]:
         """Give what is to be saved besides the tensors, in JSON's types."""

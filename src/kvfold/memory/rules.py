@@ -6,11 +6,14 @@ them is worked out once, when the rules are made: a decode step asks for it ofte
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
+from kvfold.attention.rotary import Rotary
 from kvfold.memory.part import Layout, Placement
 from kvfold.memory.recent_queries import RecentQueries
 from kvfold.memory.recorders import Recorder, TokenIds, combined
+
+Positions: TypeAlias = Literal["kept", "compact"]  # of slots: those of their tokens, or moved together at every fold
 
 
 @runtime_checkable
@@ -73,6 +76,7 @@ class Rules:
     least: int = 0  # tokens that a budget in fractions leaves in any case
     placement: Placement | None = None  # None: parts lie where they are made
     also: tuple[Recorder, ...] = ()  # recorded too, for other rules that will fold the same text (handover.py)
+    rotary: Rotary | None = None  # of the model, to move slots together (compaction.py); None: they stay
 
     folds: bool = field(init=False)  # whether a fold changes anything
     recorders: tuple[Recorder, ...] = field(init=False)  # of every layer, for the method and for the place
@@ -80,6 +84,7 @@ class Rules:
     delimiters: Any = field(init=False)  # how good an end each mark is, where the place reads delimiter classes
     offload_above: int | None = field(init=False)  # raw tokens beyond which older ones are offloaded
     allows_crop: bool = field(init=False)  # tokens can be taken back
+    closes_gaps: bool = field(init=False)  # a fold leaves gaps between positions, and they are closed
     slot_extra_bytes: int = field(init=False)  # of a folded slot, besides its key and value
 
     def __post_init__(self) -> None:
@@ -100,6 +105,7 @@ class Rules:
             # Tokens may go early only where the method would keep them all as they are.
             "offload_above": placement.offload_above if placement is not None and lossless else None,
             "allows_crop": not sums,
+            "closes_gaps": self.rotary is not None and not unlimited,
             "slot_extra_bytes": _POSITION_BYTES + (_SUM_BYTES if sums else 0),
         }
         for name, value in derived.items():
@@ -109,6 +115,11 @@ class Rules:
     def select_records(self) -> frozenset[str]:
         """Name the records that the select member reads."""
         return frozenset(recorder.name for recorder in self.select.records)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Count the bytes that a model has once, whatever is stored: the layout's weights, and tables of rotations."""
+        return self.layout.weight_bytes + (0 if self.rotary is None else self.rotary.table_bytes)
 
     @property
     def recent_queries(self) -> int:

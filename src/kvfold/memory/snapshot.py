@@ -79,6 +79,8 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
         of_layer = _grouped(grouped.get(str(index), {}))
         states[index] = _state(plain["layers"][str(index)], of_layer, layer.rules, transcript)
         _refuse_strange(states[index], transcript, plain["fed"])
+        if states[index].closed or layer.rules.closes_gaps:
+            _refuse_misplaced(states[index], layer.rules, plain["fed"])
         layer.scale = _scale(plain["layers"][str(index)])
     # States go in only when every layer's has been built: a bad file leaves the memory's as they were.
     memory.restore(
@@ -108,6 +110,7 @@ def _of_layer(state: LayerState, scale: float | None) -> tuple[dict[str, Tensor]
     tensors: dict[str, Tensor] = {}
     plain: Plain = {"seen": list(state.seen), "scale": scale, "cap": cap_of(scale)}
     plain |= {"sinks": None, "folded": None, "tail": None, "records": {}}
+    plain |= {"closed": list(state.closed)} if state.closed else {}
     for name, holder in state.holders():
         if isinstance(holder, Part):
             plain[name], held = holder.state()
@@ -158,6 +161,7 @@ def _state(
                 name: recorders[name].restore(words, held.get(name, {})) for name, words in plain["records"].items()
             },
             seen=tuple(plain["seen"]),
+            closed=tuple(plain.get("closed", ())),  # files without gaps that were closed have none
         )
     except ValueError as error:
         contradiction(str(error))
@@ -184,6 +188,18 @@ def _refuse_strange(state: LayerState, transcript: Transcript, fed: int) -> None
         refuse_misfits(state, transcript)
     except ValueError as error:
         contradiction(str(error))
+
+
+def _refuse_misplaced(state: LayerState, rules: Rules, fed: int) -> None:
+    """Raise FileError where positions are not those that closed gaps leave: keys are turned by them."""
+    closed = list(state.closed)
+    if not rules.closes_gaps or (closed and len(closed) != len(state.seen)):
+        contradiction(f"{len(closed)} rows have closed gaps, and {len(state.seen)} are there")
+    if min(state.next_positions, default=0) < 0:
+        contradiction(f"gaps of {closed[:9]} positions are closed in rows of {list(state.seen)[:9]} tokens")
+    for name, tensor in state.tensors():
+        if name.endswith("positions") and tensor.numel() and not -1 <= int(tensor.min()) <= int(tensor.max()) <= fed:
+            contradiction(f"{name} go from {int(tensor.min())} to {int(tensor.max())}, and {fed} tokens were fed")
 
 
 def _folded(

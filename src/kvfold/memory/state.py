@@ -26,12 +26,20 @@ class LayerState:
     tail: Tail | None = None
     records: Mapping[str, Record] = field(default_factory=dict)
     seen: tuple[int, ...] = ()  # real tokens of each row so far, the tail's included
+    closed: tuple[int, ...] = ()  # positions of each row that gaps have left free (compaction.py); empty: none
 
     @property
     def recent(self) -> QueryWindow | None:
         """Give the recent queries, where they are recorded."""
         window = self.records.get(RecentQueries.name)
         return window if isinstance(window, QueryWindow) else None
+
+    @property
+    def next_positions(self) -> tuple[int, ...]:
+        """Say where the next token of each row stands: behind every token, less the gaps that were closed."""
+        if not self.closed:
+            return self.seen
+        return tuple(seen - closed for seen, closed in zip(self.seen, self.closed, strict=True))
 
     @property
     def pinned_of_rows(self) -> list[int]:
@@ -69,6 +77,7 @@ class LayerState:
             tail=None if self.tail is None else self.tail.take_rows(rows),
             records={name: record.take_rows(rows) for name, record in self.records.items()},
             seen=tuple(self.seen[row] for row in rows),
+            closed=tuple(self.closed[row] for row in rows) if self.closed else (),
         )
 
     def with_fresh_tail(self) -> "LayerState":
@@ -112,6 +121,8 @@ class LayerState:
             )
         removed = tail.valid[:, tail.length - columns :].sum(dim=1).tolist()  # real tokens of each row
         seen = tuple(seen - int(count) for seen, count in zip(self.seen, removed, strict=True))
+        cropped = replace(self, tail=tail.cropped(tail.length - columns), seen=seen)
+        stops = cropped.next_positions
         with torch.inference_mode(False):
-            records = {name: record.crop(seen, columns) for name, record in self.records.items()}
-        return replace(self, tail=tail.cropped(tail.length - columns), records=records, seen=seen)
+            records = {name: record.crop(stops, columns) for name, record in self.records.items()}
+        return replace(cropped, records=records)

@@ -69,6 +69,11 @@ class Select(ABC):
         """Name a folder or Hub name of the adapter, or "shipped"; None for methods without one."""
         return None
 
+    @property
+    def reads_ages(self) -> bool:
+        """Tell whether it reads from a slot's position how old it is. Default: positions are an order, and no more."""
+        return False
+
     @abstractmethod
     def choose(self, context: FoldContext) -> Selection:
         """Choose the slots that stay of a finished segment, and make new ones, in the layers of the context."""

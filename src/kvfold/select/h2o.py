@@ -39,6 +39,11 @@ class H2O(PerLayerSelect):
         """Record the attention that every slot receives."""
         return (AttentionSums(),)
 
+    @property
+    def reads_ages(self) -> bool:
+        """Tell whether sums are divided by how long a slot was there."""
+        return self.normalise
+
     def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
         """Mark the newest slots, then those with the most attention a query."""
         kv, slots, scores = candidates.kv, candidates.slots, candidates.attention_sums

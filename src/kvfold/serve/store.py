@@ -70,7 +70,7 @@ class Store:
             saved = SavedChat.read(place.path, self._served.model)
             # A plan that names files acts by the server's own words: those of the file may be another's.
             given = self._served.plan if Plan.parse(saved.cache.plan).reaches else None
-            plan = saved.cache.chosen_plan(place.path, given, trust=False)
+            plan = saved.cache.chosen_plan(place.path, given, positions="kept", trust=False)
             cache = self._served.cache(saved.cache.pinned, plan, saved.cache.least)
             snapshot.put_back(cache, saved.cache.snapshot)
             refuse_unusable(place.path, cache, self._served.model, saved.past.ids[-1])

@@ -1,0 +1,64 @@
+"""Whether keys of a model can be moved to other positions afterwards, found out by running it.
+
+Families differ: in which dimensions are paired, in layers without rotation, in norms behind it, in learned positions.
+No list of names could keep up, so a few tokens are read at two places in the text: keys of the first reading, turned to
+the second place, must be those of the second reading, in every folding layer.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from kvfold.attention.rotary import Rotary
+from kvfold.errors import ModelError
+from kvfold.hf.argument import given
+from kvfold.hf.binding import ModelBinding
+from kvfold.hf.decoder import decoder_of
+from kvfold.hf.rotary import rotary_of
+
+_ASKED = 'positions="compact" was asked for'
+_REMEDY = 'leave positions="kept"'
+_TOKENS, _FURTHER = 4, 7  # read, and how far from one another the two places are
+
+
+def movable_rotary(model: PreTrainedModel) -> Rotary:
+    """Give the rotations of a model whose keys can be moved. Raises ModelError for another one."""
+    return ModelBinding.of(model).learned("movable rotary", lambda: _tried(model))
+
+
+def _tried(model: PreTrainedModel) -> Rotary:
+    binding = ModelBinding.of(model)
+    if any(getattr(layer, "is_sliding", False) for layer in binding.stock_layers()):
+        _refuse(binding, "keys in its sliding windows stay where they were")
+    rotary = rotary_of(model, asked=_ASKED, remedy=_REMEDY)
+    here, there = _keys(model, 0), _keys(model, _FURTHER)
+    places = torch.arange(_TOKENS, device=model.device)
+    tolerance = torch.finfo(model.dtype).eps ** 0.5  # half of the digits: other pairings miss by the keys' whole size
+    for layer, keys in here.items():
+        before = places.expand(keys.shape[:3])
+        moved = rotary.turn(keys, before, before + _FURTHER).float()
+        wanted = there[layer].float()
+        if moved.shape != wanted.shape or not float((moved - wanted).norm()) <= tolerance * float(wanted.norm()):
+            _refuse(binding, f"keys of layer {layer} do not turn with their position as its rotations say")
+    return rotary
+
+
+def _keys(model: PreTrainedModel, first: int) -> dict[int, Tensor]:
+    """Read a few tokens at the positions from `first` on; give the keys [B, H, S, D] of every folding layer."""
+    binding, decoder = ModelBinding.of(model), decoder_of(model)
+    cache = DynamicCache(config=binding.text_config)
+    ids = torch.arange(1, _TOKENS + 1, device=model.device)[None]
+    positions = torch.arange(first, first + _TOKENS, device=model.device)[None]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            decoder(input_ids=ids, position_ids=positions, use_cache=True, **given(decoder, cache))
+    except Exception:  # a decoder without such positions
+        _refuse(binding, "its decoder takes no positions of one number a token")
+    layers: Any = cache.layers
+    return {index: layers[index].keys for index in binding.folding_layers}
+
+
+def _refuse(binding: ModelBinding, truth: str) -> NoReturn:
+    raise ModelError(f"{_ASKED} with {binding.name}; {truth}; {_REMEDY}")
