@@ -37,26 +37,47 @@ def matched(context: FoldContext, kept: Mapping[int, Bool[Tensor, "B H S"]], lay
     if queries is None:
         return kv
     beside = _beside(context, layer, queries)
-    keys = kv.keys.clone()
-    values = kv.values.clone()
+    fitted = KV(kv.keys.clone(), kv.values.clone(), kv.positions)
     for row, of_row in enumerate(kept[layer]):
-        real = segment.real[row]
         asked = window.positions[row] != PAD
-        chosen = of_row[:, real]
-        if not bool(asked.any()) or not bool(chosen.any()) or bool(chosen.all()):
+        if bool(asked.any()):
+            one = slice(row, row + 1)
+            read = Partial(beside.output[one, :, asked], beside.log_sum_exp[one, :, asked])
+            _fit(fitted, row, of_row, segment.real[row], queries[row][:, asked], read, scale)
+    return fitted
+
+
+def _fit(
+    fitted: KV,
+    row: int,
+    kept: Bool[Tensor, "H S"],
+    real: Bool[Tensor, " S"],
+    queries: Float[Tensor, "G N D"],
+    beside: Partial,
+    scale: float,
+) -> None:
+    """Write the fitted slots of one row over its own, head by head. Heads that keep all or nothing stay."""
+    heads = len(kept)
+    asked, output, sums = (
+        side.unflatten(0, (heads, -1)) for side in (queries, beside.output[0], beside.log_sum_exp[0])
+    )
+    for head, of_head in enumerate(kept):
+        chosen = of_head[real]
+        if not bool(chosen.any()) or bool(chosen.all()):
             continue
+        keys = fitted.keys[row, head]
+        values = fitted.values[row, head]
         seen = Seen(
-            queries=queries[row][:, asked],
-            keys=kv.keys[row][:, real],
-            values=kv.values[row][:, real],
-            beside=beside.output[row][:, asked],
-            log_sum_exp=beside.log_sum_exp[row][:, asked],
+            queries=asked[head].flatten(0, 1),
+            keys=keys[real],
+            values=values[real],
+            beside=output[head].flatten(0, 1),
+            log_sum_exp=sums[head].flatten(),
             scale=scale,
         )
         new_keys, new_values = match(seen, chosen)
-        keys[row][:, real] = new_keys.to(keys.dtype)
-        values[row][:, real] = new_values.to(values.dtype)
-    return KV(keys, values, kv.positions)
+        keys[of_head] = new_keys.to(keys.dtype)
+        values[of_head] = new_values.to(values.dtype)
 
 
 def _offsets(positions: Int[Tensor, "B W"]) -> Int[Tensor, " W"]:
