@@ -25,7 +25,7 @@ from kvfold.hf.argument import given
 from kvfold.hf.generation import stock_cache
 
 RECORD = Path(__file__).resolve().parents[1] / "records" / "no-last-position" / "stretches.jsonl"
-PLANS = ("snapkv(tokens=1024)", "streaming_llm(tokens=1024)", "sonic(keep=0.1)")
+PLANS = ("snapkv(tokens=1024)", "streaming_llm(tokens=1024)")
 PIECE = 256  # tokens at least that are read between two folds: whole messages
 SAID = "<|im_start|>{role}\n{content}<|im_end|>\n"
 
