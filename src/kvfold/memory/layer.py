@@ -164,6 +164,9 @@ class Layer:
             answers.append(softmax_sinks(new.queries, new.sink_logits))
         # Always in the same order, so that sums are rounded alike.
         whole = answers[0] if len(answers) == 1 else merge(answers)
+        seen = state.seen or (0,) * new.queries.shape[0]  # empty before the first forward
+        count = new.queries.shape[2]
+        seen = tuple([old + count for old in seen]) if new.valid is None else _seen_after(seen, new.valid)
         records = state.records
         if self.rules.recorders:
             records = self._records(new, whole, tail, folded, scale)
@@ -173,7 +176,7 @@ class Layer:
             folded=folded,
             tail=tail,
             records=records,
-            seen=_seen_after(state.seen, new),
+            seen=seen,
             closed=state.closed,
         )
         return whole.output
@@ -217,12 +220,17 @@ class Layer:
             folded=folded,
             hidden_states=new.hidden_states,
         )
+        if torch.is_inference_mode_enabled() or torch.is_grad_enabled():
+            # Tensors made in inference mode could not be written by a later forward outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._observed(new.keys, seen)
+        return self._observed(new.keys, seen)
+
+    def _observed(self, keys: Tensor, seen: Observation) -> dict[str, Record]:
         records = dict(self.state.records)  # a copy: states are values
-        # Tensors made in inference mode could not be written by a later forward outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            for recorder in self.rules.recorders:
-                record = records.get(recorder.name)
-                records[recorder.name] = (recorder.open(new.keys) if record is None else record).observe(seen)
+        for recorder in self.rules.recorders:
+            record = records.get(recorder.name)
+            records[recorder.name] = (recorder.open(keys) if record is None else record).observe(seen)
         return records
 
 
@@ -249,12 +257,9 @@ def _before_tail(sinks: Part | None) -> tuple[Tensor, Tensor] | None:
     return sinks.rectangles[0]
 
 
-def _seen_after(seen: tuple[int, ...], new: NewTokens) -> tuple[int, ...]:
-    """Count the real tokens of each row after new ones."""
-    before = seen or (0,) * new.queries.shape[0]  # empty before the first forward
-    if new.valid is None:
-        return tuple(old + new.queries.shape[2] for old in before)
-    added = new.valid.sum(dim=1).tolist()
+def _seen_after(before: tuple[int, ...], valid: Bool[Tensor, "B Q"]) -> tuple[int, ...]:
+    """Count the real tokens of each row after new ones, of which some are pads."""
+    added = valid.sum(dim=1).tolist()
     return tuple(old + int(more) for old, more in zip(before, added, strict=True))
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.attention.kernels.compiled import Form, StoredSlots
+from kvfold.attention.kernels.compiled import Form, StoredSlots, append
 
 _SHARE = 8  # of what is held: one column in so many is room for those to come
 _LEAST_ROOM = 8  # columns behind a token that is said by itself: a short tail would be copied for nearly each of them
@@ -65,9 +65,11 @@ class Tail:
         if stop > self.keys.shape[2]:
             grown = self._with_room(stop + max(stop // _SHARE, _LEAST_ROOM if new == 1 else 0))
         # Behind `length` nobody reads: tails that share the buffers end at or before it, or copied them (memory.py).
-        grown.keys[:, :, self.length : stop] = keys
-        grown.values[:, :, self.length : stop] = values
-        grown.positions[:, self.length : stop] = positions if valid is None else positions.masked_fill(~valid, PAD)
+        stored = grown.stored if new == 1 and valid is None else None  # one call where it is one token
+        if stored is None or not append(stored, self.length, keys, values, positions, into=grown.positions):
+            grown.keys[:, :, self.length : stop] = keys
+            grown.values[:, :, self.length : stop] = values
+            grown.positions[:, self.length : stop] = positions if valid is None else positions.masked_fill(~valid, PAD)
         # Written out: `replace` takes three times as long, in every layer of every step.
         return Tail(
             keys=grown.keys,

@@ -18,10 +18,10 @@ from enum import IntEnum
 from functools import cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvfold.attention.soft_cap import CappedScale
@@ -169,15 +169,45 @@ def decode(
     if newest is not None:
         given[count - 1].count = newest
     asked = queries.float().contiguous()
-    output = torch.empty(queries.shape, dtype=torch.float32)
-    sums = torch.empty(queries.shape[:-1], dtype=torch.float32)
+    output = torch.empty_like(asked)
+    sums = torch.empty(rows, query_heads, 1, dtype=torch.float32)
     rest = (query_heads // heads, scale, asked.data_ptr(), output.data_ptr(), sums.data_ptr())
     if torch.get_num_threads() == 1:
-        failed = kernel(given, count, 0, every, *rest)
+        failed = kernel.decode(given, count, 0, every, *rest)
     else:
         slots = (newest or 0) * every + sum([one.slots for one in parts])
-        failed = _on_threads(partial(kernel, given, count), every, slots, rest)
-    return None if failed else (output.to(queries.dtype), sums)
+        failed = _on_threads(partial(kernel.decode, given, count), every, slots, rest)
+    if failed:
+        return None
+    if queries.dtype is not torch.float32:
+        output = output.to(queries.dtype)
+    return output, sums
+
+
+def append(
+    tail: StoredSlots,
+    at: int,
+    keys: Float[Tensor, "B H 1 D"],
+    values: Float[Tensor, "B H 1 E"],
+    positions: Int[Tensor, "B 1"],
+    *,
+    into: Int[Tensor, "B capacity"],
+) -> bool:
+    """Write one new token of each row behind the `at` slots of a tail, and its position `into` a buffer.
+
+    False where torch has to do it: its three slices take as long as attention over a short context.
+    """
+    form, rows, heads = tail.given[0], keys.shape[0], keys.shape[1]
+    kernel = _kernel(form.size)
+    if kernel is None or torch.is_grad_enabled() or KINDS.get(keys.dtype) is not form.kind:
+        return False
+    if not (values.dtype is keys.dtype and keys.is_contiguous() and values.is_contiguous()):
+        return False
+    if positions.dtype is not torch.int64 or positions.device.type != "cpu" or into.dtype is not torch.int32:
+        return False
+    pointers = (keys.data_ptr(), values.data_ptr(), into.data_ptr(), positions.data_ptr())
+    kernel.append(tail.part, rows, heads, at, *pointers, positions.stride(0))
+    return True
 
 
 def _on_threads(kernel: Any, heads: int, slots: int, rest: tuple[Any, ...]) -> int:
@@ -195,21 +225,31 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kvfold-decode")
 
 
+class _Kernel(NamedTuple):
+    """The functions of decode.c for one head size."""
+
+    decode: Any
+    append: Any
+
+
 @cache
-def _kernel(size: int) -> Any:
-    """Give the function for a head size; None where it cannot be had."""
+def _kernel(size: int) -> _Kernel | None:
+    """Give the functions for a head size; None where they cannot be had."""
     if os.environ.get("KVFOLD_KERNELS") == "off" or not lanes_of(size):
         return None
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     if compiler is None:
         return None
     try:
-        function = ctypes.CDLL(str(_compiled(compiler, size))).kvfold_decode
+        library = ctypes.CDLL(str(_compiled(compiler, size)))
     except (OSError, subprocess.SubprocessError):  # an old compiler, a folder that cannot be written
         return None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
-    function.argtypes = (pointer, ctypes.c_int, number, number, ctypes.c_int, ctypes.c_float, *(pointer,) * 3)
-    return function
+    attends, appends = library.kvfold_decode, library.kvfold_append
+    attends.argtypes = (pointer, ctypes.c_int, number, number, ctypes.c_int, ctypes.c_float, *(pointer,) * 3)
+    appends.argtypes = (ctypes.POINTER(PartPointer), number, number, number, *(pointer,) * 4, number)
+    appends.restype = None
+    return _Kernel(attends, appends)
 
 
 def lanes_of(size: int) -> int:

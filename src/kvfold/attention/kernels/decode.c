@@ -252,3 +252,16 @@ int kvfold_decode(const part *parts, int count, int64_t head, int64_t last, int 
     forget(shared);
     return failed;
 }
+
+/* Write one new token of each row behind the `at` slots that each head of a tail holds: [heads, SIZE] numbers of the
+   tail's kind, and a position of each row, `step` apart (0: rows share it). */
+void kvfold_append(const part *tail, int64_t rows, int64_t heads, int64_t at, const void *keys, const void *values,
+                   int32_t *positions, const int64_t *new, int64_t step) {
+    int64_t bytes = SIZE * (tail->kind == FLOAT32 ? 4 : 2);
+    for (int64_t head = 0; head < rows * heads; head++) {
+        int64_t to = (head * tail->stride + at) * bytes;
+        memcpy((char *)tail->keys.numbers + to, (const char *)keys + head * bytes, bytes);
+        memcpy((char *)tail->values.numbers + to, (const char *)values + head * bytes, bytes);
+    }
+    for (int64_t row = 0; row < rows; row++) positions[row * tail->stride + at] = (int32_t)new[row * step];
+}
