@@ -117,12 +117,19 @@ class Adapter(nn.Module):
         """Describe tokens for the scorer, given their keys and values as the layers remember them."""
         if self._rotary is None:
             return values.flatten(2)  # layer by layer
-        cosines, sines = self._rotary.angles(positions.flatten().clamp(min=0))  # each [B*S, rotated]
-        plain = unrotate(keys.float(), _of_tokens(cosines, positions), _of_tokens(sines, positions))
-        if self.scorer.features.by_layer:
-            of_layers = torch.cat([plain.flatten(3), values.float().flatten(3)], dim=-1)  # B S L numbers
-            return of_layers.flatten(2)
-        return torch.cat([plain.flatten(2), values.float().flatten(2)], dim=-1)
+        angles = self._rotary.angles(positions.flatten().clamp(min=0))  # each [B*S, rotated]
+        cosines, sines = (_of_tokens(table, positions) for table in angles)
+        rows, tokens, layers = keys.shape[:3]
+        by_layer = self.scorer.features.by_layer  # else keys of all layers stand before all values
+        places = (layers, 2) if by_layer else (2, layers)
+        found = keys.new_empty(rows, tokens, *places, keys[0, 0, 0].numel(), dtype=torch.float32)
+        by_side = found.transpose(2, 3) if by_layer else found  # B S side L numbers
+        # Layer by layer: what is made on the way stays in the processor's cache.
+        for layer in range(layers):
+            plain = unrotate(keys[:, :, layer].float(), cosines, sines)  # B S H D
+            by_side[:, :, 0, layer] = plain.flatten(2)
+            by_side[:, :, 1, layer] = values[:, :, layer].flatten(2)
+        return found.flatten(2)
 
     def score(
         self,
@@ -183,8 +190,8 @@ def _angles(rotary: Rotary, positions: Int[Tensor, "B W"]) -> list[Tensor]:
 
 
 def _of_tokens(table: Float[Tensor, "tokens rotated"], positions: Int[Tensor, "B S"]) -> Tensor:
-    """Lay cosines or sines out as [B, S, 1, 1, rotated], beside keys [B, S, L, H, D]."""
-    return table.float().unflatten(0, positions.shape)[:, :, None, None]
+    """Lay cosines or sines out as [B, S, 1, rotated], beside keys of one layer [B, S, H, D]."""
+    return table.float().unflatten(0, positions.shape)[:, :, None]
 
 
 def _name_as_saved(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

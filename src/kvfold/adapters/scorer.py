@@ -88,14 +88,15 @@ class SlotScorer(nn.Module):
     ) -> Float[Tensor, "kinds B L H S"]:
         """Give raw scores of all slots, and of Nexus rows at their tokens; a row's tokens come first, without gaps."""
         first, middle, last = self.layers
-        pads = ~real[:, None]  # B 1 S
-        normed = (features.float() - self.mean) * self.scale
-        normed = normed.mT  # B features S: convolutions run along the last
-        # Pads are zeroed before every convolution: its taps would carry them to the tokens next to them.
-        normed = normed.masked_fill(pads, 0.0)
+        pads = None if bool(real.all()) else ~real[:, None]  # B 1 S
+        normed = features.float() - self.mean
+        normed *= self.scale
+        # B features S: convolutions run along the last.
+        normed = _without(pads, normed.mT)
         hidden = gelu(first(normed))
-        hidden = hidden.masked_fill(pads, 0.0)
-        change = gelu(middle(hidden)).masked_fill(pads, 0.0)
+        hidden = _without(pads, hidden)
+        change = gelu(middle(hidden))
+        change = _without(pads, change)
         seen = hidden + change
         both = torch.stack([last(seen), self.rows(seen)])
         return both.unflatten(2, self.shape)
@@ -110,15 +111,25 @@ class SlotScorer(nn.Module):
 
         The first kind are tokens' slots, the second Nexus rows at these tokens. Pads get numbers that mean nothing.
         """
-        order = real.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # B S: real tokens first
-        packed = features.gather(1, order[..., None].expand_as(features))
-        raw = self(packed, real.gather(1, order)).contiguous()
+        order = None
+        span = _span(real)
+        if span is not None:
+            raw = self(features[:, span], real[:, span])
+        else:
+            order = real.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # B S: real tokens first
+            packed = features.gather(1, order[..., None].expand_as(features))
+            raw = self(packed, real.gather(1, order))
+        raw = raw.contiguous()
         upper = torch.searchsorted(self.levels, raw).clamp(1, _QUANTILES - 1)  # the level at or above each raw score
         low = self.levels[upper - 1]
         high = self.levels[upper]
         between = (raw - low) / (high - low).clamp(min=1e-6)
         between = between.clamp(0.0, 1.0)
         quantile = (upper - 1 + between) / (_QUANTILES - 1)
+        if order is None:
+            found = raw.new_zeros(*raw.shape[:-1], real.shape[1])
+            found[..., span] = quantile
+            return found
         back = order[:, None, None].expand_as(raw)  # where each packed token stood
         return torch.zeros_like(raw).scatter(4, back, quantile)
 
@@ -135,6 +146,23 @@ class SlotScorer(nn.Module):
         ordered = scores.float().sort().values
         evenly = torch.linspace(0, len(ordered) - 1, _QUANTILES, device=scores.device)
         self.levels.copy_(ordered[evenly.round().long()])
+
+
+def _span(real: Bool[Tensor, "B S"]) -> slice | None:
+    """Find the columns of real tokens, where these are the same ones for all rows and lie together."""
+    columns = real[:1].nonzero()[:, 1].tolist()
+    if not columns or not torch.equal(real, real[:1].expand_as(real)):
+        return None
+    first, last = columns[0], columns[-1]
+    return slice(first, last + 1) if last - first + 1 == len(columns) else None
+
+
+def _without(
+    pads: Bool[Tensor, "B 1 S"] | None,
+    numbers: Float[Tensor, "B channels S"],
+) -> Float[Tensor, "B channels S"]:
+    """Zero pads before a convolution: its taps would carry them to the tokens next to them."""
+    return numbers if pads is None else numbers.masked_fill(pads, 0.0)
 
 
 def _convolution(channels: int, out: int, *, dilation: int, groups: int) -> nn.Conv1d:

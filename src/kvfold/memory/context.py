@@ -298,11 +298,13 @@ class FoldContext:
         assert self.access is not None, "a method with an adapter has access to a model"
         assert self.access.adapter is not None, "a method that asks for learned scores names an adapter"
         segment = self.segment
-        pads = ~segment.real[:, :, None, None, None]  # B S 1 1 1
+        pads = ~segment.real  # B S
         sides: list[Tensor] = []
         for side in ("keys", "values"):
             every = [getattr(self.keys_values(layer), side).transpose(1, 2) for layer in self.layers]
-            sides.append(torch.stack(every, dim=2).masked_fill_(pads, 0.0))  # B S L H D; the stack is fresh
+            numbers = torch.stack(every, dim=2)  # B S L H D, fresh
+            numbers[pads] = 0.0  # few: to look at every number would take as long as to stack them
+            sides.append(numbers)
         slots, rows = self.access.adapter.score(sides[0], sides[1], segment.positions, segment.real)
         return slots, rows if self.transcript.ids is not None else None
 
