@@ -3,6 +3,8 @@
 # pyright: reportCallIssue=false
 
 import copy
+import gc
+import weakref
 from functools import cache as once
 
 import pytest
@@ -142,6 +144,27 @@ def test_reset_forgets_everything_even_where_the_prompt_ended(family, name):
     assert cache.ledger().stored_bytes == 0
     feed(model, text(1, 33), cache, sizes=(20,))
     assert same(cache, untouched(family, name))
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_fork_that_is_reset_forgets_everything_too(name):
+    model, cache = begun(LOSSY[name], rows=2)
+    before, twin = kept(cache), cache.fork()
+    twin.reset()
+    assert (twin.memory.fed, twin.ledger().stored_bytes) == (0, 0)
+    feed(model, text(1, 33), twin, sizes=(20,))
+    assert same(twin, untouched("llama", name))
+    assert kept(cache) == before
+
+
+def test_a_fork_that_goes_on_lets_go_of_the_buffers_that_it_began_with():
+    model, cache = begun("full")
+    twin = cache.fork()
+    began = [weakref.ref(layer.state.tail.keys) for layer in twin.memory.layers.values()]
+    assert all(one() is not None for one in began)
+    feed(model, text(1, 200, seed=3), twin)
+    gc.collect()
+    assert not [one for one in began if one() is not None]
 
 
 @pytest.mark.parametrize("name", mostly(LOSSY))

@@ -204,6 +204,7 @@ class FoldedCache(Saving, Beams, RecurrentSeams):
             lease=self.lease.again(),
             adapter=self.adapter,
         )
+        twin._empty = self._empty  # not what it begins with, which would be kept in memory for good
         twin.stock.follow(self.stock)
         twin.running.adapters = self.running.adapters
         twin.is_branched = self.is_branched
