@@ -71,8 +71,8 @@ dist: $(RUNS_STAMP)  ## dist/ with the wheel and the sdist of this version
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 
-faults: setup  ## the whole campaign of damaged files, kills and failed folds; `make test` runs a small part of it
-	KVFOLD_FAULTS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults
+faults: setup  ## the whole campaign of damaged files, kills, failed folds and servers under load; `make test` runs a small part of it
+	KVFOLD_FAULTS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults $(addprefix tests/serve/test_,kills.py flat.py budget.py hostile.py)
 
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .

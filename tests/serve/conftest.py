@@ -17,14 +17,20 @@ PLAN = "snapkv(keep=0.5)"
 
 
 @dataclass
-class Running:
-    """A server that answers."""
+class Address:
+    """Where a server answers."""
 
     url: str
-    made: Server
 
     def client(self, token: str = "none") -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0, timeout=60)
+
+
+@dataclass
+class Running(Address):
+    """A server in this process."""
+
+    made: Server
 
     @property
     def shelf(self):

@@ -237,3 +237,25 @@ def test_the_state_before_a_turn_stays_on_disk_until_its_answer_has_gone_out(ser
         ticket.close()
     assert not before.exists()
     assert len(list(tmp_path.rglob("*.kvfold"))) == 1
+
+
+class ClosesLate:
+    """A ticket that another thread closes right after it was looked at."""
+
+    looks = 0
+
+    @property
+    def is_closed(self):
+        self.looks += 1
+        return self.looks > 1
+
+
+def test_a_file_whose_ticket_is_closed_while_it_is_looked_at_goes_the_next_time(serving, tmp_path):
+    with serving(store=tmp_path) as one:
+        sayer(one)(first("Anna"))
+        one.rest()
+        (entry,) = one.shelf._entries.values()
+        one.shelf._outdated.append((entry.place, ClosesLate()))
+        one.shelf.remove_outdated()
+        one.shelf.remove_outdated()
+        assert not entry.place.path.exists()

@@ -10,10 +10,11 @@ from kvfold.chat.template import Template
 from kvfold.chat.turns import Past
 from kvfold.data import Message
 from kvfold.errors import ModelError
+from kvfold.serve.index import Entry
 from kvfold.serve.refusal import Refusal
 from kvfold.serve.served import ServedModel
 from kvfold.serve.settings import ServeSettings
-from kvfold.serve.shelf import Entry, Shelf
+from kvfold.serve.shelf import Shelf
 from kvfold.serve.ticket import Ticket
 from kvfold.serve.turn import RunningTurn, Start
 

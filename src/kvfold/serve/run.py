@@ -35,6 +35,7 @@ class Server:
     app: FastAPI
     shelf: Shelf
     scheduler: Scheduler
+    metrics: Metrics
 
 
 @contextlib.contextmanager
@@ -50,16 +51,17 @@ def server(model: Model, tokenizer: Tokenizer, settings: ServeSettings) -> Itera
             store,
             Holdings(settings.memory_bytes),
             is_durable=settings.store is not None,
+            is_shared=settings.is_shared,
             kept_turns=settings.kept_turns,
             store_bytes=settings.store_bytes,
         )
         sessions = Sessions()
-        for session, owner in shelf.owners_of_sessions():
+        for session, owner in store.owners_of_sessions().items():
             sessions.claim(session, owner)
         metrics = Metrics()
         scheduler = Scheduler(served, shelf, settings, metrics)
         app = make_app(served, scheduler, sessions, settings, metrics)
-        yield Server(app=app, shelf=shelf, scheduler=scheduler)
+        yield Server(app=app, shelf=shelf, scheduler=scheduler, metrics=metrics)
         scheduler.stop()
         shelf.remove_outdated()
 

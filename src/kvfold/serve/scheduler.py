@@ -27,6 +27,7 @@ from kvfold.serve.ticket import Failed, Ticket
 from kvfold.serve.turn import RunningTurn
 from kvfold.serve.waiting import Waiting, later
 
+THREAD = "kvfold-serve"  # its name
 _PATIENCE_SECONDS = 0.2  # between looks at those who wait while nothing runs
 
 
@@ -43,7 +44,7 @@ class Scheduler:
         self._has_changed = True  # whether somebody who waits may fit now
         self._is_stopping = False
         self._pace = Pace()
-        self._thread = threading.Thread(target=self._run, name="kvfold-serve", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -153,7 +154,7 @@ class Scheduler:
                 if turn.unread:
                     self._fail(turn, later("the time of a turn was over before its prompt was read"))
                 else:
-                    turn.reason = "length"
+                    turn.cut()
 
     def _read(self) -> None:
         """Read a piece of the prompt whose turn it is."""
@@ -179,8 +180,8 @@ class Scheduler:
             self._metrics.first(turn.first_seconds or 0.0)
 
     def _decode(self) -> None:
-        """Decode one token of every reply that goes on."""
-        rows = [turn for turn in self._replying if turn.reason is None]
+        """Decode one token of every reply that goes on or is being closed."""
+        rows = [turn for turn in self._replying if turn.is_decoding]
         if not rows:
             return
         began = time.monotonic()
@@ -193,7 +194,7 @@ class Scheduler:
 
     def _finish(self) -> None:
         """End the replies that are over: fold, count, write, and only then tell the client."""
-        for turn in [turn for turn in self._replying if turn.reason is not None]:
+        for turn in [turn for turn in self._replying if not turn.is_decoding]:
             try:
                 held = turn.finish()
                 end = turn.end

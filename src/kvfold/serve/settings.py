@@ -21,6 +21,7 @@ class ServeSettings:
     least: int = LEAST  # tokens of a chat that a plan which evicts by a fraction leaves in any case
     memory_bytes: int = 2 << 30  # of all chats, weights apart
     store: Path | None = None  # where finished turns are written; None: only what memory has no room for, until the end
+    is_shared: bool = False  # whether other servers write to the same store
     store_bytes: int = 10 << 30  # of files there; beyond, the chats used longest ago are removed
     host: str = "127.0.0.1"
     port: int = 8000

@@ -2,42 +2,26 @@
 
 A request finds the longest beginning of its messages that is held for the same client. Where memory is short, states
 that were kept only for edited turns go first; then whole conversations, those used longest ago first, go to disk and
-come back when they are asked for. It knows no running turn.
+come back when they are asked for. Several servers may share a store: what one of them has written, the others find when
+it is asked for, and nobody relies on a file that is there to stay. It knows no running turn.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from kvfold.data import Message
 from kvfold.hf.storages import storages_of
-from kvfold.serve.held import Held, keys_of
-from kvfold.serve.holdings import Holdings
+from kvfold.serve.held import Held
+from kvfold.serve.holdings import Holdings, give_back_freed
+from kvfold.serve.index import Entry, Found, Index, Key
 from kvfold.serve.store import Place, Store
 from kvfold.serve.ticket import Ticket
-
-Key = tuple[str, str]  # of the owner and of the messages
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Entry:
-    """A conversation on the shelf. It changes: it moves between memory and disk."""
-
-    session: str | None = None  # a hash of the name that the client gave it
-    held: Held | None = None  # in memory
-    place: Place | None = None  # on disk; both may be
-    before: Key | None = None  # the state before its newest turn
-    is_superseded: bool = False  # a newer turn went on from it
-    users: int = 0  # running turns that go on from it
-    storages: dict[int, int] = field(default_factory=dict)  # in memory, by address
-    full_bytes: int = 0  # that it would take in memory, had nothing been folded
 
 
 class Shelf:
     """Conversations by owner and key. It changes with every turn. One thread uses it."""
 
     def __init__(
-        self, store: Store, holdings: Holdings, *, is_durable: bool, kept_turns: int, store_bytes: int
+        self, store: Store, holdings: Holdings, *, is_durable: bool, is_shared: bool, kept_turns: int, store_bytes: int
     ) -> None:
         """`is_durable` says that a finished turn is written at once; without it, only what must leave memory.
 
@@ -45,35 +29,19 @@ class Shelf:
         """
         self.holdings = holdings
         self.moved_to_disk = 0
-        self._store, self._is_durable, self._kept_turns = store, is_durable, kept_turns
-        self._store_bytes = store_bytes
-        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # used longest ago first
-        self._sessions: dict[str, list[Key]] = {}  # the newest last
+        self._store, self._is_durable, self._is_shared = store, is_durable, is_shared
+        self._kept_turns, self._store_bytes = kept_turns, store_bytes
+        self._entries = Index(store.written if is_shared else _nothing)
         self._outdated: list[tuple[Place, Ticket]] = []  # files that go once these tickets are closed
-        for place in store.places() if is_durable else ():
-            self._put((place.owner, place.key), Entry(place=place, session=place.session))
+        for place in store.places() if is_durable and not is_shared else ():
+            self._entries.put((place.owner, place.key), Entry(place=place, session=place.session))
         self._bound_store()
 
     # Finding ----------------------------------------------------------------------------------------------------
 
-    def find(self, owner: str, messages: Sequence[Message], session: str | None) -> tuple[Entry, int] | None:
+    def find(self, owner: str, messages: Sequence[Message], session: str | None) -> Found | None:
         """Find what is held of a conversation, and how many of its messages that are. One message at least is new."""
-        for key in reversed(self._sessions.get(session or "", ())):
-            entry = self._entries.get(key)
-            if entry is not None and entry.held is not None and key[0] == owner:
-                said = entry.held.past.messages
-                if len(said) < len(messages) and _same(said, messages[: len(said)]):
-                    return entry, len(said)
-        keys = keys_of(messages)
-        for count in range(len(messages) - 1, 0, -1):
-            entry = self._entries.get((owner, keys[count - 1]))
-            if entry is not None:
-                return entry, count
-        return None
-
-    def owners_of_sessions(self) -> list[tuple[str, str]]:
-        """List the names of conversations, as hashes, with their owners."""
-        return [(session, keys[-1][0]) for session, keys in self._sessions.items()]
+        return self._entries.find(owner, messages, session)
 
     def open(self, entry: Entry) -> Held | None:
         """Give a conversation for a turn to go on from; None where its file turned out to be damaged.
@@ -88,7 +56,7 @@ class Shelf:
                 return None
             self._hold(entry, held)
         assert entry.held is not None
-        self._entries.move_to_end((entry.held.owner, entry.held.key))
+        self._entries.note_use((entry.held.owner, entry.held.key))
         entry.users += 1
         return entry.held
 
@@ -112,7 +80,7 @@ class Shelf:
         if old is not None:
             self._release(old)  # the same text again: the newer one stays
         entry = Entry(place=place, before=earlier, session=held.session)
-        self._put(key, entry)
+        self._entries.put(key, entry)
         self._hold(entry, held)
         if before is not None:
             self._supersede(before, entry, ticket)
@@ -121,20 +89,27 @@ class Shelf:
 
     def remove_outdated(self) -> None:
         """Remove the files of states before turns whose clients have got their replies."""
+        waiting = []
         for place, ticket in self._outdated:
-            if ticket.is_closed:
+            if ticket.is_closed:  # asked once: another thread closes it
                 self._store.remove(place)
-        self._outdated = [(place, ticket) for place, ticket in self._outdated if not ticket.is_closed]
+            else:
+                waiting.append((place, ticket))
+        self._outdated = waiting
 
     def make_room(self, wanted_bytes: int) -> bool:
         """Free memory until so many bytes are free; tell whether that succeeded. What cannot succeed moves nothing."""
         in_use = sum(sum(entry.storages.values()) for entry in self._entries.values() if entry.users)
         if wanted_bytes > self.holdings.limit_bytes - self.holdings.promised_bytes - in_use:
             return False
+        has_moved = False
         for key, entry in self._leaving():
             if self.holdings.free_bytes >= wanted_bytes:
-                return True
+                break
             self._leave(key, entry)
+            has_moved = True
+        if has_moved:
+            give_back_freed()
         return self.holdings.free_bytes >= wanted_bytes
 
     @property
@@ -167,10 +142,15 @@ class Shelf:
             entry.place = self._store.write(entry.held)
         self.moved_to_disk += 1
         self._release(entry)
+        if self._is_shared:  # it is looked for there when it is asked for: others may have removed it by then
+            self._entries.pop(key)
         self._bound_store()
 
     def _bound_store(self) -> None:
         """Remove the files of conversations used longest ago, beyond the limit of the store. The newest one stays."""
+        if self._is_shared:
+            self._store.bound(self._store_bytes)
+            return
         on_disk = [(key, entry, entry.place) for key, entry in self._entries.items() if entry.place is not None]
         taken = sum(place.size_bytes for _, _, place in on_disk)
         for key, entry, place in on_disk[:-1]:
@@ -201,20 +181,6 @@ class Shelf:
                 self._forget(key)
             older = following
 
-    def _put(self, key: Key, entry: Entry) -> None:
-        if key in self._entries:
-            self._unname(key, self._entries.pop(key))
-        self._entries[key] = entry
-        if entry.session is not None:
-            self._sessions.setdefault(entry.session, []).append(key)
-
-    def _unname(self, key: Key, entry: Entry) -> None:
-        """Take an entry out of its session; a session without entries is forgotten."""
-        if entry.session is not None:
-            self._sessions[entry.session].remove(key)
-            if not self._sessions[entry.session]:
-                del self._sessions[entry.session]
-
     def _hold(self, entry: Entry, held: Held) -> None:
         entry.held = held
         entry.storages = storages_of(held.cache)
@@ -227,15 +193,11 @@ class Shelf:
 
     def _forget(self, key: Key) -> None:
         entry = self._entries.pop(key)
-        self._unname(key, entry)
         self._release(entry)
         if entry.place is not None:
             self._store.remove(entry.place)
 
 
-def _same(said: Sequence[Message], given: Sequence[Message]) -> bool:
-    """Tell whether messages differ at most in the space around them: some clients trim it."""
-    return all(
-        one.role == other.role and one.content.strip() == other.content.strip()
-        for one, other in zip(said, given, strict=True)
-    )
+def _nothing(owner: str) -> dict[str, Place]:
+    """List what others have written to a store that is nobody else's."""
+    return {}

@@ -1,11 +1,14 @@
 """Store: conversations of a server as saved chats in a folder, one file each, named by their owner and their key.
 
 A file is written whole or not at all (hf/snapshot_file.py). One that cannot be read is set aside under another name,
-with one line on standard error, and the rest is served. `kvfold chat --load` opens the same files.
+with one line on standard error, and the rest is served. `kvfold chat --load` opens the same files. Equal names mean
+equal messages, so it does no harm where two servers write one file.
 """
 
 import contextlib
+import math
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from kvfold.serve.served import ServedModel
 
 _ENDING = ".kvfold"
 _DAMAGED = ".damaged"
+_LOOKS = 50  # at the whole folder, while as much is written as it may hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class Store:
         """Raises FileError for a folder that cannot be made."""
         self.folder = folder.expanduser()
         self._served = served
+        self._unlooked_bytes: float = math.inf  # written since the whole folder was looked at
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -61,11 +66,14 @@ class Store:
             generation=self._served.generation,
         )
         saved.write(path, model=self._served.model, ledger=held.cache.ledger())
-        size = path.stat().st_size
-        return Place(path=path, owner=held.owner, key=held.key, session=held.session, size_bytes=size)
+        place = _place(path)
+        self._unlooked_bytes += place.size_bytes
+        return place
 
     def read(self, place: Place) -> Held | None:
-        """Read a conversation; None, and the file set aside, where that cannot be."""
+        """Read a conversation; None where that cannot be. A file that is there is set aside then."""
+        if not place.path.exists():
+            return None
         try:
             saved = SavedChat.read(place.path, self._served.model)
             # A plan that names files acts by the server's own words: those of the file may be another's.
@@ -93,16 +101,52 @@ class Store:
 
     def places(self) -> Iterator[Place]:
         """List what is there, oldest first. Files that are cut short or foreign are set aside."""
-        paths = [path for path in self.folder.glob(f"*/*{_ENDING}") if path.is_file()]
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime):
-            key, _, session = path.name.removesuffix(_ENDING).partition(".")
+        for place in self._listed("*"):
             try:
-                read_header(path)
+                read_header(place.path)
             except (FileError, CacheError) as error:
-                set_aside(path, error)
+                set_aside(place.path, error)
                 continue
-            size = path.stat().st_size
-            yield Place(path=path, owner=path.parent.name, key=key, session=session or None, size_bytes=size)
+            yield place
+
+    def written(self, owner: str) -> dict[str, Place]:
+        """List what is there of an owner by the keys of the messages, whoever has written it."""
+        return {place.key: place for place in self._listed(owner)}
+
+    def owners_of_sessions(self) -> dict[str, str]:
+        """List the names of conversations, as hashes, with their owners; who wrote first comes first."""
+        places = self._listed("*")
+        return {place.session: place.owner for place in reversed(places) if place.session is not None}
+
+    def bound(self, limit_bytes: int) -> None:
+        """Remove what was written longest ago, by whomever, beyond so many bytes. It looks once in a while."""
+        if self._unlooked_bytes < limit_bytes / _LOOKS:
+            return
+        self._unlooked_bytes = 0
+        places = self._listed("*")
+        taken = sum(place.size_bytes for place in places)
+        for place in places[:-1]:
+            if taken <= limit_bytes:
+                return
+            self.remove(place)
+            taken -= place.size_bytes
+
+    def _listed(self, owner: str) -> list[Place]:
+        """List the files of an owner, or of all, by when they were written."""
+        found = []
+        for path in self.folder.glob(f"{owner}/*{_ENDING}"):
+            with contextlib.suppress(FileNotFoundError):  # another server has removed it just now
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found.append((status.st_mtime, _place(path)))
+        return [place for _, place in sorted(found, key=lambda pair: pair[0])]
+
+
+def _place(path: Path) -> Place:
+    """Read a file's name and size. Raises FileNotFoundError for one that is gone."""
+    key, _, session = path.name.removesuffix(_ENDING).partition(".")
+    size = path.stat().st_size
+    return Place(path=path, owner=path.parent.name, key=key, session=session or None, size_bytes=size)
 
 
 def set_aside(path: Path, error: Exception) -> None:

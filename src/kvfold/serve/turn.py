@@ -16,10 +16,10 @@ from kvfold.data import Message
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import feed
 from kvfold.serve.held import Held, keys_of
+from kvfold.serve.index import Entry
 from kvfold.serve.kept import kept_pieces
 from kvfold.serve.sampling import Chance, Sampler
 from kvfold.serve.served import ServedModel
-from kvfold.serve.shelf import Entry
 from kvfold.serve.stops import StopText
 from kvfold.serve.ticket import Ended, Piece, Ticket
 
@@ -56,7 +56,8 @@ class RunningTurn:
         self._chances: list[Chance] = []
         self._tokens = 0
         self._last = 0  # the newest token, which the model has not read
-        self._whole: tuple[int, ...] = ()  # all tokens, once the turn is folded and they are asked for
+        self._closed: tuple[int, ...] = ()  # all tokens with those that close the reply, once it is over
+        self._whole: tuple[int, ...] = ()  # the same, once the turn is folded and they are asked for
         self._after_prompt = None  # the cache as it was before the reply, where a stop string may cut it
 
     # Steps ------------------------------------------------------------------------------------------------------
@@ -69,7 +70,12 @@ class RunningTurn:
     @property
     def next_token(self) -> int:
         """The token that the next decoding step feeds."""
-        return self._last
+        return self._last if self.reason is None else self._closed[self.cache.memory.fed]
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether decoding steps go on: for the reply, or for what closes it, which costs little beside other rows."""
+        return self.reason is None or self.cache.memory.fed < len(self._closed)
 
     def read(self, count: int) -> None:
         """Read a piece of the prompt; the last one gives the first token of the reply."""
@@ -83,7 +89,9 @@ class RunningTurn:
         self.take(logits)
 
     def take(self, logits: Float[Tensor, " vocabulary"]) -> None:
-        """Draw the next token of the reply and tell what it completes."""
+        """Draw the next token of the reply and tell what it completes; nothing once it is over."""
+        if self.reason is not None:
+            return
         if self.first_seconds is None:
             self.first_seconds = self.ticket.age_seconds
         token, chance = self._sampler.draw(logits)
@@ -97,14 +105,22 @@ class RunningTurn:
         if chance is not None and not self._reply.is_over:
             self._chances.append(chance)
         self._tell(piece)
+        if self.reason is not None:
+            self._end()
+
+    def cut(self) -> None:
+        """End the reply where it is: it took too long."""
+        self.reason = "length"
+        self._end()
 
     def finish(self) -> Held | None:
-        """Feed what closes the reply and fold the turn; give the conversation as it is held from now on."""
-        self._tell(self._text.add(self._reply.end()))
-        self._tell(self._text.rest(), last=True)
+        """Feed what is left of what closes the reply, and fold the turn; give the conversation as it is held then."""
         if not self._talks:
             return None
-        whole = self._closed()
+        if self._text.is_found:
+            self._cut_back()
+        whole = self._closed
+        feed(self._served.model, self.cache, whole[self.cache.memory.fed :])
         self._after_prompt = None  # what it keeps alive would lie beside what folding makes
         self.cache.fold()
         before = self.start.past
@@ -146,18 +162,20 @@ class RunningTurn:
 
     # Inside -----------------------------------------------------------------------------------------------------
 
-    def _closed(self) -> tuple[int, ...]:
-        """Feed the rest of the turn: what the model has not read of its reply, and what closes it."""
-        if self._text.is_found:  # a stop string cut the reply: the conversation is what the client saw
-            assert self._after_prompt is not None
-            self.cache.restore(self._after_prompt)
-            template = self._served.template(self.start.past.messages)
-            reply = template.said(self.start.past.messages, self._text.text)
-        else:
-            reply = [*self._reply.ids, *self._served.closing.ids]
-        whole = (*self._ids, *reply)
-        feed(self._served.model, self.cache, whole[self.cache.memory.fed :])
-        return whole
+    def _end(self) -> None:
+        """Tell the rest of the text. What closes the reply is fed by the next steps."""
+        self._tell(self._text.add(self._reply.end()))
+        self._tell(self._text.rest(), last=True)
+        if self._talks and not self._text.is_found:
+            self._closed = (*self._ids, *self._reply.ids, *self._served.closing.ids)
+
+    def _cut_back(self) -> None:
+        """Go back to where the reply began: a stop string cut it, and what is held is what the client saw."""
+        assert self._after_prompt is not None
+        self.cache.restore(self._after_prompt)
+        messages = self.start.past.messages
+        reply = self._served.template(messages).said(messages, self._text.text)
+        self._closed = (*self._ids, *reply)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._served.tokenizer.decode(list(ids)))
