@@ -17,14 +17,14 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect
 
 from kvfold.serve import body
 from kvfold.serve.access import Access
 from kvfold.serve.answers import Form, event
+from kvfold.serve.arrival import JSON, Arrival
 from kvfold.serve.held import hash_of
 from kvfold.serve.listener import Listener
-from kvfold.serve.metrics import Metrics
+from kvfold.serve.metrics import CONTENT_TYPE, Metrics
 from kvfold.serve.refusal import Refusal, refusal_of
 from kvfold.serve.sampling import Sampling
 from kvfold.serve.scheduler import Scheduler
@@ -32,11 +32,9 @@ from kvfold.serve.served import ServedModel
 from kvfold.serve.sessions import Sessions
 from kvfold.serve.settings import LOOPBACK, ServeSettings
 from kvfold.serve.ticket import Asked, Ended, Failed, Piece
-from kvfold.serve.waiting import later
 
 PAGE = Path(__file__).with_name("page.html")
 SESSION = "X-Kvfold-Session"
-_JSON = "application/json"
 
 
 def make_app(
@@ -50,12 +48,7 @@ def make_app(
         yield
         await asyncio.to_thread(scheduler.stop)
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    if settings.is_local:  # a foreign name that leads here is some other site's trick
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]", "testserver"])
-    app.add_exception_handler(Exception, _refused)
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(HTTPException, _refused)
+    app = bare_app(settings, lifespan)
     routes = Routes(served, scheduler, sessions, settings, metrics)
     app.post("/v1/chat/completions")(routes.chat)
     app.post("/v1/completions")(routes.complete)
@@ -64,6 +57,16 @@ def make_app(
     app.get("/metrics")(routes.metrics)
     app.get("/health")(health)
     app.get("/")(page)
+    return app
+
+
+def bare_app(settings: ServeSettings, lifespan: Any = None) -> FastAPI:
+    """Make an application without routes, that answers errors in OpenAI's form, and local names only if it is local."""
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    if settings.is_local:  # a foreign name that leads here is some other site's trick
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]", "testserver"])
+    for kind in (Exception, Refusal, HTTPException):
+        app.add_exception_handler(kind, refused)
     return app
 
 
@@ -93,12 +96,12 @@ class Routes:
         self._served, self._scheduler, self._settings, self._metrics = served, scheduler, settings, metrics
         self._sessions = sessions
         self._access = Access(settings.tokens)
-        self._arriving_bytes = 0  # of all bodies that are not read to their end
+        self._arrival = Arrival(settings)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         owner = self._owner(request)
-        asked = body.read(await self._raw(request), body.ChatBody)
+        asked = body.read(await self._arrival.read(request), body.ChatBody)
         self._refuse_other_model(asked.model)
         messages = tuple(said.message() for said in asked.messages)
         if messages[-1].role != "user" or not messages[-1].content.strip():
@@ -116,7 +119,7 @@ class Routes:
     async def complete(self, request: Request) -> Response:
         """Go on from a prompt. Nothing of it is held afterwards."""
         owner = self._owner(request)
-        asked = body.read(await self._raw(request), body.CompletionBody)
+        asked = body.read(await self._arrival.read(request), body.CompletionBody)
         self._refuse_other_model(asked.model)
         return await self._answer(request, asked, Asked(
             owner=owner, prompt=asked.text, sampling=_sampling(asked), stops=asked.stops, longest=asked.longest
@@ -136,7 +139,7 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         """Give numbers for Prometheus."""
         self._owner(request)
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     # Inside -----------------------------------------------------------------------------------------------------
 
@@ -151,31 +154,6 @@ class Routes:
         if name != self._served.name:
             message = f"the model {name!r} was asked for; this server has {self._served.name!r}; ask for that one"
             raise Refusal(404, message, code="model_not_found", param="model")
-
-    async def _raw(self, request: Request) -> bytes:
-        """Read a body, of bounded length and in bounded time."""
-        kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind != _JSON:
-            raise Refusal(415, f"a body of type {kind or 'none'} was sent; send Content-Type: {_JSON}")
-        limit = self._settings.body_bytes
-        raw = bytearray()
-        try:
-            async with asyncio.timeout(self._settings.body_seconds):
-                async for chunk in request.stream():
-                    raw += chunk
-                    self._arriving_bytes += len(chunk)
-                    if len(raw) > limit:
-                        raise Refusal(413, f"a body of more than {limit} bytes was sent; send less")
-                    if self._arriving_bytes > self._settings.bodies_bytes:
-                        raise later("more bodies arrive at the moment than there is room for")
-        except ClientDisconnect:
-            raise Refusal(499, "the client went away") from None
-        except TimeoutError:
-            seconds = self._settings.body_seconds
-            raise Refusal(408, f"a body did not arrive within {seconds:.0f} seconds; send it again") from None
-        finally:
-            self._arriving_bytes -= len(raw)
-        return bytes(raw)
 
     async def _answer(self, request: Request, said: body.ChatBody | body.CompletionBody, asked: Asked) -> Response:
         is_chat = asked.prompt is None
@@ -233,9 +211,9 @@ def _sampling(asked: body.ChatBody | body.CompletionBody) -> Sampling:
     )
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def refused(request: Request, error: Exception) -> Response:
     """Give an error in OpenAI's form."""
     if isinstance(error, HTTPException):
         error = Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
     refusal = refusal_of(error)
-    return Response(json.dumps(refusal.body), refusal.status, refusal.headers, _JSON)
+    return Response(json.dumps(refusal.body), refusal.status, refusal.headers, JSON)

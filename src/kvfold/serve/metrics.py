@@ -3,12 +3,14 @@
 Numbers only: no text, no names of clients or conversations. Each server has a registry of its own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from kvfold.serve.shelf import Shelf
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -76,3 +78,24 @@ class Metrics:
 
     def _make(self, kind: Any, name: str, meaning: str, **settings: Any) -> Any:
         return kind(f"kvfold_{name}", meaning, registry=self._registry, **settings)
+
+
+def summed(texts: Sequence[str]) -> str:
+    """Add up the numbers of several servers, each as text."""
+    families: dict[str, dict[str, float]] = {}  # by the lines that introduce them
+    for text in texts:
+        samples: dict[str, float] = {}
+        for line in text.splitlines():
+            if line.startswith("#"):
+                samples = families.setdefault(line, {})
+                continue
+            name, _, value = line.rpartition(" ")
+            before = samples.get(name)
+            if before is None:
+                samples[name] = float(value)
+            elif "_created" in name:  # a time: since the oldest one
+                samples[name] = min(before, float(value))
+            else:
+                samples[name] = before + float(value)
+    lines = [[head, *(f"{name} {value}" for name, value in samples.items())] for head, samples in families.items()]
+    return "".join(f"{line}\n" for family in lines for line in family)
