@@ -120,7 +120,7 @@ def test_more_slots_than_queries_are_matched_too():
     assert error < 0.2 * float((whole(beside, read(queries, keys, values, kept)) - true).square().mean())
 
 
-def test_a_slot_stands_for_fifty_tokens_at_most():
+def test_a_slot_stands_for_a_few_tokens_at_most():
     keys = torch.randn(1, 1, SIZE, generator=torch.Generator().manual_seed(0)).expand(HEADS, 200, SIZE).contiguous()
     kept = torch.zeros(HEADS, 200, dtype=torch.bool)
     kept[:, 0] = True

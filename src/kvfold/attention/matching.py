@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 RIDGE = 1e-3  # of the least squares for values, for each query: a slot that is hardly read hardly changes
-LARGEST_WEIGHT = 50.0  # tokens that one slot stands for at most
+LARGEST_WEIGHT = 4.0  # tokens that one slot stands for at most; more would drown what a query looks for word for word
 _AGREED = 1e-3  # ridge of the direction in which queries agree, relative to their mean square
 _HELD = 0.1  # how strongly a weight is held at 1, relative to what its slot is read
 _STEPS = 30  # of the solver of weights
