@@ -285,3 +285,20 @@ def test_inspect_refuses_what_is_neither(tmp_path, capsys):
         assert shown.out == ""
         assert shown.err.count("\n") == 1
         assert why in shown.err
+
+
+def test_with_compact_positions_a_chat_goes_on_and_a_saved_one_keeps_its_own(talk, tmp_path):
+    lines = [f"Anna lives in Turin with a grey cat, she said {number} times." for number in range(12)]
+    small = ("--plan", "streaming_llm(tokens=60)")
+    ended = talk(lines, *small)
+    assert ended.code == 2
+    assert 'unless positions="compact" is asked for' in ended.said
+    done = talk(lines, *small, "--positions", "compact", "--save", tmp_path / "anna.kvfold")
+    assert done.code == 0
+    assert len(done.replies.splitlines()) >= len(lines)
+    assert talk(lines[:1], "--load", tmp_path / "anna.kvfold").code == 0
+    assert (
+        "--positions was given with --load"
+        in talk(["a"], "--load", tmp_path / "anna.kvfold", "--positions", "kept").said
+    )
+    assert "give 'kept' or 'compact'" in talk(["a"], "--positions", "moved").said
