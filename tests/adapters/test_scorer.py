@@ -70,3 +70,16 @@ def test_a_fold_goes_by_the_gates(tmp_path, monkeypatch):
     cache.fold()
     held = sum(sum(map(sum, layer.state.folded.counts)) for layer in cache.memory.layers.values())
     assert 0 < held < 60 * features_of(model).layers * features_of(model).heads
+
+
+def test_tokens_that_stand_together_are_scored_as_those_that_are_gathered(monkeypatch):
+    monkeypatch.setattr(adapters, "MOST_AT_ONCE", 8)
+    model = model_of("llama")
+    adapter, features = Adapter.for_model(model, rank=2), features_of(model)
+    given = described(adapter, features)
+    together = torch.ones(2, 12, dtype=torch.bool)
+    together[:, :3] = False
+    apart = together.clone()
+    apart[1, 7] = False  # rows differ: tokens are gathered
+    found, wanted = (adapter.scorer.score(given, real) for real in (together, apart))
+    assert torch.equal(found[:, 0, ..., 3:], wanted[:, 0, ..., 3:])

@@ -10,7 +10,7 @@ import kvfold
 from driving import feed
 from fakes import model_of, text
 from kvfold.attention.kernels import compiled
-from kvfold.attention.kernels.compiled import Form, StoredSlots, decode
+from kvfold.attention.kernels.compiled import Form, StoredSlots, append, decode
 from kvfold.attention.reference import attend_part
 from kvfold.encode.dense import Dense
 from kvfold.encode.int4 import Int4
@@ -155,3 +155,40 @@ def test_numbers_of_others_are_as_before_once_the_kernel_is_loaded():
     assert compiled._kernel(32) is not None
     assert 5e-324 * 1.0 > 0, "denormal numbers are flushed to zero in the whole process"
     assert float(torch.tensor([1e-40]) * 1) > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [False, True])
+@torch.no_grad()
+def test_a_token_is_written_behind_those_of_its_row_and_head(shared, dtype):
+    rows, room, at = 3, 7, 4
+    keys, values = (numbers(rows, HEADS, room, 16, seed=side, dtype=dtype) for side in (0, 1))
+    positions = torch.full((rows, room), -1, dtype=torch.int32)
+    new_keys, new_values = (numbers(rows, HEADS, 1, 16, seed=side, dtype=dtype) for side in (2, 3))
+    there = torch.tensor([[41]]).expand(rows, 1) if shared else torch.tensor([[41], [5], [9]])
+    form = Form.plain(keys, values)
+    assert form is not None
+    wanted = [keys.clone(), values.clone(), positions.clone()]
+    wanted[0][:, :, at : at + 1] = new_keys
+    wanted[1][:, :, at : at + 1] = new_values
+    wanted[2][:, at : at + 1] = there
+    tail = StoredSlots(form, stride=room)
+    assert append(tail, at, new_keys, new_values, there, into=positions)
+    assert all(torch.equal(found, own) for found, own in zip((keys, values, positions), wanted, strict=True))
+
+
+@needs_compiler
+@torch.no_grad()
+def test_a_token_of_another_kind_is_left_to_torch():
+    keys, values = numbers(1, HEADS, 7, 16), numbers(1, HEADS, 7, 16, seed=1)
+    form = Form.plain(keys, values)
+    assert form is not None
+    tail, into = StoredSlots(form, stride=7), torch.zeros(1, 7, dtype=torch.int32)
+    token, at = numbers(1, HEADS, 1, 16), torch.tensor([[3]])
+    assert not append(tail, 2, token.half(), token.half(), at, into=into)
+    assert not append(tail, 2, token.expand(2, -1, -1, -1), token.expand(2, -1, -1, -1), at, into=into), "it has gaps"
+    assert not append(tail, 2, token, token, at.int(), into=into)
+    with torch.enable_grad():
+        assert not append(tail, 2, token, token, at, into=into)
+    assert not into.any()

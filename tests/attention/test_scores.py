@@ -36,6 +36,15 @@ def test_sums_are_those_of_the_matrix(monkeypatch, causal, pads, block):
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_one_query_adds_what_it_adds_among_many():
+    queries, keys = torch.randn(2, 6, 1, 8), torch.randn(2, 3, 13, 8)
+    weights = attend_part(queries, keys, keys, scale=SCALE, mask=None)[1]
+    found = attention_sums(queries, keys, weights, scale=SCALE)
+    everyone = torch.ones(2, 1, dtype=torch.bool)
+    torch.testing.assert_close(found, attention_sums(queries, keys, weights, scale=SCALE, counted=everyone))
+    torch.testing.assert_close(found.sum(dim=2), torch.ones(2, 3))
+
+
 def test_every_counted_query_gives_a_sum_of_one():
     queries, keys = torch.randn(1, 2, 9, 4), torch.randn(1, 1, 20, 4)
     weights = attend_part(queries, keys, keys, scale=SCALE)[1]
