@@ -188,9 +188,17 @@ records-smollm2: setup peers  ## the records of SmolLM2: at most five hours of t
 
 # On a quiet machine: one process on one thread, in a run of its own.
 ON_SPEED ?= int8(rotate=True); int4(rotate=True); snapkv(keep=0.25); sonic(keep=0.25)
-records-speed: setup  ## the time of a step over the length of the context, five minutes of a quiet machine
+ON_FOLD ?= snapkv(keep=0.25); h2o(keep=0.25); chunkkv(keep=0.25); sonic(keep=0.25); int8(rotate=True); int4(rotate=True); dynakv(rate=0.47)
+AT_SPEED := OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2-135m --threads 1 --dtype float32
+records-speed: setup  ## the time of a step over the length of the context, and of a fold: a quarter of an hour of a quiet machine
 	for tokens in 1024 4096 16384; do OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2-135m --threads 1 \
 	  --dtype float32 --n 10 --set tokens=$$tokens --plans "$(ON_SPEED)" --out $(RECORDS)/speed-135m > /dev/null; done
+	for tokens in 4096 16384; do $(AT_SPEED) --n 7 --set tokens=$$tokens --out $(RECORDS)/speed-dynakv \
+	  --plans "dynakv(rate=0.47); dynakv(rate=0.47, basis='joint')" > /dev/null; done
+	$(AT_SPEED) --n 15 --set tokens=256 --out $(RECORDS)/speed-short \
+	  --plans "int8; int8(rotate=True); int4; int4(rotate=True); snapkv(keep=0.25); h2o(keep=0.25); sonic(keep=0.25)" > /dev/null
+	$(AT_SPEED) --n 15 --set tokens=1024 --out $(RECORDS)/speed-short --plans "h2o(keep=0.25)" > /dev/null
+	$(AT_SPEED) --n 1 --set tokens=1024 --set stage=fold --out $(RECORDS)/speed-fold --plans "$(ON_FOLD)" > /dev/null
 
 # Lines say whose they are; a failure is not lost in the pipe.
 ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(ON_SMOLLM2) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))
