@@ -171,7 +171,7 @@ $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(
 $(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS) --peers "$(ON_SMOLLM2_RIVALS)"
 $(ON_SMOLLM2:%=$(RECORDS)/%): DTYPE := float32
 $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm2 --plans "$(DYNAKV_ON_SMOLLM2)"
-$(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; kvzip; snapkv(scope='history'); h2o(scope='history')" --keep 0.5,0.2,0.1
+$(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history')" --keep 0.5,0.2,0.1,0.05
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
