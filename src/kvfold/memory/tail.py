@@ -128,7 +128,7 @@ class Tail:
     @property
     def is_loose(self) -> bool:
         """Tell whether the buffers have more room than they grow by, as after a crop."""
-        return self.keys.shape[2] > self.length + self.length // _SHARE
+        return self.keys.shape[2] > self.length + max(self.length // _SHARE, _LEAST_ROOM)
 
     def _with_room(self, capacity: int) -> "Tail":
         rows, heads = self.keys.shape[:2]
