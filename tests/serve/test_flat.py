@@ -41,7 +41,7 @@ def test_memory_is_flat_over_very_many_short_requests(tmp_path):
     resident, held, chats, on_disk = [], [], [], []
     with (
         process(tmp_path / "log", *options) as server,
-        httpx2.Client(timeout=60) as http,
+        httpx2.Client(timeout=300) as http,
         concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool,
     ):
         load = Load(url=f"{server.url}/v1", model="tiny")

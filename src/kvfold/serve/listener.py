@@ -31,8 +31,10 @@ class Listener:
     async def next(self, request: Request | None = None) -> Event:
         """Wait for the next event. Raises Refusal if the client of this request goes away meanwhile."""
         try:
+            if request is None:  # of a stream, which is cancelled from outside
+                return self._heard(await self._events.get())
             while True:
-                if request is not None and await self._has_gone(request):
+                if await self._has_gone(request):
                     raise Refusal(499, "the client went away")
                 with contextlib.suppress(TimeoutError):
                     return self._heard(await asyncio.wait_for(self._events.get(), _LOOK_SECONDS))
