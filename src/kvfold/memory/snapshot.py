@@ -82,6 +82,8 @@ def put_back(memory: Memory, snapshot: Snapshot) -> None:
         if states[index].closed or layer.rules.closes_gaps:
             _refuse_misplaced(states[index], layer.rules, plain["fed"])
         layer.scale = _scale(plain["layers"][str(index)])
+    if plain["fed"] and all(state.tail is None for state in states.values()):
+        contradiction(f"{plain['fed']} tokens were fed, and no layer has a tail")
     # States go in only when every layer's has been built: a bad file leaves the memory's as they were.
     memory.restore(
         Mark(
@@ -99,7 +101,8 @@ def _digest(plain: Plain) -> TextDigest:
     if words is None or words["columns"] == 0:
         return TextDigest()
     columns, sums = words["columns"], words["sums"]
-    rows = {len(layer["seen"]) for layer in plain["layers"].values()}
+    # Layers of cross-attention are among those of the model, and see no text.
+    rows = {len(layer["seen"]) for layer in plain["layers"].values() if layer["tail"] is not None}
     if columns > plain["fed"] or rows != {len(sums)}:
         contradiction(f"{columns} columns of {len(sums)} rows have a digest; {plain['fed']} were fed")
     return TextDigest(columns=columns, sums=tuple(sums))
@@ -173,8 +176,8 @@ def _refuse_strange(state: LayerState, transcript: Transcript, fed: int) -> None
     """Raise FileError where rows, heads and columns of a layer do not agree."""
     tail = state.tail
     if tail is None:
-        if state.sinks is not None or state.folded is not None or any(state.seen) or fed:
-            contradiction(f"{fed} tokens were fed, and a layer has no tail")
+        if state.sinks is not None or state.folded is not None or any(state.seen):
+            contradiction(f"{fed} tokens were fed, and a layer that saw some has no tail")
         return
     rows, heads, columns = tail.keys.shape[:3]
     if tail.start + tail.length != fed or max(state.seen, default=0) > fed or len(state.seen) != rows:
