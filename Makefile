@@ -156,13 +156,16 @@ dialogue-smollm2_ASKS = dialogue --n 48 --set score=likelihood --minutes 75 --da
 fidelity-smollm2_ASKS = fidelity --n 24 --minutes 75 --data "$(DATA)"
 dynakv-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 dynakv-talks-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
+six-percent-smollm2_ASKS := ruler --n 11 --set tokens=2048 --set question=seen
 sonic-smollm2_ASKS = fidelity --n 6 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
 DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(rate=0.47); pca(rate=0.3); pca(rate=0.2); \
   dynakv(rate=0.47, allocation='even'); dynakv(rate=0.3, allocation='even'); dynakv(rate=0.2, allocation='even'); \
   dynakv(rate=0.3, allocation='random'); dynakv(rate=0.2, allocation='random'); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.0); \
   int8(rotate=True); int4(rotate=True)
+SIX_ON_SMOLLM2 ?= sonic(keep=0.18) + int4(rotate=True); sonic(keep=0.38) + kvtc(bits=2.4); snapkv(keep=0.38) + kvtc(bits=2.4); \
+  snapkv(keep=0.18) + int4(rotate=True); sonic(keep=0.06); kvtc(bits=0.96)
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
-ON_SMOLLM2 := ruler-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 $(if $(DATA),longqa-smollm2 dialogue-smollm2 fidelity-smollm2 dynakv-smollm2 dynakv-talks-smollm2 sonic-smollm2)
+ON_SMOLLM2 := ruler-smollm2 six-percent-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 $(if $(DATA),longqa-smollm2 dialogue-smollm2 fidelity-smollm2 dynakv-smollm2 dynakv-talks-smollm2 sonic-smollm2)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
 OF_SMALL := dynakv-needle $(if $(DATA),dynakv-longqa)
@@ -171,6 +174,8 @@ $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(
 $(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS) --peers "$(ON_SMOLLM2_RIVALS)"
 $(ON_SMOLLM2:%=$(RECORDS)/%): DTYPE := float32
 $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm2 --plans "$(DYNAKV_ON_SMOLLM2)"
+$(RECORDS)/six-percent-smollm2: ASKS = --model smollm2 --plans "$(SIX_ON_SMOLLM2)"
+$(RECORDS)/six-percent-smollm2: DTYPE := bfloat16
 $(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history')" --keep 0.5,0.2,0.1,0.05
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05

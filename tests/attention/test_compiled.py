@@ -187,7 +187,8 @@ def test_a_token_of_another_kind_is_left_to_torch():
     tail, into = StoredSlots(form, stride=7), torch.zeros(1, 7, dtype=torch.int32)
     token, at = numbers(1, HEADS, 1, 16), torch.tensor([[3]])
     assert not append(tail, 2, token.half(), token.half(), at, into=into)
-    assert not append(tail, 2, token.expand(2, -1, -1, -1), token.expand(2, -1, -1, -1), at, into=into), "it has gaps"
+    twice = token.expand(2, -1, -1, -1)
+    assert not append(tail, 2, twice, twice, at.expand(2, 1), into=into.repeat(2, 1)), "it has gaps"
     assert not append(tail, 2, token, token, at.int(), into=into)
     with torch.enable_grad():
         assert not append(tail, 2, token, token, at, into=into)

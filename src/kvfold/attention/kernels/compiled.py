@@ -18,7 +18,7 @@ from enum import IntEnum
 from functools import cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -105,6 +105,7 @@ class PartPointer(ctypes.Structure):
     ]
 
 
+@runtime_checkable
 class Stored(Protocol):
     """What the kernel finds the slots of a part by."""
 
