@@ -12,7 +12,7 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
 
-.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 records-speed gpu families grid installed dist
+.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 records-speed gpu families grid ray installed dist
 
 help:  ## what each word does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -63,6 +63,9 @@ families: setup  ## judge every family of models anew: tests/families/verdicts.j
 
 grid: setup  ## every pair of members, and every plan with every way of generating, on three families
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m grid tests/contract
+
+ray: setup  ## a server on a local Ray, one of its two replicas killed
+	KVFOLD_SHAPES=off OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/serve
 
 installed: setup  ## a wheel in a fresh environment without extras, and every verb there
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m installed tests/cli

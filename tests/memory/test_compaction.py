@@ -9,6 +9,7 @@ from kvfold.memory.compaction import gathered
 from kvfold.memory.dense import DensePart
 from kvfold.memory.forward import Boundaries
 from kvfold.memory.memory import Memory
+from kvfold.memory.part import Part
 from kvfold.memory.recent_queries import RecentQueries
 from kvfold.plan import Plan
 from memories import HEADS, LAYERS, PINNED, SCALE, SIZE, new_tokens, observed, tail_of
@@ -121,8 +122,9 @@ def test_recent_queries_turn_with_their_tokens():
 
 
 def test_latents_that_must_move_are_refused():
-    class Latents:
+    class Latents(Part):
         counts = ((1, 1),)
 
+    Latents.__abstractmethods__ = frozenset()  # nothing of it is asked
     with pytest.raises(CacheError, match="a Latents cannot write single slots again"):
-        gathered(Latents(), [5], turning())  # pyright: ignore[reportArgumentType]
+        gathered(Latents(), [5], turning())  # pyright: ignore[reportAbstractUsage]

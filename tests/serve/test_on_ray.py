@@ -172,7 +172,7 @@ def wait_until(is_so):
         time.sleep(0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_sessions_go_on_with_what_was_read_when_their_replica_is_killed(tmp_path):
     options = ("--ray", "--replicas", "2", "--store", str(tmp_path / "store"))
     with process(tmp_path / "log", *options) as one:
