@@ -119,7 +119,8 @@ def test_an_adapter_of_the_first_format_folds_as_it_did(formula_llama, plan, sto
         prompt, past_key_values=cache, max_new_tokens=len(said), do_sample=False, eos_token_id=[]
     )
     assert out[0, prompt.shape[1] :].tolist() == said
-    assert cache.ledger().stored_bytes == stored_bytes
+    ledger = cache.ledger()
+    assert ledger.stored_bytes - ledger.slack_bytes == stored_bytes, "without the room for tokens to come"
 
 
 def test_records_of_the_first_format_are_read_and_written_as_they_were():

@@ -34,7 +34,7 @@ class Sonic(JointSelect):
     """The most salient slots of each segment, as they are or as Nexus rows. Give a budget, or `slots` of a segment."""
 
     slots: int | None = None  # of each segment, whatever its length; in place of a budget
-    verbatim: float | None = None  # share of the slots kept word for word; None: rows and words compete
+    verbatim: float | None = None  # share of the slots kept word for word; None: rows as the adapter has them
     adapter: str = "shipped"  # the adapter of this package for the model, or a folder, or a name on the Hub
 
     names_files: ClassVar[tuple[str, ...]] = ("adapter",)
@@ -93,7 +93,8 @@ class Sonic(JointSelect):
         if bool(made.any()):
             return _with_rows(context, kept, made)
         chosen = Selection.of_layers(context.layers, kept)
-        if self.verbatim is not None or row_scores is not None:
+        fits = context.fits_rows if self.verbatim is None else self.verbatim == 0
+        if row_scores is not None or not fits:
             return chosen
         return replace(chosen, rewrite=partial(matched, context, chosen.kept))
 
