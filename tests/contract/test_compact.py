@@ -140,7 +140,7 @@ def talk(model, cache, ids, *, sizes=TURN):
 
 
 def compact(model, plan, **more):
-    """A cache that folds when it is told to."""
+    """A cache that folds on request."""
     return kvfold.cache(model, plan, positions="compact", **{"prompt_tokens": 0, "least": 0, **more})
 
 

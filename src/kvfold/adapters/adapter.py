@@ -98,7 +98,7 @@ class Adapter(nn.Module):
 
     @property
     def has_rows(self) -> bool:
-        """Tell whether it knows Nexus rows; else slots stay word for word."""
+        """Tell whether it has learned Nexus rows."""
         return len(self.embeddings) > 0
 
     def embed(self, rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K width"]:

@@ -90,7 +90,7 @@ def _least_squares(
     read: Float[Tensor, "N K"],
     missing: Float[Tensor, "N E"],
 ) -> Float[Tensor, "K E"]:
-    """Solve `read @ change = missing` for the smallest change that is worth its size."""
+    """Solve `read @ change = missing` by ridge regression."""
     asked, slots = read.shape
     eye = torch.eye(min(asked, slots), device=read.device)
     ridge = RIDGE * asked * eye

@@ -15,7 +15,7 @@ from kvfold.attention.matching import Seen, match
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, nothing
 from kvfold.attention.soft_cap import CappedScale
-from kvfold.memory.context import FoldContext
+from kvfold.memory.context import FoldContext, Segment
 from kvfold.memory.kv import KV
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.tail import PAD
@@ -24,13 +24,18 @@ _FARTHEST = 1000  # tokens behind the segment from which its queries ask
 _GOLDEN = 0.6180339887  # multiples of it fill an interval evenly, however many there are
 
 
-def matched(context: FoldContext, kept: Mapping[int, Bool[Tensor, "B H S"]], layer: int, kv: KV) -> KV:
+def matched(
+    context: FoldContext,
+    segment: Segment,
+    kept: Mapping[int, Bool[Tensor, "B H S"]],
+    layer: int,
+    kv: KV,
+) -> KV:
     """Fit the kept slots of one layer; as they are where the model's rotation is not known or its scores are bent."""
     scale = context.scales[layer]
     window = context.spread_queries(layer)
     if window is None or type(scale) is CappedScale:
         return kv
-    segment = context.segment
     last = segment.positions.max(dim=1).values
     behind = last[:, None] + _offsets(window.positions)
     queries = context.moved(window.queries, window.positions, behind)

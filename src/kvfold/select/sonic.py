@@ -5,7 +5,7 @@ https://arxiv.org/abs/2601.21927
 Ours differs: no code is public, so this is our design from what the paper tells. A Nexus row stands at a salient token
 and begins as that token. Where the adapter has learned rows, it updates them, and gates let them see later tokens of
 their segment; rows and the tokens' slots compete for one budget, layer by layer and head by head, by one learned score.
-Where it has none, the slots that stay become rows in closed form (memory/matched_rows.py).
+Where it has none and says so, the slots that stay become rows in closed form (memory/matched_rows.py).
 """
 
 from dataclasses import dataclass, replace
@@ -96,7 +96,7 @@ class Sonic(JointSelect):
         fits = context.fits_rows if self.verbatim is None else self.verbatim == 0
         if row_scores is not None or not fits:
             return chosen
-        return replace(chosen, rewrite=partial(matched, context, chosen.kept))
+        return replace(chosen, rewrite=partial(matched, context, segment, chosen.kept))
 
     def _spent(self, segment: Segment, row: int, tokens: int, scores: Float[Tensor, "B L H S"]) -> int:
         """Count the slots of one segment: a quiet one leaves some of its share to later ones, a rich one takes them."""

@@ -223,7 +223,7 @@ class _Fold(_Prefill):
         self.fold_shares: list[float] = []  # of each turn: seconds of the fold over those in which `full` reads
 
     def new(self, plan: str) -> FoldedCache:
-        """A fresh cache, which folds when it is told to, however little it holds."""
+        """A fresh cache, which folds on request, however little it holds."""
         return cache(self.model, plan, prompt_tokens=0, least=0)
 
     def turn(self, number: int) -> TurnSeconds:
