@@ -25,7 +25,6 @@ class NoAdapter:
     """Scores of slots at random, and no Nexus rows: a row may share its position with a slot that is kept."""
 
     size_bytes = 0
-    fits_rows = True
 
     def embed(self, rows):
         """Nothing is asked."""

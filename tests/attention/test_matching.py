@@ -129,3 +129,14 @@ def test_a_slot_stands_for_a_few_tokens_at_most():
     new_keys, _ = fitted(queries, keys, keys, beside, kept)
     raised = (queries * 0.25) @ (new_keys - keys)[:, 0].repeat_interleave(GROUP, dim=0)[..., None]
     assert float(raised.mean().exp()) < 1.1 * LARGEST_WEIGHT
+
+
+def test_queries_that_read_only_slots_that_leave_leave_nothing_undefined():
+    kept = a_choice(12, 1)
+    keys, values, sinks = a_segment()
+    queries = some_queries(ASKED, seed=5)
+    dropped = int((~kept[0]).nonzero()[0])
+    queries[0, 0] = 2000 * keys[0, dropped]  # as sharp as the attention of a small model
+    new_keys, new_values = fitted(queries, keys, values, read(queries, sinks, sinks), kept)
+    assert bool(new_keys.isfinite().all())
+    assert bool(new_values.isfinite().all())

@@ -160,7 +160,6 @@ class ScoringAdapter:
     """An adapter whose score of a slot is the first number of its key."""
 
     size_bytes = 0
-    fits_rows = False
 
     def embed(self, rows):
         """Nothing to run."""

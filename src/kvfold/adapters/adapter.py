@@ -53,7 +53,6 @@ class Adapter(nn.Module):
         self.down = nn.ParameterList(torch.randn(rank, inputs) * inputs**-0.5 for _, inputs, _ in layers)
         self.up = nn.ParameterList(torch.zeros(outputs, rank) for _, _, outputs in layers)
         self.scorer = SlotScorer(features)
-        self.fits_rows = False  # whether slots that stay become rows in closed form, where nobody says
         self._rotary: Rotary | None = None  # of the model that it is attached to
         self._folding: tuple[int, ...] = ()  # its folding layers
         self._updates = RowUpdates()

@@ -33,7 +33,6 @@ def save_adapter(adapter: Adapter, folder: Path, *, kind: str, model: Any, about
         "rows": adapter.embeddings.shape[0],
         "width": adapter.embeddings.shape[1],
         "reads": asdict(adapter.scorer.features),
-        "fits_rows": adapter.fits_rows,
         **about,
     }
     write_folder(folder, tensors, kind=kind, model=model, words=words)
@@ -56,7 +55,6 @@ def load_adapter(source: str | Path, model: Any, *, kind: str) -> Adapter:
         weights = {name: tensor.float() for name, tensor in learned.items()}
         adapter.load_state_dict(weights, assign=True)
         adapter.requires_grad_(False).to(device=model.device, dtype=model.dtype)
-        adapter.fits_rows = words.get("fits_rows", False)
         adapter.scorer.float()  # close scores differ only in float32
         return adapter.attach(model)
     except Exception as error:  # safetensors and torch raise their own kinds for torn files and wrong shapes

@@ -44,7 +44,6 @@ class UpdateWords(AdapterWords):
     rows: Count
     width: Positive
     reads: Reads
-    fits_rows: bool = False  # whether slots that stay are fitted at a fold; adapters before that do not say
 
 
 class LayerRankWords(Strict):

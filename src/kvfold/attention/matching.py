@@ -49,10 +49,10 @@ def match(seen: Seen, kept: Bool[Tensor, " S"]) -> tuple[Float[Tensor, "K D"], F
     direction = _agreed(queries)
     new_keys = keys[kept] + raised[:, None] * direction
     scores = queries @ new_keys.T
-    read = torch.exp(scores - total)
-    sums = share + read.sum(dim=1, keepdim=True)
-    read = read / sums
-    moved = share - share / sums  # what lies beside is read with another share now
+    # In logarithms: a query may have read only slots that leave, and what is left of it would be 0 / 0.
+    new_total = torch.logaddexp(scores.logsumexp(dim=1, keepdim=True), beside)
+    read = torch.exp(scores - new_total)
+    moved = share - torch.exp(beside - new_total)  # what lies beside is read with another share now
     wanted = weights @ values
     wanted += moved * seen.beside.float()
     old_values = values[kept]

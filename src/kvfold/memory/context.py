@@ -141,11 +141,6 @@ class RowAdapter(Protocol):
         """Count the bytes of all weights."""
         ...
 
-    @property
-    def fits_rows(self) -> bool:
-        """Tell whether slots that stay are fitted at a fold, where the plan does not say."""
-        ...
-
     def embed(self, rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K width"]:
         """Give what is added to the embeddings of some rows' tokens."""
         ...
@@ -238,12 +233,6 @@ class FoldContext:
         """
         record = self.states[layer].records.get(SpreadQueries.name)
         return record if isinstance(record, SpreadWindow) else None
-
-    @property
-    def fits_rows(self) -> bool:
-        """Tell whether the adapter wants slots that stay to be fitted."""
-        adapter = None if self.access is None else self.access.adapter
-        return adapter is not None and adapter.fits_rows
 
     def moved(
         self,

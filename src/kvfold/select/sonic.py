@@ -5,7 +5,7 @@ https://arxiv.org/abs/2601.21927
 Ours differs: no code is public, so this is our design from what the paper tells. A Nexus row stands at a salient token
 and begins as that token. Where the adapter has learned rows, it updates them, and gates let them see later tokens of
 their segment; rows and the tokens' slots compete for one budget, layer by layer and head by head, by one learned score.
-Where it has none and says so, the slots that stay become rows in closed form (memory/matched_rows.py).
+Where it has none, the slots that stay become rows in closed form (memory/matched_rows.py).
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Sonic(JointSelect):
     """The most salient slots of each segment, as they are or as Nexus rows. Give a budget, or `slots` of a segment."""
 
     slots: int | None = None  # of each segment, whatever its length; in place of a budget
-    verbatim: float | None = None  # share of the slots kept word for word; None: rows as the adapter has them
+    verbatim: float | None = None  # share of the slots kept word for word; 1.0: no rows
     adapter: str = "shipped"  # the adapter of this package for the model, or a folder, or a name on the Hub
 
     names_files: ClassVar[tuple[str, ...]] = ("adapter",)
@@ -93,8 +93,7 @@ class Sonic(JointSelect):
         if bool(made.any()):
             return _with_rows(context, kept, made)
         chosen = Selection.of_layers(context.layers, kept)
-        fits = context.fits_rows if self.verbatim is None else self.verbatim == 0
-        if row_scores is not None or not fits:
+        if row_scores is not None or self.verbatim == 1:
             return chosen
         return replace(chosen, rewrite=partial(matched, context, segment, chosen.kept))
 
