@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kvfold.bench.ask.read_once import Compared, ReadOnce
 from kvfold.bench.ask.reader import Reader
 from kvfold.bench.ask.shared import SharedRows
 from kvfold.bench.subject import Subject
@@ -40,7 +41,7 @@ class Comparison:
 class CachePair:
     """Rows under a plan and the same rows under `full`. It changes with every feed and fold."""
 
-    def __init__(self, subject: Subject, folded: Reader, full: Reader) -> None:
+    def __init__(self, subject: Subject, folded: Reader, full: Compared) -> None:
         """Both have read the same, and folded nothing yet."""
         self.folded, self.full = folded, full
         vocabulary = subject.model.get_output_embeddings().weight.shape[0]
@@ -87,11 +88,15 @@ class CachePair:
 
 
 class SharedPairs:
-    """What pairs of caches read before their first fold, once for several plans and `full`."""
+    """What pairs of caches read before their first fold, once for several plans and `full`; `full` reads the rest once.
+
+    Each pair is compared to its end, with the same calls, before the next one is asked for.
+    """
 
     def __init__(self, subject: Subject, plans: Sequence[str], chunks: Chunks) -> None:
         self._subject = subject
         self._read = SharedRows(subject, [*plans, FULL], count=len(chunks))
+        self._full = ReadOnce(lambda: self._read.under(FULL))
         for piece in _pieces(chunks, PIECE):
             self._read.feed(piece)
 
@@ -101,7 +106,7 @@ class SharedPairs:
 
     def pair(self, plan: str) -> CachePair:
         """Give a plan's cache and the full one, and fold both."""
-        pair = CachePair(self._subject, self._read.under(plan), self._read.under(FULL))
+        pair = CachePair(self._subject, self._read.under(plan), self._full.reader())
         pair.fold()
         return pair
 
