@@ -44,7 +44,7 @@ class ModelShape:
     dtype: str  # of the weights' file
     positions: int | None  # tokens that the model reads at most
     others: Mapping[str, int]  # layers that never fold, by their kind
-    adapter_bytes: int | None  # of the ranks that ship for it; None: there are none
+    adapter_bytes: Mapping[str, int]  # of the adapters that ship for it, by their kind
 
 
 def shape_of(name: str) -> ModelShape:
@@ -67,10 +67,12 @@ def shape_of(name: str) -> ModelShape:
     return _by_transformers(name, path)
 
 
-def _shipped_bytes(name: str) -> int | None:
-    """Count the bytes of the shipped ranks of a model; None where there are none."""
-    file = SHIPPED / name / "adapters" / "dynakv" / "adapter.safetensors"
-    return file.stat().st_size if name.strip() and file.is_file() else None
+def _shipped_bytes(name: str) -> dict[str, int]:
+    """Count the bytes of the shipped adapters of a model, by their kind."""
+    if not name.strip():
+        return {}
+    files = (SHIPPED / name / "adapters").glob("*/adapter.safetensors")
+    return {file.parent.name: file.stat().st_size for file in files}
 
 
 def weights_are_here(name: str) -> bool:

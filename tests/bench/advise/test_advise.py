@@ -19,7 +19,7 @@ from kvfold.hf.model_shape import shape_of
 from kvfold.plan import Plan
 
 CONTEXT = 4096
-SOME = ("full", "int8(rotate=True)", "int4(rotate=True)", "snapkv(keep=0.5)", "snapkv(keep=0.2) + int4(rotate=True)")
+SOME = ("full", "int8(rotate=True)", "int4(rotate=True)", "snapkv(keep=0.5)", "kvzip(keep=0.2) + int4(rotate=True)")
 SUBJECTS = {
     "tiny": lambda: open_subject("tiny"),
     "llama": stranger,
@@ -63,8 +63,11 @@ def test_a_candidate_s_size_is_that_of_its_plan(text):
     plan, size = Plan.parse(text), CANDIDATES[text]
     assert plan.keep == size.keep
     assert getattr(plan.encode, "rate", None) == size.rate
+    assert getattr(plan.encode, "bits", None) == size.bits
+    assert (plan.select.scope == "turn") == size.once
+    assert (type(plan.select).__name__ == "Sonic") == size.scored
     codec = "int8" if getattr(plan.encode, "int8", False) else type(plan.encode).__name__.lower()
-    assert {"dense": "raw", "dynakv": "raw"}.get(codec, codec) == size.codec
+    assert {"dense": "raw", "dynakv": "raw", "kvtc": "raw"}.get(codec, codec) == size.codec
 
 
 @pytest.mark.parametrize("name", SUBJECTS)

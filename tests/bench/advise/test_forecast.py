@@ -8,6 +8,7 @@ import torch
 
 import fakes
 import kvfold
+from kvfold.adapters.adapter import Adapter
 from kvfold.adapters.files import register_adapter
 from kvfold.bench.advise.candidates import CANDIDATES
 from kvfold.bench.advise.forecast import PlanSize, longest_context, stored_bytes
@@ -25,6 +26,7 @@ def model(request):
     made = fakes.fresh(request.param, head_dim=32)
     measured = ranks_for(made).measured
     register_adapter(made, "dynakv", lambda: Ranks(bases={}, measured=measured, default="joint"))
+    register_adapter(made, "sonic", lambda: Adapter.for_model(made, rank=2).attach(made))
     return made
 
 
@@ -39,8 +41,13 @@ def test_a_forecast_is_what_the_ledger_counts(model, shape, plan):
     cache = kvfold.cache(model, plan)
     with torch.no_grad():
         model(torch.randint(3, fakes.VOCABULARY, (1, TOKENS)), past_key_values=cache)
-    held = cache.ledger().stored_bytes
-    assert stored_bytes(CANDIDATES[plan], shape, TOKENS, dtype="float32") == pytest.approx(held, rel=0.03)
+        cache.fold()  # methods that read their text again wait for the next forward otherwise
+    held, size = cache.ledger().stored_bytes, CANDIDATES[plan]
+    forecast = stored_bytes(size, shape, TOKENS, dtype="float32")
+    if size.scored:  # a quiet segment spends less than its share
+        assert 0.5 * forecast < held < 1.03 * forecast
+    else:
+        assert forecast == pytest.approx(held, rel=0.03)
 
 
 def test_layers_that_slide_are_named_and_not_counted(tmp_path):

@@ -151,11 +151,11 @@ def _adapter(plan: str, shape: ModelShape, check: Check | None) -> tuple[int, st
     """Give the bytes of what was learned for a plan, and why the plan was not measured or cannot be used."""
     if check is not None:
         return check.adapter_bytes.get(plan, 0), check.left_out.get(plan)
-    if not CANDIDATES[plan].needs_adapter:
-        return 0, None
-    if shape.adapter_bytes is None:
-        return 0, "needs an adapter, which `kvfold train dynakv --steps 0` makes"
-    return shape.adapter_bytes, None
+    kinds = CANDIDATES[plan].adapters
+    for kind in kinds:
+        if kind not in shape.adapter_bytes:
+            return 0, f"needs an adapter, which `kvfold train {kind}` makes"
+    return sum(shape.adapter_bytes[kind] for kind in kinds), None
 
 
 def _forecast_dtype(shape: ModelShape, dtype: str) -> str:

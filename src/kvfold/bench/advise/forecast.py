@@ -27,11 +27,15 @@ class PlanSize:
     keep: float | None = None  # None: every token stays
     codec: Literal["raw", "int8", "int4"] = "raw"
     rate: float | None = None  # of low-rank latents; None: slots are not written as latents
+    bits: float | None = None  # for each number, of a measured basis
+    once: bool = False  # whether a token that stays is never chosen among again
+    scored: bool = False  # whether a learned score chooses; a quiet text gets less than `keep`
 
     @property
-    def needs_adapter(self) -> bool:
-        """Tell whether the plan needs what was learned or measured of the model."""
-        return self.rate is not None
+    def adapters(self) -> tuple[str, ...]:
+        """Name the kinds of adapters that the plan needs."""
+        ranks = ("dynakv",) if self.rate is not None or self.bits is not None else ()
+        return (*ranks, "sonic") if self.scored else ranks
 
     @property
     def folds(self) -> bool:
@@ -74,12 +78,15 @@ def _of_layer(size: PlanSize, layer: LayerShape, tokens: int, item: int) -> int:
     slots = tokens
     if size.keep is not None:
         within = int(size.keep * tokens * token_bytes + 1e-6) // raw_bytes
-        slots = max(within, min(LEAST, tokens), sinks)
+        beyond = int(size.keep * max(tokens - LEAST, 0) / 2) if size.once else 0
+        slots = max(within, min(LEAST, tokens) + beyond, sinks)
     return sinks * raw_bytes + (slots - sinks) * _slot_bytes(size, layer, item)
 
 
 def _slot_bytes(size: PlanSize, layer: LayerShape, item: int) -> int:
     """Count the bytes of a folded slot, over all heads."""
+    if size.bits is not None:
+        return round(size.bits * layer.numbers / 8) + _POSITION_BYTES
     if size.rate is not None:
         numbers = round(size.rate * layer.numbers)
         if size.codec == "int8":
