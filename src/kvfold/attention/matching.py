@@ -52,7 +52,8 @@ def match(seen: Seen, kept: Bool[Tensor, " S"]) -> tuple[Float[Tensor, "K D"], F
     # In logarithms: a query may have read only slots that leave, and what is left of it would be 0 / 0.
     new_total = torch.logaddexp(scores.logsumexp(dim=1, keepdim=True), beside)
     read = torch.exp(scores - new_total)
-    moved = share - torch.exp(beside - new_total)  # what lies beside is read with another share now
+    new_share = torch.exp(beside - new_total)
+    moved = share - new_share  # what lies beside is read with another share now
     wanted = weights @ values
     wanted += moved * seen.beside.float()
     old_values = values[kept]
@@ -67,7 +68,8 @@ def _logarithms(
     """Solve for the weight of each slot, at least 1, with which all draw the wanted attention; as logarithms."""
     own = of_kept.square().sum(dim=0)
     held = _HELD * own + _TINY
-    aim = wanted @ of_kept + held
+    aim = wanted @ of_kept
+    aim = aim + held
     weights = torch.ones_like(aim)
     for _ in range(_STEPS):  # multiplicative steps keep weights positive
         together = of_kept @ weights

@@ -27,9 +27,11 @@ def report(
     overview: Annotated[
         bool, typer.Option("--overview", help="With Markdown: one table, a row for each plan, a column for each suite.")
     ] = False,
-    picture: Annotated[
-        Path | None, typer.Option(help="Write the first picture (time over context, or score over bytes) as SVG.")
-    ] = None,
+    retained: Annotated[
+        bool,
+        typer.Option("--retained", help="With Markdown: one table of what each plan retains of the gain by history."),
+    ] = False,
+    picture: Annotated[Path | None, typer.Option(help="Write the first picture as SVG: time, or score.")] = None,
 ) -> None:
     """Make one page from the records of one or many runs: tables, curves, and what ran where."""
     from kvfold.bench.report import page as pages
@@ -37,12 +39,13 @@ def report(
     from kvfold.bench.run import journal
 
     records = journal.gather(places)
+    form: pages.Form = "retained" if retained else "overview" if overview else "tables"
     if json:
         show_lines(records)
-    elif markdown or (overview and into is None):
-        typer.echo(pages.markdown(records, whole=not overview), nl=False)
+    elif markdown or (form != "tables" and into is None):
+        typer.echo(pages.markdown(records, form=form), nl=False)
     elif into is not None:
-        typer.echo(pages.write_into(records, into, whole=not overview))
+        typer.echo(pages.write_into(records, into, form=form))
     elif picture is not None:
         over = times.over_context(records)
         drawn = times.time_over_context(over[0]) if over else plot.score_over_bytes(tables.tables(records)[0])

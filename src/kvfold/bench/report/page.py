@@ -9,13 +9,17 @@ import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from kvfold.bench.report import methods, tables
 from kvfold.bench.report.overview import overview
 from kvfold.bench.report.plot import score_over_bytes
+from kvfold.bench.report.retained import retained
 from kvfold.bench.report.times import over_context, time_over_context
 from kvfold.bench.run.record import Record
 from kvfold.errors import FileError
+
+Form: TypeAlias = Literal["tables", "overview", "retained"]
 
 FILE_NAME = "report.html"
 PLACES = ("plan", "model", "fingerprint", "device", "threads", "dtype", "first token s", "per token s", "wall s", "git")
@@ -73,17 +77,19 @@ def html(records: Sequence[Record]) -> str:
     )
 
 
-def markdown(records: Sequence[Record], *, whole: bool = True) -> str:
-    """Write all tables as Markdown; not `whole`: one table over all suites."""
-    if not whole:
+def markdown(records: Sequence[Record], *, form: Form = "tables") -> str:
+    """Write a table for each set of samples as Markdown, or one table over all suites."""
+    if form == "overview":
         return overview(tables.tables(records))
+    if form == "retained":
+        return retained(tables.tables(records))
     return "\n".join(tables.markdown(shown) for shown in tables.tables(records))
 
 
 BEGIN, END = "<!-- kvfold tables: begin -->", "<!-- kvfold tables: end -->"
 
 
-def write_into(records: Sequence[Record], path: Path, *, whole: bool = True) -> Path:
+def write_into(records: Sequence[Record], path: Path, *, form: Form = "tables") -> Path:
     """Replace the text between the two marks of a Markdown file by the tables. Raises FileError without marks."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -95,7 +101,7 @@ def write_into(records: Sequence[Record], path: Path, *, whole: bool = True) -> 
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise FileError(f"tables were to go into {path}; it has no place for them; write {BEGIN} and {END} into it")
-    return write_whole(path, f"{before}{BEGIN}\n\n{markdown(records, whole=whole)}\n{END}{after}")
+    return write_whole(path, f"{before}{BEGIN}\n\n{markdown(records, form=form)}\n{END}{after}")
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -63,6 +63,21 @@ def intervals(
     return {name: _bounds(np.asarray(values)) for name, values in found.items()}
 
 
+def retained(
+    scores: Sequence[float], full: Sequence[float], none: Sequence[float]
+) -> tuple[float, tuple[float, float]] | None:
+    """Give (scores - none) / (full - none) of the means over the same samples, with its 95 % interval.
+
+    None where the full cache is not clearly above the floor.
+    """
+    assert len(scores) == len(full) == len(none), "only outcomes of the same samples can be compared"
+    if difference(full, none).low <= 0:
+        return None
+    kept, all_of_it = np.subtract(scores, none), np.subtract(full, none)
+    share = float(kept.mean() / all_of_it.mean())
+    return share, _bounds(_means(kept) / _means(all_of_it))
+
+
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compare two plans on the same samples in the same order by their paired differences."""
     assert len(first) == len(second), "only outcomes of the same samples can be paired"
