@@ -6,6 +6,8 @@ With a sixteenth more at each copy, all copies of a growing text together move a
 """
 
 import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -90,3 +92,53 @@ def copy_slots(
         target[place : place + size] = source[start : start + size]
         start += space
         end += other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Tensors [N, columns, ...] that grow side by side: the first `held` columns of some buffers, by name."""
+
+    held: int = 0
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    end: WrittenEnd | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.buffers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.buffers[name][:, : self.held]
+
+    def append(self, new: Mapping[str, Tensor]) -> "Columns":
+        """Append columns: tensors [N, more, ...] of the same names."""
+        more = next(iter(new.values())).shape[1]
+        buffers, end = self._with_room(new, more)
+        for name, entries in new.items():
+            buffers[name][:, self.held : self.held + more] = entries
+        return Columns(held=self.held + more, buffers=buffers, end=end)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor by name."""
+        yield from ((name, self[name]) for name in self.buffers)
+
+    @property
+    def slack(self) -> dict[str, int]:
+        """Count the bytes of room for columns to come, by tensor."""
+        room = self._capacity - self.held
+        return {name: buffer[:, :1].numel() * buffer.element_size() * room for name, buffer in self.buffers.items()}
+
+    @property
+    def _capacity(self) -> int:
+        return next(iter(self.buffers.values())).shape[1] if self.buffers else 0
+
+    def _with_room(self, new: Mapping[str, Tensor], more: int) -> tuple[Mapping[str, Tensor], WrittenEnd]:
+        """Give buffers with room for entries behind those held: these, or copies where that is not free."""
+        before, after = ((self.held,),), ((self.held + more,),)
+        if self.end is not None and after[0][0] <= self._capacity and self.end.claim(before, after):
+            return self.buffers, self.end
+        capacity = with_spare(after, UNLIMITED)[0][0] if self.held else more  # many never grow
+        buffers = {}
+        for name, entries in new.items():
+            buffers[name] = entries.new_zeros(len(entries), capacity, *entries.shape[2:])
+            if self.held:
+                buffers[name][:, : self.held] = self.buffers[name][:, : self.held]
+        return buffers, WrittenEnd(after)

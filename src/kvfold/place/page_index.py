@@ -1,45 +1,48 @@
 """Page index: what the device knows of offloaded slots: where each page begins, how long it is, and its digest.
 
 A page is a sentence, or a stretch of fixed length. Pages are entries [N, M], N counting rows x heads; size 0 fills up.
-A digest is one or two centres of a page's keys and, in some forms, a spread; the score is q . centre + |q| . spread.
-Extremes (Quest, https://arxiv.org/abs/2406.10774) bound every q . k of a page; means (SentenceKV,
-https://arxiv.org/abs/2504.00970) rank pages with one outstanding key low. Ours differs: extremes are kept as middle and
-half distance, and digests as bfloat16 offsets from a per-head mean, which adds the same to every page's score.
+By default an index holds a sketch of every slot (sketch.py), and a page scores as its best slot. A digest is one or two
+centres of a page's keys and, in some forms, a spread; the score is q . centre + |q| . spread. Extremes (Quest,
+https://arxiv.org/abs/2406.10774) bound every q . k of a page; means (SentenceKV, https://arxiv.org/abs/2504.00970) rank
+pages with one outstanding key low. Ours differs: extremes are kept as middle and half distance, and digests as bfloat16
+offsets from a per-head mean, which adds the same to every page's score.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.memory.room import UNLIMITED, WrittenEnd, with_spare
+from kvfold.memory.room import Columns
+from kvfold.place.sketch import fit, products, write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """Digests of the keys of some pages, page after page."""
+    """Digests of the keys of some pages, page after page, or the keys themselves, of which sketches are made."""
 
-    centres: Float[Tensor, "M C D"]
+    centres: Float[Tensor, "M C D"] | None = None
     spreads: Float[Tensor, "M C D"] | None = None
+    keys: Float[Tensor, "S D"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageIndex:
     """Finished pages of every head; a value, like the part that it belongs to."""
 
-    starts: Int[Tensor, "N M"]  # int32
-    sizes: Int[Tensor, "N M"]  # int32; 0 where there is no page
-    centres: Float[Tensor, "N M C D"] | None  # bfloat16 offsets from the reference
-    spreads: Float[Tensor, "N M C D"] | None
-    reference: Float[Tensor, "N 2 D"] | None  # float32: mean centre and spread of a head's first pages
-    closed: tuple[int, ...]  # slots of each head that are in finished pages
+    heads: int  # N
+    device: torch.device
+    # starts, sizes (int32, 0 where there is no page), and centres and spreads (bfloat16 offsets from the reference),
+    # or columns: how many sketches each entry has.
+    pages: Columns = field(default_factory=Columns)
+    sketches: Columns = field(default_factory=Columns)  # codes, entry after entry
+    # Float32. Of digests [N, 2, D]: the mean centre and spread of a head's first pages. Of sketches: see sketch.py.
+    reference: Float[Tensor, "N rows D"] | None = None
+    closed: tuple[int, ...] = ()  # slots of each head that are in finished pages
     ragged: bool = False  # whether there are entries of size 0
-    # Buffers [N, capacity, ...] with room for pages to come (memory/room.py): the fields above are views of them.
-    buffers: Mapping[str, Tensor] = field(default_factory=dict)
-    end: WrittenEnd | None = None  # of the buffers
 
     @classmethod
     def empty(
@@ -49,86 +52,109 @@ class PageIndex:
         reference: Tensor | None = None,
     ) -> "PageIndex":
         """Make an index of no pages; `reference` where digests are to be offsets from that of another index."""
-        none = torch.zeros(heads, 0, dtype=torch.int32, device=device)
-        return cls(
-            starts=none, sizes=none.clone(), centres=None, spreads=None, reference=reference, closed=(0,) * heads
-        )
+        return cls(heads=heads, device=device, reference=reference, closed=(0,) * heads)
+
+    @property
+    def starts(self) -> Int[Tensor, "N M"]:
+        """The first slot of each page."""
+        return self.pages["starts"] if self.pages.held else self._nothing()
+
+    @property
+    def sizes(self) -> Int[Tensor, "N M"]:
+        """The slots of each page."""
+        return self.pages["sizes"] if self.pages.held else self._nothing()
+
+    def _nothing(self) -> Int[Tensor, "N M"]:
+        return torch.zeros(self.heads, 0, dtype=torch.int32, device=self.device)
 
     def extend(self, lengths: Sequence[Sequence[int]], digest: Digest) -> "PageIndex":
         """Append pages of these lengths to each head; digests are given head after head."""
         most = max(map(len, lengths))
         if most == 0:
             return self
-        device = self.starts.device
         padded = [[*of_head, *[0] * (most - len(of_head))] for of_head in lengths]  # N M
-        sizes = torch.tensor(padded, dtype=torch.int32, device=device)
-        closed = torch.tensor(self.closed, dtype=torch.int32, device=device)[:, None]  # N 1
+        sizes = torch.tensor(padded, dtype=torch.int32, device=self.device)
+        closed = torch.tensor(self.closed, dtype=torch.int32, device=self.device)[:, None]  # N 1
         starts = closed + sizes.cumsum(dim=1, dtype=torch.int32) - sizes  # a sum up to each page, without it
         there = None if all(len(of_head) == most for of_head in lengths) else sizes > 0
-        centres = _by_head(digest.centres, there, len(lengths))
-        spreads = None if digest.spreads is None else _by_head(digest.spreads, there, len(lengths))
-        reference = _reference(centres, spreads, sizes) if self.reference is None else self.reference
-        new = {"starts": starts, "sizes": sizes, "centres": _offsets(centres, reference[:, 0])}
-        if spreads is not None:
-            new["spreads"] = _offsets(spreads, reference[:, 1])
-        buffers, end = self._with_room(new)
-        held = self.starts.shape[1]
-        for name, entries in new.items():
-            buffers[name][:, held : held + most] = entries
-        views = {name: buffer[:, : held + most] for name, buffer in buffers.items()}
-        return PageIndex(
-            starts=views["starts"],
-            sizes=views["sizes"],
-            centres=views["centres"],
-            spreads=views.get("spreads"),
+        new = {"starts": starts, "sizes": sizes}
+        sketches, reference = self.sketches, self.reference
+        if digest.keys is not None:
+            of_heads = digest.keys.split([sum(of_head) for of_head in lengths])
+            reference = torch.stack([fit(keys) for keys in of_heads]) if reference is None else reference
+            codes = [write(keys, of_head) for keys, of_head in zip(of_heads, reference, strict=True)]
+            sketches = self.sketches.append({"codes": _filled_up(codes)})
+            new["columns"] = _filling(sizes)
+        else:
+            entries, reference = self._digested(digest, there, sizes, len(lengths))
+            new |= entries
+        return replace(
+            self,
+            pages=self.pages.append(new),
+            sketches=sketches,
             reference=reference,
             closed=tuple(held + sum(of_head) for held, of_head in zip(self.closed, lengths, strict=True)),
             ragged=self.ragged or there is not None,
-            buffers=buffers,
-            end=end,
         )
 
-    def _with_room(self, new: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], WrittenEnd]:
-        """Give buffers with room for entries behind those held: these, or copies where that is not free."""
-        held, more = self.starts.shape[1], new["starts"].shape[1]
-        before, after = ((held,),), ((held + more,),)
-        if self.end is not None and after[0][0] <= self._capacity and self.end.claim(before, after):
-            return self.buffers, self.end
-        capacity = with_spare(after, UNLIMITED)[0][0] if held else more  # many indexes never grow
-        buffers = {}
-        for name, entries in new.items():
-            buffers[name] = entries.new_zeros(len(entries), capacity, *entries.shape[2:])
-            if held:
-                buffers[name][:, :held] = self.buffers[name][:, :held]
-        return buffers, WrittenEnd(after)
-
-    @property
-    def _capacity(self) -> int:
-        return self.buffers["starts"].shape[1] if self.buffers else 0
+    def _digested(
+        self, digest: Digest, there: Tensor | None, sizes: Tensor, heads: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Write digests as offsets from the reference, which the first pages make."""
+        assert digest.centres is not None, "a digest has centres or keys"
+        centres = _by_head(digest.centres, there, heads)
+        spreads = None if digest.spreads is None else _by_head(digest.spreads, there, heads)
+        reference = _reference(centres, spreads, sizes) if self.reference is None else self.reference
+        new = {"centres": _offsets(centres, reference[:, 0])}
+        if spreads is not None:
+            new["spreads"] = _offsets(spreads, reference[:, 1])
+        return new, reference
 
     @property
     def slack(self) -> dict[str, int]:
         """Count the bytes of room for pages to come, by tensor."""
-        room = self._capacity - self.starts.shape[1]
-        return {name: buffer[:, :1].numel() * buffer.element_size() * room for name, buffer in self.buffers.items()}
+        return self.pages.slack | self.sketches.slack
 
-    def scores(
+    def rank(
         self,
         queries: Float[Tensor, "N K D"],
+        real: Bool[Tensor, "N K"] | None,
         *,
         scale: float,
-    ) -> Float[Tensor, "N K M"]:
-        """Score each page for each query, by the better of its centres; float32, up to a constant a query.
+    ) -> Float[Tensor, "N M"]:
+        """Score pages: each query shares itself out over them, and the best share that a page gets counts.
 
         A soft cap is left out: it changes no query's order.
         """
-        assert self.centres is not None, "an index without pages has no scores"
-        heads, pages, centres, size = self.centres.shape
-        wide = queries.to(self.centres.dtype)  # bfloat16, as the digests
-        scores = wide @ self.centres.reshape(heads, -1, size).mT  # N K, M x C
-        if self.spreads is not None:
+        if self.sketches.held:
+            assert self.reference is not None, "sketches have a reference"
+            scores = products(queries, self.sketches["codes"], self.reference) * scale
+        else:
+            scores = self._digest_scores(queries, scale)
+            if self.ragged:
+                scores.masked_fill_(self.sizes[:, None] == 0, -torch.inf)
+        shares = scores.log_softmax(dim=2)  # each query over all pages, or over the slots of all pages
+        if real is not None:
+            shares = shares.masked_fill(~real[..., None], -torch.inf)  # pads ask for nothing
+        best = shares.amax(dim=1)
+        return self._best_of_pages(best) if self.sketches.held else best
+
+    def _best_of_pages(self, best: Float[Tensor, "N columns"]) -> Float[Tensor, "N M"]:
+        """Take the best of each page's sketches."""
+        columns = self.pages["columns"].flatten()
+        # `unsafe` leaves out a check that the columns sum up, for which a GPU would have to be waited for.
+        found = torch.segment_reduce(best.flatten(), "max", lengths=columns, unsafe=True, initial=-torch.inf)
+        return found.view(self.sizes.shape).masked_fill(self.sizes == 0, -torch.inf)
+
+    def _digest_scores(self, queries: Float[Tensor, "N K D"], scale: float) -> Float[Tensor, "N K M"]:
+        """Score each page for each query, by the better of its centres; float32, up to a constant a query."""
+        of_pages = self.pages["centres"]
+        heads, pages, centres, size = of_pages.shape
+        wide = queries.to(of_pages.dtype)  # bfloat16, as the digests
+        scores = wide @ of_pages.reshape(heads, -1, size).mT  # N K, M x C
+        if "spreads" in self.pages:
             # |q| . spread bounds how much the keys of a page may exceed its centre.
-            scores = torch.baddbmm(scores, wide.abs(), self.spreads.reshape(heads, -1, size).mT)
+            scores = torch.baddbmm(scores, wide.abs(), self.pages["spreads"].reshape(heads, -1, size).mT)
         best = scores.unflatten(2, (pages, centres)).amax(dim=3) if centres > 1 else scores
         return best.float() * scale
 
@@ -151,11 +177,8 @@ class PageIndex:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor held, by name."""
-        yield from (("starts", self.starts), ("sizes", self.sizes))
-        if self.centres is not None:
-            yield "centres", self.centres
-        if self.spreads is not None:
-            yield "spreads", self.spreads
+        yield from self.pages.named()
+        yield from self.sketches.named()
         if self.reference is not None:
             yield "reference", self.reference
 
@@ -254,6 +277,24 @@ def _reference(
     return torch.stack([side.mean(dim=2).sum(dim=1) / number for side in sides], dim=1)
 
 
+def _filled_up(codes: Sequence[Tensor]) -> Tensor:
+    """Put the sketches [S, half] of all heads side by side; heads with fewer repeat their last one."""
+    most = max(map(len, codes))
+    rows = []
+    for of_head in codes:
+        last = of_head[-1:] if len(of_head) else codes[0].new_zeros(1, codes[0].shape[1])
+        rows.append(torch.cat([of_head, last.expand(most - len(of_head), -1)]))
+    return torch.stack(rows)
+
+
+def _filling(sizes: Int[Tensor, "N M"]) -> Int[Tensor, "N M"]:
+    """Count the sketches of each entry: its slots; the last entry has those that fill up a head too."""
+    columns = sizes.long()
+    totals = columns.sum(dim=1)
+    columns[:, -1] += totals.max() - totals
+    return columns
+
+
 def _by_head(flat: Tensor, there: Tensor | None, heads: int) -> Tensor:
     """Arrange entries [N, M, ...] in float32, given head after head; 0 where a head has fewer."""
     if there is None:
@@ -336,8 +377,14 @@ def halves(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
     )
 
 
+def sketched(keys: Float[Tensor, "S D"], lengths: Int[Tensor, " M"]) -> Digest:
+    """Give the keys themselves, to be written as sketches."""
+    del lengths
+    return Digest(keys=keys)
+
+
 DIGESTS: Mapping[str, DigestForm] = MappingProxyType(
-    {"minmax": minmax, "mean": mean, "spread": spread, "halves": halves}
+    {"sketch": sketched, "minmax": minmax, "mean": mean, "spread": spread, "halves": halves}
 )
 
 

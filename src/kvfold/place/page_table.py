@@ -278,9 +278,9 @@ class PageTable:
         """Fill each head's budget, page by page in order of score."""
         held, budgets = self.held, self.budgets()
         scores = None
-        if self.index.centres is not None and _any_smaller(budgets, held):
+        if self.index.pages.held and _any_smaller(budgets, held):
             queries, real = step.newest(self.policy.choosing, self.heads)
-            scores = self.policy.rank(self.index, queries, real, scale=step.scale)
+            scores = self.index.rank(queries, real, scale=step.scale)
             if self.policy.stay and current.slots is not None:
                 # A page is there if its first slot is: pages are taken from their beginning.
                 there = self.index.first_slot_selected(current.slots, stored=max(held))

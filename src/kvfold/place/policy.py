@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.store import Tier
-from kvfold.place.page_index import Digest, DigestForm, PageIndex
+from kvfold.place.page_index import Digest, DigestForm
 from kvfold.place.sentences import Splitter
 
 
@@ -67,23 +67,6 @@ class PagePolicy:
         usual = torch.tensor(float(self.splitter.length)).log()
         factor = (usual / lengths.clamp(min=2).float().log()).sqrt()[:, None, None]
         return Digest(centres=digest.centres, spreads=digest.spreads * factor)
-
-    def rank(
-        self,
-        index: PageIndex,
-        queries: Float[Tensor, "N K D"],
-        real: Bool[Tensor, "N K"] | None,
-        *,
-        scale: float,
-    ) -> Float[Tensor, "N M"]:
-        """Score pages: each query shares itself out over them, and the best share that a page gets counts."""
-        scores = index.scores(queries, scale=scale)
-        if index.ragged:
-            scores.masked_fill_(index.sizes[:, None] == 0, -torch.inf)
-        shares = scores.log_softmax(dim=2)  # N K M, each query over all pages
-        if real is not None:
-            shares = shares.masked_fill(~real[..., None], -torch.inf)  # pads ask for nothing
-        return shares.amax(dim=1)  # N K M -> N M
 
     def due(
         self,

@@ -45,7 +45,7 @@ class SentKV(Place):
     window: int = 8  # a sentence may have so many tokens more or fewer; 0 makes pages of a fixed length
     delimiters: str | None = None  # a file of `kvfold delimiters`: how well each mark ends a sentence for the model
     recent: int = 16  # newest folded tokens, always read; the unfinished sentence is too
-    summary: Literal["minmax", "mean", "spread", "halves"] = "minmax"  # what the index keeps of a sentence's keys
+    summary: Literal["sketch", "minmax", "mean", "spread", "halves"] = "sketch"  # what the index keeps of keys
     debias: bool = True  # longer sentences have wider extremes by chance: take that off
     when: Literal["steps", "sentence", "drift"] = "sentence"  # what makes it select anew
     every: int = 16  # tokens after which it selects anew in any case

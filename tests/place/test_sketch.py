@@ -1,0 +1,100 @@
+"""Sketches rank pages nearly as exact products do, take a sixteenth of a slot, and grow with the text."""
+
+import pytest
+import torch
+
+from kvfold.place import sketch
+from kvfold.place.page_index import PageIndex, minmax, sketched
+
+SIZE, PAGES, LENGTH = 64, 60, 12
+
+
+def some_keys(heads, slots, *, seed=0):
+    """Keys that lie near a plane of half of the dimensions, as those of a model do."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(9)))[0]
+    sizes = 4 * 0.9 ** torch.arange(SIZE)
+    return (torch.randn(heads, slots, SIZE, generator=generator) * sizes) @ basis.T + 3
+
+
+def indexed(keys, lengths, form=sketched, index=None):
+    """An index of some heads with keys [N, S, D], of pages with these lengths each."""
+    index = PageIndex.empty(len(keys), torch.device("cpu")) if index is None else index
+    joined = torch.cat([of_head[: sum(own)] for of_head, own in zip(keys, lengths, strict=True)])
+    flat = torch.tensor([length for own in lengths for length in own])
+    return index.extend(lengths, form(joined, flat))
+
+
+def exactly(keys, queries, lengths):
+    """The best share of any slot of each page, of any query."""
+    shares = (queries @ keys[:, : sum(lengths)].mT / 8).log_softmax(dim=2).amax(dim=1)
+    return torch.stack([piece.amax(dim=1) for piece in shares.split(lengths, dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("size", [8, 20, 64, 80, 128])
+def test_a_sketch_has_half_of_the_dimensions_in_four_bits(size):
+    keys = torch.randn(50, size)
+    reference = sketch.fit(keys)
+    codes = sketch.write(keys, reference)
+    assert codes.dtype == torch.uint8
+    assert codes.shape == (50, sketch.dimensions(size) // 2)
+    assert len(reference) == 1 + sketch.dimensions(size)
+
+
+def test_the_best_pages_are_those_of_exact_products_more_often_than_by_extremes():
+    keys, queries = some_keys(2, PAGES * LENGTH), 0.6 * some_keys(2, 6, seed=1)
+    lengths = [LENGTH] * PAGES
+    true = exactly(keys, queries, lengths).topk(6, dim=1).indices
+    found = {}
+    for form in (sketched, minmax):
+        best = indexed(keys, [lengths] * 2, form).rank(queries, None, scale=1 / 8).topk(6, dim=1).indices
+        found[form] = sum(len({*one.tolist()} & {*other.tolist()}) for one, other in zip(true, best, strict=True))
+    assert found[sketched] >= 8
+    assert found[sketched] > found[minmax]
+
+
+def test_queries_that_are_pads_ask_for_nothing():
+    keys, queries = some_keys(1, 60), some_keys(1, 3, seed=2)
+    index = indexed(keys, [[LENGTH] * 5])
+    real = torch.tensor([[True, False, True]])
+    assert torch.equal(index.rank(queries, real, scale=0.1), index.rank(queries[:, [0, 2]], None, scale=0.1))
+
+
+def test_heads_with_fewer_pages_and_slots_rank_as_they_do_alone():
+    keys, queries = some_keys(3, 80), some_keys(3, 4, seed=3)
+    lengths = [[5, 9, 3], [12], [7, 7]]
+    more = [[4], [6, 2], []]
+    index = indexed(keys, lengths)
+    rest = torch.cat([keys[0, 17:21], keys[1, 12:20]])
+    index = index.extend(more, sketched(rest, torch.tensor([4, 6, 2])))
+    scores = index.rank(queries, None, scale=0.1)
+    for head, own in enumerate([[5, 9, 3, 4], [12, 6, 2], [7, 7]]):
+        one = slice(head, head + 1)
+        alone = PageIndex.empty(1, torch.device("cpu"), index.reference[one])
+        alone = alone.extend([own], sketched(keys[head, : sum(own)], torch.tensor(own)))
+        expected = alone.rank(queries[one], None, scale=0.1)[0]
+        found = scores[head][index.sizes[head] > 0]
+        assert found.argsort().tolist() == expected.argsort().tolist()
+    assert index.closed == (21, 20, 14)
+
+
+def test_an_index_that_grew_is_that_of_the_whole_text():
+    keys = some_keys(2, 90)
+    grown = indexed(keys[:, :40], [[10, 20, 10]] * 2)
+    fork = grown.extend([[2], [2]], sketched(keys[:, :2].flatten(0, 1), torch.tensor([2, 2])))
+    grown = grown.extend([[25, 25]] * 2, sketched(keys[:, 40:].flatten(0, 1), torch.tensor([25] * 4)))
+    whole = PageIndex.empty(2, torch.device("cpu"), grown.reference)
+    whole = whole.extend(
+        [[10, 20, 10, 25, 25]] * 2, sketched(keys.flatten(0, 1), torch.tensor([10, 20, 10, 25, 25] * 2))
+    )
+    for name, tensor in whole.tensors():
+        assert torch.equal(tensor, dict(grown.tensors())[name]), name
+    assert fork.sketches["codes"].shape[1] == 42
+
+
+def test_keys_that_are_all_alike_or_alone_are_written_too():
+    for keys in (torch.ones(5, SIZE), torch.ones(1, SIZE)):
+        reference = sketch.fit(keys)
+        assert bool(reference.isfinite().all())
+        products = sketch.products(torch.randn(1, 2, SIZE), sketch.write(keys, reference)[None], reference[None])
+        assert bool(products.isfinite().all())
