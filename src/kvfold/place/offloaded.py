@@ -87,7 +87,7 @@ class OffloadedPart(Part):
     def _tokens_until_due(self) -> int:
         """Count the new tokens that may attend before the next selection can be due."""
         since = (0,) if self.selection.slots is None else self.selection.since
-        return self.table.policy.tokens_until_due(since)
+        return self.table.policy.tokens_until_due(since, stored=max(self.table.held))
 
     def _selecting(self, step: AttentionStep) -> "OffloadedPart":
         """Select pages for new queries, where that is due."""
@@ -95,7 +95,7 @@ class OffloadedPart(Part):
         since = tuple(tokens + step.queries.shape[2] for tokens in current.since)
         due = [True] * len(since)  # nothing is selected yet
         if current.slots is not None:
-            due = policy.due(current.since, step, current.mean_query)
+            due = policy.due(current.since, step, current.mean_query, stored=max(self.table.held))
         if not any(due):
             return replace(self, selection=replace(current, since=since))
         began = perf_counter()

@@ -17,6 +17,8 @@ from kvfold.memory.store import Tier
 from kvfold.place.page_index import Digest, DigestForm
 from kvfold.place.sentences import Splitter
 
+_SLOTS_A_TOKEN = 2048  # stored slots of a head for each token between two selections
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagePolicy:
@@ -31,7 +33,7 @@ class PagePolicy:
     digest_form: DigestForm
     debias: bool  # longer pages have wider extremes by chance: take that off
     when: Literal["steps", "sentence", "drift"]  # what makes rows select anew
-    every: int  # tokens after which rows select anew in any case
+    every: int | None  # tokens after which rows select anew in any case; None: as `period` says
     drift: float  # cosine of the mean queries below which the query has drifted
     choosing: int  # recent queries that choose by the index, beside the first new one
     reads_all: bool  # forwards of several tokens read everything
@@ -68,14 +70,21 @@ class PagePolicy:
         factor = (usual / lengths.clamp(min=2).float().log()).sqrt()[:, None, None]
         return Digest(centres=digest.centres, spreads=digest.spreads * factor)
 
+    def period(self, stored: int) -> int:
+        """Count the tokens between two selections among so many slots: choosing may cost little beside reading."""
+        return max(1, stored // _SLOTS_A_TOKEN) if self.every is None else self.every
+
     def due(
         self,
         since: Sequence[int],
         step: AttentionStep,
         before: Float[Tensor, "N D"] | None,
+        *,
+        stored: int,
     ) -> list[bool]:
         """Tell which rows select anew, `since` tokens after they last did; `before` are their mean queries of then."""
-        late = [tokens >= self.every for tokens in since]
+        period = self.period(stored)
+        late = [tokens >= period for tokens in since]
         if self.when == "sentence" and (ended := step.sentence_ended) is not None:
             return [is_late or bool(end) for is_late, end in zip(late, ended.tolist(), strict=True)]
         if self.when == "drift" and before is not None:
@@ -98,8 +107,9 @@ class PagePolicy:
             return [is_late or away for is_late, away in zip(late, drifted, strict=True)]
         return late
 
-    def tokens_until_due(self, since: Sequence[int]) -> int:
+    def tokens_until_due(self, since: Sequence[int], *, stored: int) -> int:
         """Count the tokens up to the next selection by number; 1 where text or queries may ask for one at any token."""
         if self.when != "steps":
             return 1
-        return min(self.every - tokens if tokens < self.every else self.every for tokens in since)
+        period = self.period(stored)
+        return min(period - tokens if tokens < period else period for tokens in since)

@@ -47,10 +47,10 @@ class SentKV(Place):
     recent: int = 16  # newest folded tokens, always read; the unfinished sentence is too
     summary: Literal["sketch", "minmax", "mean", "spread", "halves"] = "sketch"  # what the index keeps of keys
     debias: bool = True  # longer sentences have wider extremes by chance: take that off
-    when: Literal["steps", "sentence", "drift"] = "sentence"  # what makes it select anew
-    every: int = 16  # tokens after which it selects anew in any case
+    when: Literal["steps", "sentence", "drift"] = "steps"  # what makes it select anew
+    every: int | None = None  # tokens after which it selects anew in any case; None: one for each 2,048 slots
     drift: float = 0.8  # cosine of the mean queries below which the query has drifted
-    queries: int = 8  # newest queries that choose, beside the query of the current step
+    queries: int = 1  # newest queries that choose, beside the query of the current step
     reuse: bool = True  # fetch only the slots that are not fetched yet
     stay: float = 0.3  # nats that are added to the score of a sentence that is on the device already
     query_scores: float = 0.5  # share of the budget for what the last queries of a long forward attended to
@@ -85,7 +85,7 @@ class SentKV(Place):
             )
         if self.stay < 0:
             raise PlanError(f"stay={self.stay} was asked for; what is there may be ahead, not behind; give 0 or more")
-        if self.every < 1 or self.queries < 1 or self.recent < 1 or self.offload_above < 2:
+        if (self.every is not None and self.every < 1) or self.queries < 1 or self.recent < 1 or self.offload_above < 2:
             raise PlanError(
                 f"every={self.every}, queries={self.queries}, recent={self.recent}, offload_above={self.offload_above} "
                 "was asked for; each counts tokens; give 1 or more, and offload_above=2 or more"

@@ -60,6 +60,6 @@ def products(
     # A row was divided by the width of its cells; what is read back is multiplied by it.
     back = rows / rows.square().sum(dim=2, keepdim=True)
     asked = queries.float() @ back.mT  # N K R
-    low, high = asked.chunk(2, dim=2)
-    cells = (codes & 15).float(), (codes >> 4).float()
-    return torch.baddbmm(low @ cells[0].mT, high, cells[1].mT)
+    low, high = asked.to(queries.dtype).chunk(2, dim=2)
+    cells = (codes & 15).to(queries.dtype), (codes >> 4).to(queries.dtype)
+    return torch.baddbmm(low @ cells[0].mT, high, cells[1].mT).float()
