@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfold.place.page_index import PageIndex, best_pages, fill_budget, halves, mean, minmax, spread
+from kvfold.place.page_choice import best_pages, fill_budget
+from kvfold.place.page_index import PageIndex, halves, mean, minmax, spread
 
 
 def indexed(keys, lengths, digest=minmax):

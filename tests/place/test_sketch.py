@@ -74,7 +74,7 @@ def test_heads_with_fewer_pages_and_slots_rank_as_they_do_alone():
         alone = alone.extend([own], sketched(keys[head, : sum(own)], torch.tensor(own)))
         expected = alone.rank(queries[one], None, scale=0.1)[0]
         found = scores[head][index.sizes[head] > 0]
-        assert found.argsort().tolist() == expected.argsort().tolist()
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert index.closed == (21, 20, 14)
 
 

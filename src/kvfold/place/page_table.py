@@ -22,7 +22,8 @@ from kvfold.memory.ragged import Counts
 from kvfold.memory.recent_queries import QueryWindow
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.transcript import Transcript
-from kvfold.place.page_index import PageIndex, best_pages, fill_budget
+from kvfold.place.page_choice import best_pages, fill_budget
+from kvfold.place.page_index import PageIndex
 from kvfold.place.policy import PagePolicy
 
 _KEY = "query_scores"  # among what the layers of a forward share
