@@ -106,6 +106,8 @@ docs: setup  ## regenerate what is generated: docs/cli.md, settings, drawings, a
 	  $(BIN)/kvfold report $(RECORDS)/speed-135m --picture docs/pictures/speed.svg; fi
 	if test -f $(RECORDS)/sonic-chat/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sonic-*) --into docs/methods/sonic-tables.md; fi
+	if test -f $(RECORDS)/published-mtbench101/records.jsonl; then \
+	  $(BIN)/kvfold report $(wildcard $(RECORDS)/published-*) --retained --into docs/methods/sonic-published.md; fi
 	if test -f $(RECORDS)/dynakv-fidelity/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/dynakv-*) --into docs/methods/dynakv-tables.md; fi
 	if test -f $(RECORDS)/sentkv-needle/records.jsonl; then \
@@ -159,16 +161,27 @@ dialogue-smollm2_ASKS = dialogue --n 48 --set score=likelihood --minutes 75 --da
 fidelity-smollm2_ASKS = fidelity --n 24 --minutes 75 --data "$(DATA)"
 dynakv-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 dynakv-talks-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
-six-percent-smollm2_ASKS := ruler --n 11 --set tokens=2048 --set question=seen
+six-percent-smollm2_ASKS := ruler --n 22 --set tokens=2048 --set question=seen
+six-percent-4096-smollm2_ASKS := ruler --n 11 --set tokens=4096 --set question=seen
+six-percent-longqa-smollm2_ASKS = longqa --n 16 --set tokens=2048 --set score=likelihood --set question=seen --data "$(DATA)"
 sonic-smollm2_ASKS = fidelity --n 6 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
+published-mtbench101_ASKS = mtbench101_replies --n 26 --set words=400 --data "$(DATA)"
+published-dialogue_ASKS = dialogue --n 24 --set score=likelihood --data "$(DATA)"
+published-gsm8k_ASKS = gsm8k_turns --n 24 --set score=likelihood --data "$(DATA)"
+published-safety_ASKS := safety_turns --n 36
 DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(rate=0.47); pca(rate=0.3); pca(rate=0.2); \
   dynakv(rate=0.47, allocation='even'); dynakv(rate=0.3, allocation='even'); dynakv(rate=0.2, allocation='even'); \
   dynakv(rate=0.3, allocation='random'); dynakv(rate=0.2, allocation='random'); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.0); \
   int8(rotate=True); int4(rotate=True)
-SIX_ON_SMOLLM2 ?= sonic(keep=0.18) + int4(rotate=True); sonic(keep=0.38) + kvtc(bits=2.4); snapkv(keep=0.38) + kvtc(bits=2.4); \
-  snapkv(keep=0.18) + int4(rotate=True); sonic(keep=0.06); kvtc(bits=0.96)
+SIX_ON_SMOLLM2 ?= chunkkv(keep=0.38) + kvtc(bits=2.4); chunkkv(keep=0.5) + kvtc(bits=1.8); chunkkv(keep=0.25) + kvtc(bits=3.7); \
+  chunkkv(keep=0.25) + dynakv(rate=0.47, int8=True); chunkkv(keep=0.18) + int4(rotate=True); sonic(keep=0.18) + int4(rotate=True); \
+  snapkv(keep=0.38) + kvtc(bits=2.4); sonic(keep=0.06); kvtc(bits=0.96)
+SIX_BEST ?= chunkkv(keep=0.38) + kvtc(bits=2.4); chunkkv(keep=0.25) + kvtc(bits=3.7); chunkkv(keep=0.25) + dynakv(rate=0.47, int8=True)
+AS_PUBLISHED ?= sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history'); streaming_llm(scope='history')
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
-ON_SMOLLM2 := ruler-smollm2 six-percent-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 $(if $(DATA),longqa-smollm2 dialogue-smollm2 fidelity-smollm2 dynakv-smollm2 dynakv-talks-smollm2 sonic-smollm2)
+ON_SMOLLM2 := ruler-smollm2 six-percent-smollm2 six-percent-4096-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 \
+  $(if $(DATA),six-percent-longqa-smollm2 longqa-smollm2 dialogue-smollm2 fidelity-smollm2 dynakv-smollm2 dynakv-talks-smollm2 sonic-smollm2)
+PUBLISHED := published-safety $(if $(DATA),published-mtbench101 published-dialogue published-gsm8k)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
 OF_SMALL := dynakv-needle $(if $(DATA),dynakv-longqa)
@@ -178,8 +191,10 @@ $(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS
 $(ON_SMOLLM2:%=$(RECORDS)/%): DTYPE := float32
 $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm2 --plans "$(DYNAKV_ON_SMOLLM2)"
 $(RECORDS)/six-percent-smollm2: ASKS = --model smollm2 --plans "$(SIX_ON_SMOLLM2)"
-$(RECORDS)/six-percent-smollm2: DTYPE := bfloat16
+$(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2: ASKS = --model smollm2 --plans "$(SIX_BEST)"
+$(RECORDS)/six-percent-smollm2 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2: DTYPE := bfloat16
 $(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history')" --keep 0.5,0.2,0.1,0.05
+$(PUBLISHED:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(AS_PUBLISHED)" --keep 0.5,0.2
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
 $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
@@ -188,11 +203,11 @@ $(OF_SENTKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SENTKV)"
 
 records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
 	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
-	$(MAKE) -j $(JOBS) $(filter-out $(ON_SMOLLM2:%=$(RECORDS)/%),$(ALL_RECORDS))
+	$(MAKE) -j $(JOBS) $(filter-out $(ON_SMOLLM2:%=$(RECORDS)/%) $(PUBLISHED:%=$(RECORDS)/%),$(ALL_RECORDS))
 
 records-smollm2: setup peers  ## the records of SmolLM2: at most five hours of two cores, or call it again; DATA as above
 	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
-	$(MAKE) -j $(JOBS) $(ON_SMOLLM2:%=$(RECORDS)/%)
+	$(MAKE) -j $(JOBS) $(ON_SMOLLM2:%=$(RECORDS)/%) $(PUBLISHED:%=$(RECORDS)/%)
 
 # On a quiet machine: one process on one thread, in a run of its own.
 ON_SPEED ?= int8(rotate=True); int4(rotate=True); snapkv(keep=0.25); sonic(keep=0.25)
@@ -209,7 +224,7 @@ records-speed: setup  ## the time of a step over the length of the context, and 
 	$(AT_SPEED) --n 1 --set tokens=1024 --set stage=fold --out $(RECORDS)/speed-fold --plans "$(ON_FOLD)" > /dev/null
 
 # Lines say whose they are; a failure is not lost in the pipe.
-ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(ON_SMOLLM2) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))
+ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(ON_SMOLLM2) $(PUBLISHED) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))
 DTYPE := bfloat16
 .PHONY: $(ALL_RECORDS)
 $(RECORDS)/%: SHELL := /bin/bash
