@@ -162,6 +162,7 @@ fidelity-smollm2_ASKS = fidelity --n 24 --minutes 75 --data "$(DATA)"
 dynakv-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 dynakv-talks-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
 six-percent-smollm2_ASKS := ruler --n 22 --set tokens=2048 --set question=seen
+equal-bytes-smollm2_ASKS = fidelity --n 6 --seed 5 --data "$(DATA)"
 six-percent-4096-smollm2_ASKS := ruler --n 11 --set tokens=4096 --set question=seen
 six-percent-longqa-smollm2_ASKS = longqa --n 16 --set tokens=2048 --set score=likelihood --set question=seen --data "$(DATA)"
 sonic-smollm2_ASKS = fidelity --n 6 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
@@ -176,11 +177,14 @@ DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(
 SIX_ON_SMOLLM2 ?= chunkkv(keep=0.38) + kvtc(bits=2.4); chunkkv(keep=0.5) + kvtc(bits=1.8); chunkkv(keep=0.25) + kvtc(bits=3.7); \
   chunkkv(keep=0.25) + dynakv(rate=0.47, int8=True); chunkkv(keep=0.18) + int4(rotate=True); sonic(keep=0.18) + int4(rotate=True); \
   snapkv(keep=0.38) + kvtc(bits=2.4); sonic(keep=0.06); kvtc(bits=0.96)
+AT_EQUAL_BYTES ?= int8(rotate=True); int4(rotate=True); kvtc(bits=8.0); kvtc(bits=5.3); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.6); kvtc(bits=0.96); \
+  dynakv(rate=0.47, int8=True); dynakv(rate=0.3, int8=True); dynakv(rate=0.12, int8=True); pca(rate=0.47); pca(rate=0.25); \
+  sonic(keep=0.45) + int4(rotate=True); sonic(keep=0.3) + int4(rotate=True); sonic(keep=0.18) + int4(rotate=True)
 SIX_BEST ?= chunkkv(keep=0.38) + kvtc(bits=2.4); chunkkv(keep=0.25) + kvtc(bits=3.7); chunkkv(keep=0.25) + dynakv(rate=0.47, int8=True)
 AS_PUBLISHED ?= sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history'); streaming_llm(scope='history')
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
 ON_SMOLLM2 := ruler-smollm2 six-percent-smollm2 six-percent-4096-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 \
-  $(if $(DATA),six-percent-longqa-smollm2 longqa-smollm2 dialogue-smollm2 fidelity-smollm2 dynakv-smollm2 dynakv-talks-smollm2 sonic-smollm2)
+  $(if $(DATA),equal-bytes-smollm2 six-percent-longqa-smollm2 longqa-smollm2 dialogue-smollm2 fidelity-smollm2 dynakv-smollm2 dynakv-talks-smollm2 sonic-smollm2)
 PUBLISHED := published-safety $(if $(DATA),published-mtbench101 published-dialogue published-gsm8k)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
@@ -192,7 +196,8 @@ $(ON_SMOLLM2:%=$(RECORDS)/%): DTYPE := float32
 $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm2 --plans "$(DYNAKV_ON_SMOLLM2)"
 $(RECORDS)/six-percent-smollm2: ASKS = --model smollm2 --plans "$(SIX_ON_SMOLLM2)"
 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2: ASKS = --model smollm2 --plans "$(SIX_BEST)"
-$(RECORDS)/six-percent-smollm2 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2: DTYPE := bfloat16
+$(RECORDS)/equal-bytes-smollm2: ASKS = --model smollm2 --plans "$(AT_EQUAL_BYTES)"
+$(RECORDS)/equal-bytes-smollm2 $(RECORDS)/six-percent-smollm2 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2: DTYPE := bfloat16
 $(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history')" --keep 0.5,0.2,0.1,0.05
 $(PUBLISHED:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(AS_PUBLISHED)" --keep 0.5,0.2
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
