@@ -31,6 +31,7 @@ class Noted:
     loaded_bytes: int  # stored, after loading
     replied_bytes: int  # stored, after the third turn
     raw_turns: int = 0
+    named: str | None = None  # the plan with the defaults of then, where those of now are others
 
 
 # The likeliest token of every step is ahead of the second by 0.4 or more, so rounding does not decide a reply.
@@ -63,6 +64,7 @@ CHATS = {
         plan="dynakv(rate=0.47) + sentkv(budget=0.1)", reply="Anna's city is Shaefly, Shaefly's hobby is fifty.",
         # Noted were 250,444 and 359,342: a byte for each token in every layer, where one transcript serves all now.
         slots=2355, loaded_bytes=250_444 - 5 * 157 + 158, replied_bytes=359_342 - 5 * 193 + 195,
+        named="dynakv(rate=0.47) + sentkv(budget=0.1, summary='minmax', when='sentence', every=16, queries=8)",
     ),
 }  # fmt: skip
 
@@ -84,8 +86,8 @@ def test_every_saved_chat_is_tested():
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_of_the_first_format_holds_what_it_held_and_replies_as_it_did(tiny, name):
     noted = CHATS[name]
-    chat = Chat.load(SAVED / f"{name}.kvfold", *tiny)
-    assert chat.plan == Plan.parse(noted.plan)
+    chat = Chat.load(SAVED / f"{name}.kvfold", *tiny, plan=noted.named)
+    assert chat.plan == Plan.parse(noted.named or noted.plan)
     assert chat.raw_turns == noted.raw_turns
     assert len(chat.turns) == 2
     assert chat.ledger().slots == noted.slots
@@ -96,9 +98,16 @@ def test_a_chat_of_the_first_format_holds_what_it_held_and_replies_as_it_did(tin
     assert ledger.stored_bytes - room == noted.replied_bytes
 
 
+def test_an_index_of_the_first_format_is_made_anew_by_the_defaults_of_now(tiny):
+    name = "dynakv_sentkv"
+    chat = Chat.load(SAVED / f"{name}.kvfold", *tiny)
+    assert chat.ledger().slots == CHATS[name].slots
+    assert chat.reply(THIRD)
+
+
 @pytest.mark.parametrize("name", ["h2o_raw", "snapkv_raw", "dynakv_sentkv"])  # all that a chat can hold
 def test_a_chat_of_the_first_format_that_is_saved_again_replies_the_same(tiny, name, tmp_path):
-    Chat.load(SAVED / f"{name}.kvfold", *tiny).save(tmp_path / "again.kvfold")
+    Chat.load(SAVED / f"{name}.kvfold", *tiny, plan=CHATS[name].named).save(tmp_path / "again.kvfold")
     chat = Chat.load(tmp_path / "again.kvfold", *tiny)
     assert chat.ledger().stored_bytes == CHATS[name].loaded_bytes
     assert "".join(chat.send(THIRD)) == CHATS[name].reply

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kvfold.memory.step import AttentionStep
 from kvfold.memory.store import Tier
-from kvfold.place.page_index import Digest, DigestForm
+from kvfold.place.page_index import Digest, DigestForm, sketched
 from kvfold.place.sentences import Splitter
+from kvfold.place.sketch import dimensions
 
 _SLOTS_A_TOKEN = 2048  # stored slots of a head for each token between two selections
 
@@ -69,6 +70,13 @@ class PagePolicy:
         usual = torch.tensor(float(self.splitter.length)).log()
         factor = (usual / lengths.clamp(min=2).float().log()).sqrt()[:, None, None]
         return Digest(centres=digest.centres, spreads=digest.spreads * factor)
+
+    def own_reference(self, saved: Float[Tensor, "N rows D"] | None) -> Float[Tensor, "N rows D"] | None:
+        """Give a saved reference; None where the index that it is of had digests of another form."""
+        if saved is None:
+            return None
+        rows = 1 + dimensions(saved.shape[2]) if self.digest_form is sketched else 2
+        return saved if saved.shape[1] == rows else None
 
     def period(self, stored: int) -> int:
         """Count the tokens between two selections among so many slots: choosing may cost little beside reading."""

@@ -166,7 +166,8 @@ class OpenedSentKV:
         slots = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
         words = {name: value for name, value in plain.items() if name != "since"}
         part = layout.from_state(words, slots)
-        offloaded = OffloadedPart.of(part, self.policy, transcript, reference=ours.get("usual"))
+        reference = self.policy.own_reference(ours.get("usual"))
+        offloaded = OffloadedPart.of(part, self.policy, transcript, reference=reference)
         selection = PageSelection.from_saved(plain["since"], ours)
         refuse_undeclared(offloaded.table.index, selection)
         if not selection.is_of(offloaded.counts):
