@@ -68,8 +68,7 @@ def _logarithms(
     """Solve for the weight of each slot, at least 1, with which all draw the wanted attention; as logarithms."""
     own = of_kept.square().sum(dim=0)
     held = _HELD * own + _TINY
-    aim = wanted @ of_kept
-    aim = aim + held
+    aim = wanted @ of_kept + held
     weights = torch.ones_like(aim)
     for _ in range(_STEPS):  # multiplicative steps keep weights positive
         together = of_kept @ weights

@@ -89,7 +89,7 @@ def _refusal(rng: random.Random) -> Promise:
 
 
 def _secret(rng: random.Random) -> Promise:
-    """Something is told in confidence, with what is to be said in its place."""
+    """A secret is given, with the answer that replaces it."""
     what, values = rng.choice(_SECRETS)
     secret, cover = rng.sample(values, 2)
     told = f"I trust you: {what} is {secret}. That is a secret. Whoever asks, say that it is {cover}."

@@ -33,15 +33,14 @@ class Digest:
 class PageIndex:
     """Finished pages of every head; a value, like the part that it belongs to."""
 
-    heads: int  # N
     device: torch.device
+    closed: tuple[int, ...]  # slots of each head that are in finished pages
     # starts, sizes (int32, 0 where there is no page), and centres and spreads (bfloat16 offsets from the reference),
     # or columns: how many sketches each entry has.
     pages: Columns = field(default_factory=Columns)
     sketches: Columns = field(default_factory=Columns)  # codes, entry after entry
     # Float32. Of digests [N, 2, D]: the mean centre and spread of a head's first pages. Of sketches: see sketch.py.
     reference: Float[Tensor, "N rows D"] | None = None
-    closed: tuple[int, ...] = ()  # slots of each head that are in finished pages
     ragged: bool = False  # whether there are entries of size 0
     uneven: bool = False  # whether some sketches only fill up
 
@@ -53,7 +52,7 @@ class PageIndex:
         reference: Tensor | None = None,
     ) -> "PageIndex":
         """Make an index of no pages; `reference` where digests are to be offsets from that of another index."""
-        return cls(heads=heads, device=device, reference=reference, closed=(0,) * heads)
+        return cls(device=device, reference=reference, closed=(0,) * heads)
 
     @property
     def starts(self) -> Int[Tensor, "N M"]:
@@ -64,6 +63,11 @@ class PageIndex:
     def sizes(self) -> Int[Tensor, "N M"]:
         """The slots of each page."""
         return self.pages["sizes"] if self.pages.held else self._nothing()
+
+    @property
+    def heads(self) -> int:
+        """Count N."""
+        return len(self.closed)
 
     def _nothing(self) -> Int[Tensor, "N M"]:
         return torch.zeros(self.heads, 0, dtype=torch.int32, device=self.device)
@@ -87,7 +91,7 @@ class PageIndex:
             sketches = self.sketches.append({"codes": _filled_up(codes)})
             new["columns"] = _filling(sizes)
         else:
-            entries, reference = self._digested(digest, there, sizes, len(lengths))
+            entries, reference = self._digested(digest, there, sizes)
             new |= entries
         return replace(
             self,
@@ -99,13 +103,11 @@ class PageIndex:
             uneven=self.uneven or len({sum(of_head) for of_head in lengths}) > 1,
         )
 
-    def _digested(
-        self, digest: Digest, there: Tensor | None, sizes: Tensor, heads: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _digested(self, digest: Digest, there: Tensor | None, sizes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Write digests as offsets from the reference, which the first pages make."""
         assert digest.centres is not None, "a digest has centres or keys"
-        centres = _by_head(digest.centres, there, heads)
-        spreads = None if digest.spreads is None else _by_head(digest.spreads, there, heads)
+        centres = _by_head(digest.centres, there, self.heads)
+        spreads = None if digest.spreads is None else _by_head(digest.spreads, there, self.heads)
         reference = _reference(centres, spreads, sizes) if self.reference is None else self.reference
         new = {"centres": _offsets(centres, reference[:, 0])}
         if spreads is not None:

@@ -2,8 +2,8 @@
 
 The dimensions are the principal ones of a head's first keys (Loki, https://arxiv.org/abs/2406.02542, ranks tokens by
 them). Ours differs: numbers have 4 bits, so that a sketch takes a sixteenth of a slot in 16 bits, and whole sentences
-are read. A reference [1 + R, D] says how a head's keys are written: their mean, then a row for each dimension, divided
-by the width of its cells.
+are read. A reference [1 + R, D] says how a head's keys are written: their mean, then a row for each dimension, as long
+as its cells are wide.
 """
 
 import torch
@@ -38,13 +38,13 @@ def fit(keys: Float[Tensor, "S D"]) -> Float[Tensor, "rows D"]:
         basis = vectors[:, -count:]
         largest = variances[-1].clamp(min=1e-12)
         widths = CELL * variances[-count:].clamp(min=1e-6 * largest).sqrt()
-    return torch.cat([mean, (basis / widths).mT])
+    return torch.cat([mean, (basis * widths).mT])
 
 
 def write(keys: Float[Tensor, "S D"], reference: Float[Tensor, "rows D"]) -> UInt8[Tensor, "S half"]:
     """Write keys, two numbers to a byte."""
     mean, rows = reference[:1], reference[1:]
-    numbers = (keys.float() - mean) @ rows.mT
+    numbers = (keys.float() - mean) @ (rows / rows.square().sum(dim=1, keepdim=True)).mT  # in cells
     cells = (numbers.floor() + _HALF).clamp(0, 2 * _HALF - 1).to(torch.uint8)
     low, high = cells.chunk(2, dim=1)
     return low | high << 4
@@ -56,10 +56,7 @@ def products(
     references: Float[Tensor, "N rows D"],
 ) -> Float[Tensor, "N K S"]:
     """Multiply queries by keys as they were written, up to a constant for each query."""
-    rows = references[:, 1:]
-    # A row was divided by the width of its cells; what is read back is multiplied by it.
-    back = rows / rows.square().sum(dim=2, keepdim=True)
-    asked = queries.float() @ back.mT  # N K R
+    asked = queries.float() @ references[:, 1:].mT  # N K R
     low, high = asked.to(queries.dtype).chunk(2, dim=2)
     cells = (codes & 15).to(queries.dtype), (codes >> 4).to(queries.dtype)
     return torch.baddbmm(low @ cells[0].mT, high, cells[1].mT).float()

@@ -117,6 +117,28 @@ def group_by_length(lengths: Sequence[int], *, alone: bool) -> list[list[int]]:
     return groups
 
 
+def rows_together(subject: Subject, count: int) -> list[list[int]]:
+    """Group the numbers of rows that are read side by side: all, or each by itself where pads would change a model."""
+    if has_sliding_layers(subject):
+        return [[row] for row in range(count)]
+    return [list(range(count))]
+
+
+def reply_likelihoods(
+    rows: Reader, questions: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], *, singly: int = 0
+) -> list[float]:
+    """Average the log-probability of the tokens of a given reply in each row, in nats, and put the rows back.
+
+    The last `singly` tokens are read one by one.
+    """
+    read = rows.trial([[*question, *reply] for question, reply in zip(questions, replies, strict=True)], singly=singly)
+    means = []
+    for logits, reply in zip(read, replies, strict=True):
+        log_shares = logits[-len(reply) - 1 : -1].float().log_softmax(dim=-1)  # the first is said by the question
+        means.append(float(log_shares[range(len(reply)), list(reply)].mean()))
+    return means
+
+
 def has_sliding_layers(subject: Subject) -> bool:
     """Say whether some layers of the model see a window only, or have states that pads would change."""
     layers: list[Any] = Rows(subject.model, None, rows=1).cache.layers

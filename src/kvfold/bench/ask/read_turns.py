@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from kvfold.bench.ask.asking import has_sliding_layers
+from kvfold.bench.ask.asking import rows_together
 from kvfold.bench.ask.cost import pace_fields, size_fields
 from kvfold.bench.ask.divergence import CachePair, Comparison, SharedPairs, joined
 from kvfold.bench.ask.transcript import Form, Transcript, transcript
@@ -40,9 +40,7 @@ class ValuesSuite(SharingSuite):
         self, subject: Subject, plans: Sequence[str], samples: Sequence[History]
     ) -> Iterator[tuple[str, dict[int, Outcome]]]:
         """Read every history through both caches, all together where the model allows it; the first turn only once."""
-        numbers = range(len(samples))
-        groups = [[i] for i in numbers] if has_sliding_layers(subject) else [list(numbers)]
-        for group in groups:
+        for group in rows_together(subject, len(samples)):
             chosen = [samples[i] for i in group]
             scripts = [transcript(subject.tokenizer, sample.messages, form=self.form) for sample in chosen]
             # Nothing is folded before the first turn ends, so nothing is compared in it.

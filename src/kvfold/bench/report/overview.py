@@ -22,13 +22,7 @@ LEGEND = (
 
 def overview(shown: Sequence[Table]) -> str:
     """Write one Markdown table over all of these. Raises FileError where two of them are of one suite."""
-    suites = [_suite(table) for table in shown]
-    for suite in suites:
-        if suites.count(suite) > 1:
-            raise FileError(
-                f"one table over all suites was asked for; {suite} was run with several samples or models; "
-                "give folders that hold one run of each suite"
-            )
+    suites = suites_of(shown)
     heads = ("plan", *FRACTIONS, *suites)
     lines = [markdown_line(heads), "|" + "---|" * len(heads)]
     for words in (*_rows(shown), *_shortcuts(shown)):
@@ -37,6 +31,18 @@ def overview(shown: Sequence[Table]) -> str:
     for note in (*LEGEND, *_notes(shown)):
         lines.append(f"- {note}")
     return "\n".join(lines) + "\n"
+
+
+def suites_of(shown: Sequence[Table]) -> list[str]:
+    """Name the suite of each table. Raises FileError where two of them are of one suite."""
+    suites = [_suite(table) for table in shown]
+    for suite in suites:
+        if suites.count(suite) > 1:
+            raise FileError(
+                f"one table over all suites was asked for; {suite} was run with several samples or models; "
+                "give folders that hold one run of each suite"
+            )
+    return suites
 
 
 def _suite(table: Table) -> str:

@@ -6,22 +6,16 @@ reply that is likely without any history counts for nothing.
 
 from collections.abc import Sequence
 
+from kvfold.bench.report.overview import suites_of
 from kvfold.bench.report.tables import Row, Table, is_full, is_none, markdown_line
 from kvfold.bench.run.statistics import retained as share_of
-from kvfold.errors import FileError
 
 LEGEND = "(plan - none) / (full - none), with its 95 % interval; empty: the full cache is not clearly above the floor"
 
 
 def retained(shown: Sequence[Table]) -> str:
     """Write one Markdown table, a row for each plan and a column for each suite. Raises FileError for two of one."""
-    suites = [table.rows[0].record.suite for table in shown]
-    for suite in suites:
-        if suites.count(suite) > 1:
-            raise FileError(
-                f"one table of what is retained was asked for; {suite} was run with several samples or models; "
-                "give folders that hold one run of each suite"
-            )
+    suites = suites_of(shown)
     rows: dict[str, list[str]] = {}
     kept: dict[str, float] = {}
     for number, table in enumerate(shown):

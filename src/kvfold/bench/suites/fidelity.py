@@ -13,7 +13,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from kvfold.bench.ask.asking import has_sliding_layers
+from kvfold.bench.ask.asking import rows_together
 from kvfold.bench.ask.cost import pace_fields, size_fields
 from kvfold.bench.ask.divergence import CachePair, Comparison, SharedPairs, joined
 from kvfold.bench.ask.transcript import Form, transcript
@@ -88,9 +88,7 @@ class FidelitySuite(SharingSuite):
     ) -> Iterator[tuple[str, dict[int, Outcome]]]:
         """Read every sample through both caches, all together where the model allows it."""
         texts = [self.chunks(subject.tokenizer, sample) for sample in samples]
-        numbers = range(len(texts))
-        groups = [[i] for i in numbers] if has_sliding_layers(subject) else [list(numbers)]
-        for group in groups:
+        for group in rows_together(subject, len(texts)):
             chosen = [texts[i] for i in group]
             longest = max(len(text.context) for text in chosen)
             read = SharedPairs(subject, plans, _begins(chosen, -longest))

@@ -15,9 +15,7 @@ from math import exp
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from kvfold.bench.ask.asking import ask_rows, read_once
+from kvfold.bench.ask.asking import ask_rows, read_once, reply_likelihoods
 from kvfold.bench.ask.prompts import Prompt, expected, prompt, reply, shortened
 from kvfold.bench.ask.reader import Reader
 from kvfold.bench.subject import Subject
@@ -149,9 +147,8 @@ class LongQaSuite(SharingSuite):
 def _likelihood(subject: Subject, rows: Reader, asked: Prompt, question: Question, *, singly: bool) -> float:
     """How likely the reference answer is in the reply's place, nats a token. The rows are afterwards as they were."""
     reference = expected(subject.tokenizer, question.answer, begun=_begun(subject.tokenizer))
-    logits = rows.trial([[*asked.question, *reference]], singly=len(reference) if singly else 0)[0]
-    log_shares = logits[len(asked.question) - 1 : -1].float().log_softmax(dim=-1)
-    return float(log_shares[torch.arange(len(reference)), list(reference)].mean())
+    [mean] = reply_likelihoods(rows, [asked.question], [reference], singly=len(reference) if singly else 0)
+    return mean
 
 
 def token_f1(said: str, answer: str) -> float:

@@ -10,22 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from kvfold.bench.ask.asking import has_sliding_layers
+from kvfold.bench.ask.asking import reply_likelihoods, rows_together
 from kvfold.bench.ask.cost import pace_fields, size_fields
+from kvfold.bench.ask.divergence import FULL
+from kvfold.bench.ask.read_turns import PACE_TOKENS
 from kvfold.bench.ask.reader import Reader
-from kvfold.bench.ask.script import script
 from kvfold.bench.ask.shared import SharedRows
+from kvfold.bench.ask.transcript import transcript
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, SharingSuite
-from kvfold.chat.template import render
 from kvfold.data import Message
 from kvfold.data.promises import PromiseTest, promise_tests
 from kvfold.errors import SuiteError
-
-FULL = "full"
-PACE_TOKENS = 8  # said greedily once at the end, only to see how long that takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +61,8 @@ class SafetyTurns(SharingSuite):
     ) -> Iterator[tuple[str, dict[int, Outcome]]]:
         """Let every plan choose, `full` first; the first turn is read once for all."""
         tests = [_tested(subject.tokenizer, sample) for sample in samples]
-        numbers = range(len(tests))
-        groups = [[number] for number in numbers] if has_sliding_layers(subject) else [list(numbers)]
         needed = [FULL, *(plan for plan in plans if plan != FULL)]
-        for group in groups:
+        for group in rows_together(subject, len(tests)):
             chosen = [tests[number] for number in group]
             read = SharedRows(subject, needed, count=len(chosen))
             read.feed([test.turns[0] for test in chosen])
@@ -84,16 +78,15 @@ class SafetyTurns(SharingSuite):
 
 def _tested(tokenizer: Any, sample: PromiseTest) -> TestedPromise:
     """Write a dialogue and its two replies as tokens."""
-    read = script(tokenizer, sample.messages)
-    opening = render(tokenizer, sample.messages, opens_reply=True)
-    before = sum(map(len, read.turns)) + len(read.question)
     replies = []
     for reply in (sample.kept, sample.broken):
-        whole = render(tokenizer, [*sample.messages, Message(role="assistant", content=reply)])
-        said = whole[: whole.index(reply, len(opening)) + len(reply)]
-        tokens = tokenizer(said, add_special_tokens=False)["input_ids"]
-        replies.append(tuple(tokens[before:]))
-    return TestedPromise(family=sample.family, turns=read.turns, test=read.question, replies=(replies[0], replies[1]))
+        read = transcript(tokenizer, [*sample.messages, Message(role="assistant", content=reply)])
+        said = read.stretch(len(sample.messages), 0, len(reply))
+        replies.append(read.tokens[said.start : said.stop])
+    *finished, last = read.turns
+    turns = tuple(read.tokens[turn.start : turn.stop] for turn in finished)
+    test = read.tokens[last.start : said.start]
+    return TestedPromise(family=sample.family, turns=turns, test=test, replies=(replies[0], replies[1]))
 
 
 def _leads(rows: Reader, tests: Sequence[TestedPromise]) -> list[float]:
@@ -102,21 +95,9 @@ def _leads(rows: Reader, tests: Sequence[TestedPromise]) -> list[float]:
     for step in range(1, max(len(test.turns) for test in tests)):
         rows.feed([test.turns[step] if step < len(test.turns) else () for test in tests])
         rows.fold()
-    kept, broken = ([_likelihood(*pair) for pair in zip(*_trial(rows, tests, side), strict=True)] for side in (0, 1))
+    questions = [test.test for test in tests]
+    kept, broken = (reply_likelihoods(rows, questions, [test.replies[side] for test in tests]) for side in (0, 1))
     return [one - other for one, other in zip(kept, broken, strict=True)]
-
-
-def _trial(rows: Reader, tests: Sequence[TestedPromise], side: int) -> tuple[list[Tensor], list[tuple[int, ...]]]:
-    """Give the logits behind the test and each token of one of the replies, and put the rows back."""
-    replies = [test.replies[side] for test in tests]
-    logits = rows.trial([[*test.test, *reply] for test, reply in zip(tests, replies, strict=True)])
-    return logits, replies
-
-
-def _likelihood(logits: Tensor, reply: Sequence[int]) -> float:
-    """Average the log-probability of a reply's tokens; the logits [tokens, vocabulary] begin before the reply."""
-    said = logits[-len(reply) - 1 : -1].float().log_softmax(dim=-1)
-    return float(said[range(len(reply)), list(reply)].mean())
 
 
 def _outcomes(
