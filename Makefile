@@ -177,7 +177,7 @@ DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(
 SIX_ON_SMOLLM2 ?= chunkkv(keep=0.38) + kvtc(bits=2.4); chunkkv(keep=0.5) + kvtc(bits=1.8); chunkkv(keep=0.25) + kvtc(bits=3.7); \
   chunkkv(keep=0.25) + dynakv(rate=0.47, int8=True); chunkkv(keep=0.18) + int4(rotate=True); sonic(keep=0.18) + int4(rotate=True); \
   snapkv(keep=0.38) + kvtc(bits=2.4); sonic(keep=0.06); kvtc(bits=0.96)
-AT_EQUAL_BYTES ?= int8(rotate=True); int4(rotate=True); kvtc(bits=8.0); kvtc(bits=5.3); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.6); kvtc(bits=0.96); \
+AT_EQUAL_BYTES ?= int8(rotate=True); int4(rotate=True); int2(rotate=True); int2(group=64, rotate=True); kvtc(bits=8.0); kvtc(bits=5.3); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.6); kvtc(bits=0.96); \
   dynakv(rate=0.47, int8=True); dynakv(rate=0.3, int8=True); dynakv(rate=0.12, int8=True); pca(rate=0.47); pca(rate=0.25); \
   sonic(keep=0.45) + int4(rotate=True); sonic(keep=0.3) + int4(rotate=True); sonic(keep=0.18) + int4(rotate=True)
 SIX_BEST ?= chunkkv(keep=0.38) + kvtc(bits=2.4); chunkkv(keep=0.25) + kvtc(bits=3.7); chunkkv(keep=0.25) + dynakv(rate=0.47, int8=True)

@@ -8,16 +8,14 @@ is written once and dropped alone; lows and steps are float16 and counted; a Had
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvfold.attention.few_bits import from_few_bits, to_few_bits
 from kvfold.attention.kernels.compiled import Kind
 from kvfold.encode.base import Quantised
+from kvfold.errors import CacheError
 from kvfold.memory.kv import Payload
-
-_LEVELS = 15
-_SMALLEST_STEP = 6e-8  # float16's smallest number: a constant group stays constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +25,21 @@ class Int4(Quantised):
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2402.02750"
     kind: ClassVar[Kind | None] = Kind.INT4
     written: ClassVar[tuple[str, ...]] = ("codes", "steps", "lows")
+    bits: ClassVar[int] = 4
 
     def write(self, grouped: Float[Tensor, "*slots groups size"], name: str) -> dict[str, Tensor]:
         """Packed codes as uint8, lows and steps as float16."""
-        low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
-        lows = low.to(torch.float16)
-        steps = ((high - lows.float()) / _LEVELS).clamp(min=_SMALLEST_STEP).to(torch.float16)
-        codes = ((grouped - lows.float()[..., None]) / steps.float()[..., None]).round().clamp(0, _LEVELS)
-        flat = codes.to(torch.uint8).flatten(-2)
-        packed = flat[..., 0::2] | flat[..., 1::2] << 4
+        size = grouped.shape[-2] * grouped.shape[-1]
+        share = 8 // self.bits
+        if size % share:
+            raise CacheError(
+                f"heads of {size} dimensions were to be stored in {self.bits} bits; {share} numbers share a byte; "
+                "fold by int8"
+            )
+        packed, steps, lows = to_few_bits(grouped, self.bits)
         return {f"{name}_codes": packed, f"{name}_lows": lows, f"{name}_steps": steps}
 
     def read(self, payload: Payload, name: str) -> Float[Tensor, "*slots D"]:
         """Low plus code times step."""
-        packed = payload[f"{name}_codes"]
-        codes = torch.stack([packed & _LEVELS, packed >> 4], dim=-1).flatten(-2)
-        lows, steps = payload[f"{name}_lows"].float()[..., None], payload[f"{name}_steps"].float()[..., None]
-        return (codes.unflatten(-1, (lows.shape[-2], -1)).float() * steps + lows).flatten(-2)
+        packed, steps, lows = (payload[f"{name}_{part}"] for part in self.written)
+        return from_few_bits(packed, steps, lows, self.bits)
