@@ -1,7 +1,7 @@
 """Numbers in 2 or 4 bits: codes between the smallest and the largest of a group, and two float16 numbers for each.
 
-Asymmetric and rounded to nearest: a group of equal numbers stays as it is, and no number moves by more than half a step,
-as long as the smallest number of its group fits float16. It knows nothing of slots.
+Asymmetric and rounded to nearest: a group of equal numbers stays as it is, and no number moves by more than half a
+step, as long as the smallest number of its group fits float16. It knows nothing of slots.
 """
 
 import torch
@@ -23,14 +23,18 @@ def to_few_bits(
     # Measured and divided by rounded numbers, for those are the ones that readers use.
     start = lows.float()
     steps = (high - start) / largest
-    steps = steps.clamp(min=_SMALLEST_STEP).to(torch.float16)
-    codes = (grouped - start[..., None]) / steps.float()[..., None]
-    codes = codes.round().clamp(0, largest).to(torch.uint8)
-    flat = codes.flatten(-2)
+    steps = steps.clamp(min=_SMALLEST_STEP)
+    steps = steps.to(torch.float16)
+    divisors = steps.float()
+    codes = grouped - start[..., None]
+    codes /= divisors[..., None]
+    codes = codes.round().clamp(0, largest)
+    flat = codes.to(torch.uint8).flatten(-2)
     share = 8 // bits  # codes of a byte
     packed = flat[..., 0::share].clone()
     for place in range(1, share):
-        packed |= flat[..., place::share] << (place * bits)
+        shifted = flat[..., place::share] << (place * bits)
+        packed |= shifted
     return packed, steps, lows
 
 
@@ -42,8 +46,13 @@ def from_few_bits(
 ) -> Float[Tensor, "*vectors D"]:
     """Read numbers back, in float32: low plus code times step."""
     largest = (1 << bits) - 1
-    codes = [packed >> place & largest for place in range(0, 8, bits)]
-    flat = torch.stack(codes, dim=-1).flatten(-2)
-    grouped = flat.unflatten(-1, (lows.shape[-1], -1)).float()
-    numbers = grouped * steps.float()[..., None] + lows.float()[..., None]
+    places = range(0, 8, bits)
+    shifted = [packed >> place for place in places]
+    codes = torch.stack(shifted, dim=-1)
+    codes &= largest
+    flat = codes.flatten(-2)
+    groups = lows.shape[-1]
+    numbers = flat.unflatten(-1, (groups, -1)).float()
+    numbers *= steps.float()[..., None]
+    numbers += lows.float()[..., None]
     return numbers.flatten(-2)

@@ -238,7 +238,9 @@ def _kernel(size: int) -> _Kernel | None:
     """Give the functions for a head size; None where they cannot be had."""
     if os.environ.get("KVFOLD_KERNELS") == "off" or not lanes_of(size):
         return None
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    names = (os.environ.get("CC", "cc"), "gcc", "clang")
+    found = map(shutil.which, names)
+    compiler = next(filter(None, found), None)
     if compiler is None:
         return None
     try:
