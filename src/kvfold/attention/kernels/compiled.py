@@ -28,8 +28,8 @@ from kvfold.attention.soft_cap import CappedScale
 from kvfold.files import draft_of, home, put_in_place
 
 # Read with this file: a package that is upgraded while a program runs must not hand it a kernel with other structures.
-SOURCE = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("decode.c", "latents.c"))
-_LANES = (16, 8)  # numbers of a vector: head sizes and groups are multiples of one of these
+SOURCE = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("decode.c", "latents.c", "pairs.c"))
+LANES = (16, 8)  # numbers of a vector: head sizes and groups are multiples of one of these
 _LARGEST_HEAD = 256
 # Sums in any order, so that they are vectors. Not -ffast-math: a library linked with that makes the whole process flush
 # denormal numbers to zero, whoever computes with them.
@@ -257,7 +257,7 @@ def _kernel(size: int) -> _Kernel | None:
 
 def lanes_of(size: int) -> int:
     """Give the numbers of a vector for a head size; 0: there is no kernel for it."""
-    return next((lanes for lanes in _LANES if size % lanes == 0 and 0 < size <= _LARGEST_HEAD), 0)
+    return next((lanes for lanes in LANES if size % lanes == 0 and 0 < size <= _LARGEST_HEAD), 0)
 
 
 def _compiled(compiler: str, size: int) -> Path:

@@ -8,6 +8,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define LANES (SIZE % 16 ? 8 : 16)
 #define TILE 32         /* slots that are decoded at a time */
@@ -48,6 +51,40 @@ static inline float sum_of(floats numbers) {
     float total = 0;
     for (int lane = 0; lane < LANES; lane++) total += numbers[lane];
     return total;
+}
+
+/* Sum LANES vectors at once: number i of the answer is the sum of vector i. A third of the work of one after the other. */
+static inline __attribute__((always_inline)) floats sums_of(floats *vectors) {
+    ints even, odd;
+    for (int lane = 0; lane < LANES; lane++) even[lane] = 2 * lane, odd[lane] = 2 * lane + 1;
+#pragma GCC unroll 8
+    for (int left = LANES / 2; left > 0; left /= 2)
+#pragma GCC unroll 8
+        for (int at = 0; at < left; at++) {
+            floats one = vectors[2 * at], other = vectors[2 * at + 1];
+            vectors[at] = __builtin_shuffle(one, other, even) + __builtin_shuffle(one, other, odd);
+        }
+    return vectors[0];
+}
+
+/* Score the first `count` slots of a tile [TILE, SIZE] by one query. Behind them nothing is read. */
+static inline __attribute__((always_inline)) void score(const float *query, const float *tile, int count, float *scores) {
+    int slot = 0;
+    for (; slot + LANES <= count; slot += LANES) {
+        floats products[LANES];
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++) {
+            products[k] = *(floats *)query * *(floats *)(tile + (slot + k) * SIZE);
+            for (int d = LANES; d < SIZE; d += LANES)
+                products[k] += *(floats *)(query + d) * *(floats *)(tile + (slot + k) * SIZE + d);
+        }
+        *(floats *)(scores + slot) = sums_of(products);
+    }
+    for (; slot < count; slot++) {
+        floats products = {0};
+        for (int d = 0; d < SIZE; d += LANES) products += *(floats *)(query + d) * *(floats *)(tile + slot * SIZE + d);
+        scores[slot] = sum_of(products);
+    }
 }
 
 /* exp of numbers that are at most 0, by a power of two and a polynomial; below -87 it is 0. */
@@ -144,12 +181,7 @@ attend(enum kind kind, const part *from, int64_t begin, int64_t end, int queries
         else decode(kind, &from->keys, first, count, from->group, buffer);
         for (int q = 0; q < queries; q++) {
             float *scores = weights[q];
-            for (int slot = 0; slot < count; slot++) {
-                floats products = {0};
-                for (int d = 0; d < SIZE; d += LANES)
-                    products += *(floats *)(query + q * SIZE + d) * *(floats *)(tile + slot * SIZE + d);
-                scores[slot] = sum_of(products);
-            }
+            score(query + q * SIZE, tile, count, scores);
             for (int slot = count; slot < TILE; slot++) scores[slot] = NOTHING;
             float shrink = soften(scores, &into->largest[q], &into->total[q]);
             if (shrink != 1.0f)

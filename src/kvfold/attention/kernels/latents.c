@@ -62,18 +62,54 @@ struct scratch {
     float *other;            /* [TILE, SIZE] of keys that are written out, or [TILE, padded] of scores */
     int64_t stride;          /* of latents: their rank rounded up to whole vectors */
     int64_t key_reach, value_reach; /* dimensions that some block keeps */
+    int64_t pairs;           /* of dimensions of keys that are written out by products of pairs (pairs.c); 0: none are */
+    uint32_t *paired;        /* [heads, pairs, SIZE]: their basis */
+    float *steps;            /* [heads, SIZE]: what one is worth in each column of it */
+    uint16_t *narrow;        /* [TILE, 2 pairs] latents of a tile, and room behind them */
 };
 
-/* Read one bit plane after the other of a slot into numbers, without the slot's scale. */
-static inline void unpack(const uint8_t *planes, const coded *codes, float *to) {
-    for (int d = 0; d < codes->dims; d++) to[d] = -codes->halves[d];
-    for (int place = 0; place < codes->bits; place++) {
+static int64_t pairs_of(const latents *from, const scratch *own);
+static void pair_basis(const latents *from, int64_t head, int heads, scratch *own);
+static const uint16_t *narrowed(const latents *from, const block *one, int64_t first, int count, int is_last, int64_t *stride,
+                                scratch *own);
+static void write_out_pairs(const latents *from, int64_t head, int64_t of_call, const uint16_t *tile, int width, int64_t stride,
+                            const _Float16 *scales, int count, const scratch *own);
+
+/* Add `worth` to the lanes whose bits are set. */
+static inline floats add_where(floats sums, int bits, float worth) {
+#if defined(__AVX512F__) && SIZE % 16 == 0
+    return (floats)_mm512_mask_add_ps((__m512)sums, (__mmask16)bits, (__m512)sums, _mm512_set1_ps(worth));
+#else
+    ints lanes;
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = 1 << lane;
+    ints is_set = (((ints){0} + bits) & lanes) != 0;
+    return sums + (floats)(is_set & (ints)spread(worth));
+#endif
+}
+
+/* Read LANES dimensions from `first` on of a slot's bit planes, as numbers around zero: the middles of cells. */
+static inline floats unpack_some(const uint8_t *planes, const coded *codes, int first) {
+    floats sums = -*(floats *)(codes->halves + first);
+    float worth = 1.0f;
+    for (int place = 0; place < codes->bits; place++, worth += worth) {
         int dims = codes->planes[place];
-        float worth = (float)(1 << place);
-        for (int d = 0; d < dims; d++) to[d] += (planes[d >> 3] >> (d & 7) & 1) * worth;
+        if (dims <= first) break; /* higher planes hold no more dimensions */
+        const uint8_t *bytes = planes + first / 8;
+        int bits = bytes[0]; /* behind the last dimension of a plane they are 0 */
+        if (LANES == 16 && dims - first > 8) {
+            uint16_t both;
+            memcpy(&both, bytes, sizeof both);
+            bits = both;
+        }
+        sums = add_where(sums, bits, worth);
         planes += (dims + 7) / 8;
     }
-    for (int d = 0; d < codes->dims; d++) to[d] *= codes->cells[d];
+    return sums;
+}
+
+/* Read a slot's bit planes into numbers, without the slot's scale; up to LANES numbers behind them are written too. */
+static inline void unpack(const uint8_t *planes, const coded *codes, float *to) {
+    for (int d = 0; d < codes->dims; d += LANES) *(floats *)(to + d) = unpack_some(planes, codes, d) * *(floats *)(codes->cells + d);
 }
 
 /* Widen `count` slots of one width to floats, one behind the other; where they end, a whole vector can be read. */
@@ -216,19 +252,22 @@ static APART void turn(const latents *from, const int32_t *positions, int count,
 }
 
 /* Score a tile by keys that are written out and rotated, head by head. */
-static APART void score_written(const latents *from, int64_t head, const float *tile, int width, const int32_t *positions,
-                          const _Float16 *scales, int count, const float *query, scratch *own) {
+static APART void score_written(const latents *from, const block *one, int64_t head, int64_t first, int count, int is_last,
+                                const _Float16 *scales, const float *query, scratch *own) {
+    const float *tile = NULL;
+    const uint16_t *narrow = NULL;
+    int width = from->kind == PLANES ? from->keys.codes.dims : one->key_width;
+    int64_t stride = 0;
+    if (own->pairs) narrow = narrowed(from, one, first, count, is_last, &stride, own);
+    else tile = widened(from->kind, one->keys, first, count, one->key_width, &from->keys.codes, is_last, own->tile);
     for (int row = 0; row < own->rows; row++) {
         if (row % own->group == 0) {
-            write_out(&from->keys, head + row / own->group, tile, width, scales, count, own->other);
-            turn(from, positions, count, own->other);
+            int64_t of_call = row / own->group;
+            if (own->pairs) write_out_pairs(from, head + of_call, of_call, narrow, width, stride, scales, count, own);
+            else write_out(&from->keys, head + of_call, tile, width, scales, count, own->other);
+            turn(from, one->positions + first, count, own->other);
         }
-        for (int slot = 0; slot < TILE; slot++) {
-            floats products = {0};
-            for (int d = 0; d < SIZE; d += LANES)
-                products += *(floats *)(query + row * SIZE + d) * *(floats *)(own->other + slot * SIZE + d);
-            own->weights[row * TILE + slot] = sum_of(products);
-        }
+        score(query + row * SIZE, own->other, TILE, own->weights + row * TILE);
     }
 }
 
@@ -301,12 +340,12 @@ static void attend_block(const latents *from, const block *one, int64_t head, co
         const _Float16 *scales = one->scales == NULL ? NULL : one->scales + 2 * first;
         const float *tile = own->tile;
         int64_t step = TILE;
-        if (has_parts && from->kind == FLOAT32 && !is_last) tile = (const float *)one->keys + first, step = one->room;
+        if (is_written) score_written(from, one, head, first, count, is_last, scales, query, own);
+        else if (has_parts && from->kind == FLOAT32 && !is_last) tile = (const float *)one->keys + first, step = one->room;
         else if (has_parts) gather(from->kind, one, first, count, own->tile);
         else tile = widened(from->kind, one->keys, first, count, one->key_width, &from->keys.codes, is_last, own->tile);
         if (has_parts) score_parts(from, head, tile, key_dims, step, own);
-        else if (is_written) score_written(from, head, tile, key_dims, one->positions + first, scales, count, query, own);
-        else score_absorbed(&from->keys, tile, key_dims, own);
+        else if (!is_written) score_absorbed(&from->keys, tile, key_dims, own);
         float of_values[TILE];
         for (int slot = 0; slot < count; slot++) of_values[slot] = scales == NULL ? 1.0f : (float)scales[2 * slot + 1];
         for (int row = 0; row < own->rows; row++) {
@@ -333,17 +372,6 @@ static int attend_latents(const latents *from, int64_t row, int64_t head, int he
     int64_t most = from->keys.rank * from->keys.parts;
     most = most > from->values.rank ? most : from->values.rank;
     int64_t wide = padded > SIZE ? padded : SIZE;
-    int64_t sizes[] = {from->keys.rank * padded, rows * TILE, rows * stride, rows, rows, TILE * most + LANES, TILE * wide};
-    float **fields[] = {&own->absorbed, &own->weights, &own->latent, &own->largest, &own->total, &own->tile, &own->other};
-    int64_t numbers = 0;
-    for (int at = 0; at < 7; at++) numbers += whole_vectors(sizes[at]);
-    free(own->memory);
-    own->memory = calloc(numbers, sizeof(float));
-    if (own->memory == NULL) return 1;
-    float *next = own->memory;
-    for (int at = 0; at < 7; at++) *fields[at] = next, next += whole_vectors(sizes[at]);
-    own->rows = (int)rows, own->group = group, own->padded = (int)padded, own->stride = stride;
-    for (int64_t at = 0; at < rows; at++) own->largest[at] = NOTHING;
     own->key_reach = own->value_reach = 0;
     for (int64_t at = from->rows[row]; at < from->rows[row + 1]; at++) {
         int64_t keys = from->blocks[at].key_width / from->keys.parts, values = from->blocks[at].value_width;
@@ -351,6 +379,21 @@ static int attend_latents(const latents *from, int64_t row, int64_t head, int he
         own->value_reach = own->value_reach > values ? own->value_reach : values;
     }
     if (from->kind == PLANES) own->key_reach = from->keys.rank, own->value_reach = from->values.codes.dims;
+    own->pairs = pairs_of(from, own);
+    int64_t sizes[] = {from->keys.rank * padded, rows * TILE, rows * stride, rows, rows, TILE * most + LANES, TILE * wide,
+                       heads * own->pairs * SIZE, heads * SIZE, TILE * own->pairs + LANES};
+    float **fields[] = {&own->absorbed, &own->weights, &own->latent, &own->largest, &own->total, &own->tile, &own->other,
+                        (float **)&own->paired, &own->steps, (float **)&own->narrow};
+    int64_t numbers = 0;
+    for (int at = 0; at < 10; at++) numbers += whole_vectors(sizes[at]);
+    free(own->memory);
+    own->memory = calloc(numbers, sizeof(float));
+    if (own->memory == NULL) return 1;
+    float *next = own->memory;
+    for (int at = 0; at < 10; at++) *fields[at] = next, next += whole_vectors(sizes[at]);
+    own->rows = (int)rows, own->group = group, own->padded = (int)padded, own->stride = stride;
+    for (int64_t at = 0; at < rows; at++) own->largest[at] = NOTHING;
+    if (own->pairs) pair_basis(from, head, heads, own);
     if (from->cosines == NULL) absorb(from, head, query, own);
     for (int64_t at = from->rows[row]; at < from->rows[row + 1]; at++) attend_block(from, from->blocks + at, head, query, own);
     return 0;

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kvfold.attention.basis import Bases, Basis, LatentBlock
 from kvfold.attention.bit_planes import BitPlanes
-from kvfold.attention.kernels.compiled import KINDS, Kind, PartPointer, SidePointer, lanes_of
+from kvfold.attention.kernels.compiled import KINDS, LANES, Kind, PartPointer, SidePointer, lanes_of
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
@@ -119,11 +120,12 @@ class StoredLatents:
 
     def _codes(self, planes: BitPlanes) -> _Codes:
         halves = planes.half.float() - 0.5  # codes are read back as the middles of their cells
+        behind = (0, LANES[0])  # whole vectors of them are read
         return _Codes(
             order=self._array(_INT, planes.order),
             planes=self._array(_INT, torch.tensor(planes.planes)),
-            cells=self._array(ctypes.c_float, planes.cells),
-            halves=self._array(ctypes.c_float, halves),
+            cells=self._array(ctypes.c_float, pad(planes.cells, behind)),
+            halves=self._array(ctypes.c_float, pad(halves, behind)),
             bits=len(planes.planes),
             dims=len(planes.order),
         )
