@@ -1,10 +1,14 @@
 """An offloaded part answers what its layout would answer on the device: dense, rounded or of few dimensions."""
 
+import shutil
+
 import pytest
 import torch
 
 import ranks
+from kvfold.attention.kernels.compiled import decode
 from kvfold.attention.partial import Partial
+from kvfold.encode.dense import Dense
 from kvfold.encode.int4 import Int4
 from kvfold.encode.lowrank.part import LowRankPart
 from kvfold.memory.kv import KV
@@ -110,3 +114,31 @@ def test_a_part_keeps_the_classes_of_its_text_and_no_ids():
     assert part.transcript.ids is None
     assert part.transcript.classes is text.classes
     assert "index.classes" in dict(part.tensors())
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+@torch.no_grad()
+def test_the_compiled_kernel_reads_what_is_selected_as_torch_does():
+    everything = KV(
+        *(side[..., :30, :] for side in (memory(60).keys, memory(60).values)), memory(60).positions[..., :30]
+    )
+    dense = Dense().pack(everything, torch.ones(everything.positions.shape, dtype=torch.bool))
+    by_torch = by_kernel = policy().place(dense, TEXT)
+    for token in range(12):
+        step = AttentionStep(
+            queries=torch.randn(ROWS, 4, 1, SIZE, generator=torch.Generator().manual_seed(token)),
+            scale=0.3,
+            forward=ForwardScope(),
+        )
+        wanted, by_torch = by_torch.attend(step)
+        stored, by_kernel = by_kernel.stored_for(step)
+        output, sums = decode(step.queries, [stored], heads=HEADS, scale=step.scale)
+        assert near(Partial(output, sums), wanted)
+        assert torch.equal(by_kernel.selection.slots, by_torch.selection.slots)
+        assert by_kernel.selection.since == by_torch.selection.since
+    assert by_kernel.working.stats.fetched == by_torch.working.stats.fetched
+    uneven = dense.keep(torch.arange(dense.slots) != 3)
+    assert policy().place(uneven, TEXT).stored_for(step)[0] is None, "a head with one slot less"
+    assert by_kernel.stored_for(AttentionStep(queries=step.queries, scale=0.3))[0] is None, (
+        "no forward: nothing is selected"
+    )

@@ -1,12 +1,16 @@
 """Sketches rank pages nearly as exact products do, take a sixteenth of a slot, and grow with the text."""
 
+import shutil
+
 import pytest
 import torch
 
+from kvfold.attention.kernels.compiled import lanes_of, sketch_products
 from kvfold.place import sketch
 from kvfold.place.page_index import PageIndex, minmax, sketched
 
 SIZE, PAGES, LENGTH = 64, 60, 12
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
 
 def some_keys(heads, slots, *, seed=0):
@@ -98,3 +102,29 @@ def test_keys_that_are_all_alike_or_alone_are_written_too():
         assert bool(reference.isfinite().all())
         products = sketch.products(torch.randn(1, 2, SIZE), sketch.write(keys, reference)[None], reference[None])
         assert bool(products.isfinite().all())
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@torch.no_grad()
+def test_the_compiled_kernel_multiplies_as_torch_does(size, monkeypatch):
+    """33 slots are no whole vectors; the codes lie in a buffer with room for more."""
+    keys = torch.randn(3, 33, size)
+    reference = torch.stack([sketch.fit(of_head) for of_head in keys])
+    room = torch.zeros(3, 50, sketch.dimensions(size) // 2, dtype=torch.uint8)
+    for head, of_head in enumerate(keys):
+        room[head, :33] = sketch.write(of_head, reference[head])
+    queries, codes = torch.randn(3, 2, size), room[:, :33]
+    asked = queries @ reference[:, 1:].mT
+    found = sketch_products(asked, codes, size)
+    assert (found is None) == (sketch.dimensions(size) // 2 % lanes_of(size) > 0)
+    with_kernel = sketch.products(queries, codes, reference)
+    monkeypatch.setattr(sketch, "sketch_products", lambda *given: None)
+    torch.testing.assert_close(with_kernel, sketch.products(queries, codes, reference), atol=1e-4, rtol=1e-5)
+
+
+def test_the_compiled_kernel_leaves_gradients_and_gaps_to_torch():
+    codes = torch.zeros(1, 4, 16, dtype=torch.uint8)
+    assert sketch_products(torch.randn(1, 2, 32), codes, 64) is None, "gradients are on"
+    with torch.no_grad():
+        assert sketch_products(torch.randn(1, 2, 32), torch.zeros(1, 4, 32, dtype=torch.uint8)[..., ::2], 64) is None

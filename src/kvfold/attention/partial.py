@@ -6,6 +6,7 @@ masked everywhere returns a log-sum-exp of 0, no keys or no queries kill the pro
 Each is closed here and has a test. CUDA has kernels of its own (kernels/cuda.py). Elsewhere the reference runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,15 @@ def partial(
     return Partial(output, log_sum_exp)
 
 
+def joined(answers: Sequence[Partial]) -> Partial:
+    """Put what some queries read before what later ones read."""
+    if len(answers) == 1:
+        return answers[0]
+    output = torch.cat([answer.output for answer in answers], dim=2)
+    log_sum_exp = torch.cat([answer.log_sum_exp for answer in answers], dim=2)
+    return Partial(output, log_sum_exp)
+
+
 def _by_reference(queries: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None) -> Partial:
     """Attend with scores written out, of so many queries at a time as memory bears."""
     new = queries.shape[2]
@@ -83,9 +93,9 @@ def _by_reference(queries: Tensor, keys: Tensor, values: Tensor, scale: float, m
     for start in range(0, new, step):
         some = slice(start, start + step)
         seen = mask if mask is None or mask.shape[2] == 1 else mask[:, :, some]
-        pieces.append(attend_part(queries[:, :, some], keys, values, scale=scale, mask=seen))
-    outputs, sums = zip(*pieces, strict=True)
-    return Partial(torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
+        read = attend_part(queries[:, :, some], keys, values, scale=scale, mask=seen)
+        pieces.append(Partial(*read))
+    return joined(pieces)
 
 
 def _without_blind(

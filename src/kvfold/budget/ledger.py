@@ -36,7 +36,7 @@ class FetchStats:
     write_seconds: float = 0.0  # moving slots away
     select_seconds: float = 0.0
     fetch_seconds: float = 0.0
-    attend_seconds: float = 0.0  # over what is fetched
+    attend_seconds: float = 0.0  # over what is fetched, where that is read apart from the rest
 
     @property
     def reuse(self) -> float | None:

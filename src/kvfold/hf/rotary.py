@@ -44,7 +44,7 @@ def rotary_of(
 
     def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
         like = torch.zeros(1, device=positions.device)
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             cosines, sines = module(like, positions[None], **more)
         return cosines[0], sines[0]
 

@@ -8,12 +8,13 @@ putting the old one back. It knows no model, and no method.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvfold.attention.kernels.compiled import decode
+from kvfold.attention.kernels.compiled import Stored, decode
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, partial, softmax_sinks
 from kvfold.errors import FileError
@@ -187,19 +188,18 @@ class Layer:
         held = (state.sinks, state.folded)
         parts = [part for part in held if part is not None and part.slots]
         single = step.queries.shape[2] == 1
-        answers = _over_stored(step, parts, tail) if single else []
+        answers, afterwards = _over_stored(step, parts, tail) if single else ([], [])
         is_done = bool(answers)
         near = None
         if single and not is_done and before < _NEAR:
             near = _before_tail(state.sinks)
         folded = state.folded
-        for part in parts:
-            if is_done and part.stored is not None:
-                continue
-            if part is state.sinks and near is not None:  # they stand before the tail, and are attended with it
-                continue
-            answer, after = part.attend(step)
-            answers.append(answer)
+        for part, after in zip_longest(parts, afterwards):
+            if after is None:
+                if part is state.sinks and near is not None:  # they stand before the tail, and are attended with it
+                    continue
+                answer, after = part.attend(step)
+                answers.append(answer)
             folded = after if part is state.folded else folded
         if not is_done:
             answers += _over_tail(step, tail, before, near)
@@ -234,11 +234,22 @@ class Layer:
         return records
 
 
-def _over_stored(step: AttentionStep, parts: Sequence[Part], tail: Tail) -> list[Partial]:
-    """Attend with one new token, in one pass, over all that the compiled kernel reads; nothing where there is none."""
+def _over_stored(step: AttentionStep, parts: Sequence[Part], tail: Tail) -> tuple[list[Partial], list[Part | None]]:
+    """Attend with one new token, in one pass, over all that the compiled kernel reads; nothing where there is none.
+
+    Gives also the parts afterwards: None for those that attend themselves.
+    """
     if tail.stored is None or tail.padded:
-        return []
-    stored = [part.stored for part in parts if part.stored is not None]
+        return [], []
+    stored: list[Stored] = []
+    afterwards: list[Part | None] = []
+    for part in parts:
+        found, after = part.stored, part
+        if found is None:
+            found, after = part.stored_for(step)
+        if found is not None:
+            stored.append(found)
+        afterwards.append(None if found is None else after)
     stored.append(tail.stored)
     read = decode(
         step.queries,
@@ -247,7 +258,7 @@ def _over_stored(step: AttentionStep, parts: Sequence[Part], tail: Tail) -> list
         scale=step.scale,
         newest=tail.length,
     )
-    return [] if read is None else [Partial(*read)]
+    return ([], []) if read is None else ([Partial(*read)], afterwards)
 
 
 def _before_tail(sinks: Part | None) -> tuple[Tensor, Tensor] | None:

@@ -50,6 +50,14 @@ class Part(ABC):
         Gives also the part afterwards: one that selects pages is another one then.
         """
 
+    def stored_for(self, step: AttentionStep) -> tuple[Stored | None, "Part"]:
+        """Say where the slots lie that one new token reads, for the compiled kernel, and give the part afterwards.
+
+        Asked where `stored` is None. Default: there are none such, and the part attends itself.
+        """
+        del step
+        return None, self
+
     @abstractmethod
     def read(self, heads: slice = slice(None)) -> KV:
         """Decode the slots of some heads, oldest first. Each row and head must hold as many."""

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kvfold.attention.kernels.compiled import Stored, decodes
 from kvfold.attention.merge import merge
-from kvfold.attention.partial import Partial, partial
+from kvfold.attention.partial import Partial, joined, partial
 from kvfold.memory.kv import KV
 from kvfold.memory.part import Part, State, Usage
 from kvfold.memory.ragged import Counts
@@ -67,15 +68,26 @@ class OffloadedPart(Part):
         while start < new:
             stop = min(new, start + part._tokens_until_due())
             piece = step if (start, stop) == (0, new) else step.piece(start, stop)
-            with torch.no_grad(), torch.inference_mode(False):
+            with torch.inference_mode(False), torch.no_grad():
                 part = part._selecting(piece)
             answers.append(part._answer(piece))
             start = stop
-        if len(answers) == 1:
-            return answers[0], part
-        output = torch.cat([answer.output for answer in answers], dim=2)  # B G Q E
-        weights = torch.cat([answer.log_sum_exp for answer in answers], dim=2)
-        return Partial(output, weights), part
+        return joined(answers), part
+
+    def stored_for(self, step: AttentionStep) -> tuple[Stored | None, Part]:
+        """Say where the selected slots lie, selected anew where that is due, and give the part afterwards."""
+        # Heads that hold differently many may read differently many: places stay empty, which the kernel cannot read.
+        reads_all = step.is_text and self.table.policy.reads_all
+        if step.forward is None or reads_all or self.sums is not None or len(set(self.table.held)) > 1:
+            return None, self
+        if not decodes(step.queries, step.scale):
+            return None, self
+        with torch.inference_mode(False), torch.no_grad():
+            part = self._selecting(step)
+        assert part.selection.slots is not None, "a token that is said reads what is selected"
+        part._fetch(part.selection.slots)
+        stored = part.working.stored
+        return stored, self if stored is None else part
 
     def query_scores(self, recent: QueryWindow | None, scale: float) -> Float[Tensor, "B S"] | None:
         """Score each slot by the maximum attention of recent queries; None where PageTable.query_scores gives none."""
@@ -111,7 +123,7 @@ class OffloadedPart(Part):
         queries = step.queries.reshape(rows * heads, query_heads // heads, new, size)
         reads_all = step.is_text and self.table.policy.reads_all
         if reads_all or self.selection.slots is None:
-            answer = self._over_all(queries, step.scale)
+            answer = _over_all(self.table, queries, step.scale)
         else:
             answer = self._over_selected(queries, self.selection.slots, step.scale)
         output = answer.output.reshape(rows, query_heads, new, -1)
@@ -120,10 +132,7 @@ class OffloadedPart(Part):
     def _over_selected(self, queries: Tensor, selected: Tensor, scale: float) -> Partial:
         """Fetch the selected slots that are not in the working set, and attend over all selected ones."""
         working, held, budgets = self.working, self.table.held, self.table.budgets()
-        if not self.table.policy.reuse and not working.is_current(selected):
-            working.forget()
-        stored = self.table.stored
-        working.fetch(selected, stored.fetch, stored=max(held), heads=self.table.heads, lineage=stored.lineage)
+        self._fetch(selected)
         assert working.keys is not None
         assert working.values is not None
         began = perf_counter()
@@ -135,19 +144,13 @@ class OffloadedPart(Part):
         working.stats.attend_seconds += perf_counter() - began
         return answer
 
-    def _over_all(self, queries: Tensor, scale: float) -> Partial:
-        """Attend over everything, a window at a time."""
-        held = self.table.held
-        counts = torch.tensor(held, device=queries.device)[:, None, None, None]  # N 1 1 1
-        answers = []
-        for start in range(0, max(held), WINDOW_SLOTS):
-            stop = min(start + WINDOW_SLOTS, max(held))
-            keys, values = self.table.stored.window(start, stop)
-            mask = None
-            if stop > min(held):  # heads with fewer slots have anything behind them
-                mask = torch.arange(start, stop, device=queries.device) < counts  # N 1 1 S
-            answers.append(partial(queries, keys[:, None], values[:, None], scale=scale, mask=mask))
-        return merge(answers)
+    def _fetch(self, selected: Tensor) -> None:
+        """Fetch the selected slots that are not in the working set."""
+        working, stored = self.working, self.table.stored
+        if not self.table.policy.reuse and not working.is_current(selected):
+            working.forget()
+        most = max(self.table.held)
+        working.fetch(selected, stored.fetch, stored=most, heads=self.table.heads, lineage=stored.lineage)
 
     def extend(self, other: Part, transcript: Transcript, most: int = 0) -> "OffloadedPart":
         """Offload slots behind the others, cut them into pages, and digest these."""
@@ -171,9 +174,8 @@ class OffloadedPart(Part):
 
     def keep(self, kept: Bool[Tensor, " slots"]) -> "OffloadedPart":
         """Keep the slots that are True in a fresh store, cut anew; the room of the others is freed."""
-        return self._stored_anew(
-            self.table.stored.whole(self.counts).keep(kept), self.transcript, self.table.index.reference
-        )
+        slots = self.table.stored.whole(self.counts)
+        return self._stored_anew(slots.keep(kept), self.transcript, self.table.index.reference)
 
     def take_rows(self, rows: Sequence[int]) -> "OffloadedPart":
         """Pick rows into a fresh store, with what they had selected."""
@@ -181,9 +183,8 @@ class OffloadedPart(Part):
         of_rows = [row * number + head for row in rows for head in range(number)]  # numbers among the N
         heads = torch.tensor(of_rows, device=index.starts.device)  # N of the new part
         reference = None if index.reference is None else index.reference[heads]
-        part = self._stored_anew(
-            self.table.stored.whole(self.counts).take_rows(rows), self.transcript.take_rows(rows), reference
-        )
+        slots = self.table.stored.whole(self.counts)
+        part = self._stored_anew(slots.take_rows(rows), self.transcript.take_rows(rows), reference)
         return replace(part, selection=self.selection.take_rows(rows, heads))
 
     def _stored_anew(self, slots: Part, transcript: Transcript, reference: Tensor | None) -> "OffloadedPart":
@@ -229,6 +230,21 @@ class OffloadedPart(Part):
             more["usual"] = self.table.index.reference
         tensors |= {f"{self.SAVED}{name}": tensor for name, tensor in more.items()}
         return {**plain, "since": list(self.selection.since)}, tensors
+
+
+def _over_all(table: PageTable, queries: Float[Tensor, "N group Q D"], scale: float) -> Partial:
+    """Attend over everything, a window at a time."""
+    held = table.held
+    counts = torch.tensor(held, device=queries.device)[:, None, None, None]  # N 1 1 1
+    answers = []
+    for start in range(0, max(held), WINDOW_SLOTS):
+        stop = min(start + WINDOW_SLOTS, max(held))
+        keys, values = table.stored.window(start, stop)
+        mask = None
+        if stop > min(held):  # heads with fewer slots have anything behind them
+            mask = torch.arange(start, stop, device=queries.device) < counts  # N 1 1 S
+        answers.append(partial(queries, keys[:, None], values[:, None], scale=scale, mask=mask))
+    return merge(answers)
 
 
 def _named(prefix: str, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -132,17 +132,17 @@ class PageIndex:
         """
         if self.sketches.held:
             assert self.reference is not None, "sketches have a reference"
-            scores = products(queries, self.sketches["codes"], self.reference) * scale
+            scores = products(queries * scale, self.sketches["codes"], self.reference)
             if self.uneven:
                 scores.masked_fill_(~self._are_slots()[:, None], -torch.inf)
         else:
             scores = self._digest_scores(queries, scale)
             if self.ragged:
                 scores.masked_fill_(self.sizes[:, None] == 0, -torch.inf)
-        shares = scores.log_softmax(dim=2)  # each query over all pages, or over the slots of all pages
+        whole = scores.logsumexp(dim=2)  # of each query over all pages, or over the slots of all pages
         if real is not None:
-            shares = shares.masked_fill(~real[..., None], -torch.inf)  # pads ask for nothing
-        best = shares.amax(dim=1)
+            whole = whole.masked_fill(~real, torch.inf)  # pads ask for nothing
+        best = (scores - whole[..., None]).amax(dim=1)  # logarithms of shares
         return self._best_of_pages(best) if self.sketches.held else best
 
     def _are_slots(self) -> Bool[Tensor, "N columns"]:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from kvfold.attention.kernels.compiled import sketch_products
+
 CELL = 0.45  # width of a cell in standard deviations: 16 cells reach 3.6 of them to either side
 _HALF = 8  # of the cells
 _LEAST = 2  # keys of which dimensions can be measured
@@ -57,6 +59,9 @@ def products(
 ) -> Float[Tensor, "N K S"]:
     """Multiply queries by keys as they were written, up to a constant for each query."""
     asked = queries.float() @ references[:, 1:].mT  # N K R
+    read = sketch_products(asked, codes, queries.shape[2])
+    if read is not None:
+        return read
     low, high = asked.to(queries.dtype).chunk(2, dim=2)
     cells = (codes & 15).to(queries.dtype), (codes >> 4).to(queries.dtype)
     return torch.baddbmm(low @ cells[0].mT, high, cells[1].mT).float()

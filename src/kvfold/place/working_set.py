@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kvfold.attention.kernels.compiled import Form, StoredSlots
 from kvfold.memory.pages import Fetched
 
 Fetch = Callable[[Tensor, Tensor], Fetched]  # of heads and slots
@@ -48,6 +49,7 @@ class WorkingSet:
         self.values: Tensor | None = None
         self.slots: Tensor | None = None  # N budget, int32: which stored slot, -1 none
         self.valid: Tensor | None = None  # where a head has fewer; None: everywhere
+        self._stored: StoredSlots | None = None  # the buffers, for the compiled kernel, once they were asked for
         self._current: Tensor | None = None  # the selection as it was given
         self._lineage: object = None  # of the slots that are here
 
@@ -99,6 +101,19 @@ class WorkingSet:
         """Tell whether the slots are those of this very selection."""
         return self._current is wanted
 
+    @property
+    def stored(self) -> StoredSlots | None:
+        """Say where the slots lie, for the compiled kernel; None where some places hold no slot."""
+        if self.keys is None or self.values is None or self.valid is not None:
+            return None
+        if self._stored is None:
+            form = Form.plain(self.keys, self.values)
+            if form is None or not form.is_readable:
+                return None
+            budget = self.keys.shape[1]
+            self._stored = StoredSlots(form, stride=budget, count=budget)
+        return self._stored
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor held, by name."""
         named = {
@@ -122,6 +137,7 @@ class WorkingSet:
             room = self.slots.shape
             self.keys = keys.new_zeros(*room, keys.shape[-1])
             self.values = values.new_zeros(*room, values.shape[-1])
+            self._stored = None
         flat = places.flatten().nonzero().flatten()  # numbers among N x budget
         self.keys.flatten(0, 1).index_copy_(0, flat, keys)
         self.values.flatten(0, 1).index_copy_(0, flat, values)
@@ -131,6 +147,7 @@ class WorkingSet:
         """Make buffers for as many slots; fetched slots stay when buffers grow, and go when they shrink."""
         if self.slots is not None and self.slots.shape == wanted.shape:
             return
+        self._stored = None
         more = -1 if self.slots is None else wanted.shape[1] - self.slots.shape[1]
         if self.slots is None or more < 0 or self.slots.shape[0] != wanted.shape[0]:
             self.keys = self.values = None

@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from kvfold.attention.soft_cap import CappedScale
 from kvfold.files import draft_of, home, put_in_place
 
 # Read with this file: a package that is upgraded while a program runs must not hand it a kernel with other structures.
-SOURCE = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("decode.c", "latents.c", "pairs.c"))
+SOURCE = b"".join(
+    Path(__file__).with_name(name).read_bytes() for name in ("decode.c", "latents.c", "pairs.c", "sketch.c")
+)
 LANES = (16, 8)  # numbers of a vector: head sizes and groups are multiples of one of these
 _LARGEST_HEAD = 256
 # Sums in any order, so that they are vectors. Not -ffast-math: a library linked with that makes the whole process flush
@@ -185,6 +187,13 @@ def decode(
     return output, sums
 
 
+def decodes(queries: Float[Tensor, "B G 1 D"], scale: float) -> bool:
+    """Tell whether the kernel takes such queries here."""
+    if queries.device.type != "cpu" or torch.is_grad_enabled() or type(scale) is CappedScale:
+        return False
+    return _kernel(queries.shape[3]) is not None
+
+
 def append(
     tail: StoredSlots,
     at: int,
@@ -211,6 +220,26 @@ def append(
     return True
 
 
+def sketch_products(
+    asked: Float[Tensor, "N K R"],
+    codes: UInt8[Tensor, "N S half"],
+    size: int,
+) -> Float[Tensor, "N K S"] | None:
+    """Multiply queries by sketches of keys with `size` dimensions, low half first. None where torch has to do it."""
+    on_processor = asked.device.type == codes.device.type == "cpu"
+    lies_flat = codes.stride(2) == 1 and codes.stride(1) == codes.shape[2]
+    kernel = _kernel(size) if on_processor and lies_flat and not torch.is_grad_enabled() else None
+    if kernel is None:
+        return None
+    heads, queries, _ = asked.shape
+    slots = codes.shape[1]
+    given = asked.float().contiguous()
+    products = torch.empty(heads, queries, slots)
+    sizes = (codes.stride(0), heads, slots, queries)
+    failed = kernel.sketch(codes.data_ptr(), *sizes, given.data_ptr(), products.data_ptr())
+    return None if failed else products
+
+
 def _on_threads(kernel: Any, heads: int, slots: int, rest: tuple[Any, ...]) -> int:
     """Run the kernel with some heads on each thread, where there is much to read; 0: it has read them."""
     threads = min(torch.get_num_threads(), heads)
@@ -231,6 +260,7 @@ class _Kernel(NamedTuple):
 
     decode: Any
     append: Any
+    sketch: Any
 
 
 @cache
@@ -252,7 +282,9 @@ def _kernel(size: int) -> _Kernel | None:
     attends.argtypes = (pointer, ctypes.c_int, number, number, ctypes.c_int, ctypes.c_float, *(pointer,) * 3)
     appends.argtypes = (ctypes.POINTER(PartPointer), number, number, number, *(pointer,) * 4, number)
     appends.restype = None
-    return _Kernel(attends, appends)
+    sketches = library.kvfold_sketch
+    sketches.argtypes = (pointer, *(number,) * 4, *(pointer,) * 2)
+    return _Kernel(attends, appends, sketches)
 
 
 def lanes_of(size: int) -> int:
