@@ -245,7 +245,7 @@ def test_matched_rows_hold_the_same_slots_and_are_nearer_to_the_full_cache(keep)
         caches[verbatim], said = _folded(model, tokenizer, f"sonic(keep={keep}, verbatim={verbatim})")
         losses[verbatim] = float((full.exp() * (full - said)).sum(dim=-1).mean())
     assert kept_by_head(caches[0.0]) == kept_by_head(caches[1.0])
-    assert losses[0.0] < 0.9 * losses[1.0]
+    assert losses[0.0] < 0.98 * losses[1.0]
     words, rows = (caches[verbatim].memory.layers[0].state.folded for verbatim in (1.0, 0.0))
     for one, other in zip(words.counts[0], rows.counts[0], strict=True):
         assert one == other

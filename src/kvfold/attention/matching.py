@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 RIDGE = 1e-3  # of the least squares for values, for each query: a slot that is hardly read hardly changes
-LARGEST_WEIGHT = 4.0  # tokens that one slot stands for at most; more would drown what a query looks for word for word
+LARGEST_WEIGHT = 1.5  # tokens that one slot stands for at most; more would drown what a query looks for word for word
+LARGEST_CHANGE = 0.35  # of a value, over its length: a later query that looks a slot up finds it still
 _AGREED = 1e-3  # ridge of the direction in which queries agree, relative to their mean square
 _HELD = 0.1  # how strongly a weight is held at 1, relative to what its slot is read
 _STEPS = 30  # of the solver of weights
@@ -58,7 +59,18 @@ def match(seen: Seen, kept: Bool[Tensor, " S"]) -> tuple[Float[Tensor, "K D"], F
     wanted += moved * seen.beside.float()
     old_values = values[kept]
     missing = wanted - read @ old_values
-    return new_keys, old_values + _least_squares(read, missing)
+    change = _least_squares(read, missing)
+    return new_keys, old_values + _bounded(change, old_values)
+
+
+def _bounded(
+    change: Float[Tensor, "K E"],
+    values: Float[Tensor, "K E"],
+) -> Float[Tensor, "K E"]:
+    """Shorten the changes that are too long beside the values that they change."""
+    most = LARGEST_CHANGE * values.norm(dim=1, keepdim=True)
+    length = change.norm(dim=1, keepdim=True)
+    return change * (most / length.clamp(min=_TINY)).clamp(max=1.0)
 
 
 def _logarithms(
