@@ -80,7 +80,7 @@ def context_of(select, real, *, layers=1, heads=2, columns=None, folded=None, re
         states[layer] = LayerState(
             folded=held,
             tail=tail_of(real, heads=heads),
-            records={} if records is None else records[layer],
+            recorded={} if records is None else records[layer],
             seen=tuple(int(count) + before for count in real.sum(dim=1)),
         )
     return kind(

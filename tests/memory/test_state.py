@@ -28,7 +28,7 @@ def state_of(rows=2, columns=5):
         sinks=DensePart.of(slots(2, rows=rows), Dense()),
         folded=DensePart.of(slots(3, rows=rows, first=2), Dense()),
         tail=tail_of(torch.ones(rows, columns, dtype=torch.bool)),
-        records={"window": window_at([[2, 3, 4]] * rows)},
+        recorded={"window": window_at([[2, 3, 4]] * rows)},
         seen=(5 + columns,) * rows,
     )
 

@@ -10,7 +10,7 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartLine:
-    """One kind of part, over all layers: `sinks`, `folded`, `tail`, `window`; for far slots `index` and `working`."""
+    """One kind of part, over all layers: `sinks`, `folded`, `tail`, records; for far slots `index` and `working`."""
 
     name: str
     device: str  # or the tier that it lies in: `host`, `disk`

@@ -13,7 +13,6 @@ from kvfold.budget.ledger import Ledger, PartLine, Traffic
 from kvfold.memory.layer import Layer
 from kvfold.memory.memory import Memory
 from kvfold.memory.part import Part, Usage
-from kvfold.memory.recorders import Record
 from kvfold.memory.tail import Tail
 
 _OF_SLOTS = ("sinks", "folded", "tail")  # lines that hold slots; the others are records, indexes and text
@@ -132,6 +131,6 @@ def _slots(layers: Mapping[int, Layer]) -> dict[str, int]:
         for name, holder in layer.state.holders():
             if isinstance(holder, Part):
                 slots[name] += holder.slots
-            elif not isinstance(holder, Record):  # a tail: records hold no slots
+            elif isinstance(holder, Tail):  # records hold no slots
                 slots[name] += int(holder.valid.sum()) * holder.keys.shape[1]  # a column is a slot of each head
     return slots

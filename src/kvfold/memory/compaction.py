@@ -93,6 +93,7 @@ def pulled(
     return replace(
         state,
         tail=replace(fresh, keys=keys, positions=wanted, stored=None),
-        records={name: record.moved(back, rotary.turn) for name, record in state.records.items()},
+        recorded={name: record.moved(back, rotary.turn) for name, record in state.records.items()},
+        pending=None,
         closed=tuple(old + int(more) for old, more in closed),
     )

@@ -155,7 +155,8 @@ def _folded(
         state,
         folded=_joined(state.folded, fresh, history, rules, context.transcript, most),
         tail=rest,
-        records=_records(state, rules, event),
+        recorded=_records(state, rules, event),
+        pending=None,
     )
 
 

@@ -54,7 +54,7 @@ def _state_for(rules: Rules, state: LayerState) -> LayerState:
             "a cache that was folded already was to be folded by another plan; what was dropped does not come back; "
             "fork it before its first fold"
         )
-    return replace(state, records=_records_for(rules, state.records))
+    return state.with_records(_records_for(rules, state.records))
 
 
 def _records_for(rules: Rules, records: Mapping[str, Record]) -> dict[str, Record]:

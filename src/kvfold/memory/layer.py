@@ -5,7 +5,7 @@ merged exactly, and join the tail; records note what a method will read. The sta
 putting the old one back. It knows no model, and no method.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -21,6 +21,7 @@ from kvfold.errors import FileError
 from kvfold.memory.dense import DensePart
 from kvfold.memory.fold import fold_layer
 from kvfold.memory.part import Part
+from kvfold.memory.pending import PendingTokens
 from kvfold.memory.recorders import Observation, Record
 from kvfold.memory.rules import Rules
 from kvfold.memory.state import LayerState
@@ -121,7 +122,8 @@ class Layer:
         rows, _, count, _ = keys.shape
         positions = torch.arange(start, start + count, device=keys.device).expand(rows, -1)
         tail = tail.append(keys, values, positions=positions, valid=None)
-        self.state = replace(self.state, tail=tail, seen=(start + count,) * rows)  # no pads: rows are alike
+        # Pending tokens are the newest ones of a tail.
+        self.state = replace(self.state.settled, tail=tail, seen=(start + count,) * rows)  # no pads: rows are alike
 
     def fork(self) -> "Layer":
         """Copy the layer for a second way on: the folded part is shared, the raw tail copied."""
@@ -157,7 +159,7 @@ class Layer:
             scale=scale,
             positions=new.positions,
             valid=new.valid,
-            recent=state.recent,
+            recent=None if self.rules.placement is None else state.recent,  # only a place reads them now
             forward=forward,
         )
         answers, folded = self._over_parts(step, tail, before)
@@ -168,15 +170,16 @@ class Layer:
         seen = state.seen or (0,) * new.queries.shape[0]  # empty before the first forward
         count = new.queries.shape[2]
         seen = tuple([old + count for old in seen]) if new.valid is None else _seen_after(seen, new.valid)
-        records = state.records
+        recorded, pending = state.recorded, None
         if self.rules.recorders:
-            records = self._records(new, whole, tail, folded, scale)
+            recorded, pending = self._recorded(new, whole, tail, folded, scale)
         # Written out: `replace` takes three times as long, in every layer of every step.
         self.state = LayerState(
             sinks=state.sinks,
             folded=folded,
             tail=tail,
-            records=records,
+            recorded=recorded,
+            pending=pending,
             seen=seen,
             closed=state.closed,
         )
@@ -205,33 +208,36 @@ class Layer:
             answers += _over_tail(step, tail, before, near)
         return answers, folded
 
-    def _records(
+    def _recorded(
         self, new: NewTokens, whole: Partial, tail: Tail, folded: Part | None, scale: float
-    ) -> dict[str, Record]:
-        """Record the new tokens: each record observes them, and is opened at the first ones."""
-        seen = Observation(
-            queries=new.queries,
-            log_sum_exp=whole.log_sum_exp,
-            scale=scale,
-            positions=new.positions,
-            valid=new.valid,
-            tail=tail,
-            before=tail.length - new.queries.shape[2],
-            folded=folded,
-            hidden_states=new.hidden_states,
-        )
-        if torch.is_inference_mode_enabled() or torch.is_grad_enabled():
-            # Tensors made in inference mode could not be written by a later forward outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                return self._observed(new.keys, seen)
-        return self._observed(new.keys, seen)
-
-    def _observed(self, keys: Tensor, seen: Observation) -> dict[str, Record]:
-        records = dict(self.state.records)  # a copy: states are values
-        for recorder in self.rules.recorders:
-            record = records.get(recorder.name)
-            records[recorder.name] = (recorder.open(keys) if record is None else record).observe(seen)
-        return records
+    ) -> tuple[Mapping[str, Record], PendingTokens | None]:
+        """Record the new tokens: each record observes them, and is opened at the first ones. One token may wait."""
+        recorded, pending = self.state.recorded, self.state.pending
+        waits = new.queries.shape[2] == 1 and new.hidden_states is None and self.rules.placement is None
+        if waits and recorded and not tail.padded:
+            pending = PendingTokens.after(pending, new.queries, whole.log_sum_exp, scale=scale)
+            if not pending.is_full:
+                return recorded, pending
+            return pending.seen_by(recorded, tail, folded), None
+        # Tensors made in inference mode could not be written by a later forward outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            held = self.state.records
+            seen = Observation(
+                queries=new.queries,
+                log_sum_exp=whole.log_sum_exp,
+                scale=scale,
+                positions=new.positions,
+                valid=new.valid,
+                tail=tail,
+                before=tail.length - new.queries.shape[2],
+                folded=folded,
+                hidden_states=new.hidden_states,
+            )
+            records = dict(held)  # a copy: states are values
+            for recorder in self.rules.recorders:
+                record = held.get(recorder.name)
+                records[recorder.name] = (recorder.open(new.keys) if record is None else record).observe(seen)
+            return records, None
 
 
 def _over_stored(step: AttentionStep, parts: Sequence[Part], tail: Tail) -> tuple[list[Partial], list[Part | None]]:

@@ -114,12 +114,13 @@ def _of_layer(state: LayerState, scale: float | None) -> tuple[dict[str, Tensor]
     plain: Plain = {"seen": list(state.seen), "scale": scale, "cap": cap_of(scale)}
     plain |= {"sinks": None, "folded": None, "tail": None, "records": {}}
     plain |= {"closed": list(state.closed)} if state.closed else {}
-    for name, holder in state.holders():
+    for name, holder in state.settled.holders():
         if isinstance(holder, Part):
             plain[name], held = holder.state()
         elif isinstance(holder, Record):
             plain["records"][name], held = holder.plain(), dict(holder.tensors())
         else:
+            assert isinstance(holder, Tail), "settled states hold no pending tokens"
             tight = holder if holder.keys.shape[2] == holder.length else holder.after(0)  # a copy without slack
             plain[name] = {"length": tight.length, "start": tight.start, "padded": tight.padded}
             held = dict(tight.tensors())
@@ -160,7 +161,7 @@ def _state(
             sinks=None if sinks is None else rules.raw.from_state(sinks, held.get("sinks", {})),
             folded=folded,
             tail=tail,
-            records={
+            recorded={
                 name: recorders[name].restore(words, held.get(name, {})) for name, words in plain["records"].items()
             },
             seen=tuple(plain["seen"]),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvfold.errors import CacheError
 from kvfold.memory.part import Part, slots_of_rows
+from kvfold.memory.pending import PendingTokens
 from kvfold.memory.recent_queries import QueryWindow, RecentQueries
 from kvfold.memory.recorders import Record
 from kvfold.memory.tail import PAD, Tail
@@ -19,14 +20,31 @@ from kvfold.memory.tail import PAD, Tail
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerState:
-    """Sinks, folded part, raw tail and records of one layer. All but `records` follow one another in the text."""
+    """Sinks, folded part, raw tail and records of one layer. All but the records follow one another in the text."""
 
     sinks: Part | None = None  # the first real tokens of each row, raw
     folded: Part | None = None
     tail: Tail | None = None
-    records: Mapping[str, Record] = field(default_factory=dict)
+    recorded: Mapping[str, Record] = field(default_factory=dict)  # records, which have not seen the pending tokens
+    pending: PendingTokens | None = None
     seen: tuple[int, ...] = ()  # real tokens of each row so far, the tail's included
     closed: tuple[int, ...] = ()  # positions of each row that gaps have left free (compaction.py); empty: none
+
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """Give the records by name, with every token seen."""
+        if self.pending is None or self.tail is None:
+            return self.recorded
+        return self.pending.seen_by(self.recorded, self.tail, self.folded)
+
+    @property
+    def settled(self) -> "LayerState":
+        """Let the records see every token."""
+        return self if self.pending is None else self.with_records(self.records)
+
+    def with_records(self, records: Mapping[str, Record]) -> "LayerState":
+        """Put records that have seen every token in the place of those that are here."""
+        return replace(self, recorded=records, pending=None)
 
     @property
     def recent(self) -> QueryWindow | None:
@@ -56,9 +74,15 @@ class LayerState:
         for name, holder in self.holders():
             yield from ((f"{name}.{inner}", tensor) for inner, tensor in holder.tensors())
 
-    def holders(self) -> Iterator[tuple[str, Part | Tail | Record]]:
-        """Yield what there is, by name."""
-        named = {"sinks": self.sinks, "folded": self.folded, "tail": self.tail, **self.records}
+    def holders(self) -> Iterator[tuple[str, Part | Tail | Record | PendingTokens]]:
+        """Yield what there is, by name; records as they are held, and the tokens that they have not seen."""
+        named = {
+            "sinks": self.sinks,
+            "folded": self.folded,
+            "tail": self.tail,
+            **self.recorded,
+            "pending": self.pending,
+        }
         yield from ((name, holder) for name, holder in named.items() if holder is not None)
 
     def tier_of(self, name: str) -> str | None:
@@ -75,7 +99,8 @@ class LayerState:
             sinks=None if self.sinks is None else self.sinks.take_rows(rows),
             folded=None if self.folded is None else self.folded.take_rows(rows),
             tail=None if self.tail is None else self.tail.take_rows(rows),
-            records={name: record.take_rows(rows) for name, record in self.records.items()},
+            recorded={name: record.take_rows(rows) for name, record in self.records.items()},
+            pending=None,
             seen=tuple(self.seen[row] for row in rows),
             closed=tuple(self.closed[row] for row in rows) if self.closed else (),
         )
@@ -101,7 +126,8 @@ class LayerState:
             return replace(
                 self,
                 tail=tail.without(gone),
-                records={name: record.invalidate(at) for name, record in self.records.items()},
+                recorded={name: record.invalidate(at) for name, record in self.records.items()},
+                pending=None,
                 seen=tuple(seen - int(count) for seen, count in zip(self.seen, lost, strict=True)),
             )
 
@@ -125,4 +151,4 @@ class LayerState:
         stops = cropped.next_positions
         with torch.inference_mode(False):
             records = {name: record.crop(stops, columns) for name, record in self.records.items()}
-        return replace(cropped, records=records)
+        return cropped.with_records(records)
