@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvfold.attention.matching import LARGEST_CHANGE, LARGEST_WEIGHT, Seen, match
+from kvfold.attention.matching import LARGEST_CHANGE, Seen, largest_weight, match
 from kvfold.attention.partial import partial
 
 HEADS, GROUP, SLOTS, SIZE, ASKED = 2, 3, 60, 16, 80
@@ -70,8 +70,8 @@ def a_choice(*counts):
     return kept
 
 
-# One slot cannot say what 60 said: its weight and its change are bounded.
-@pytest.mark.parametrize(("counts", "most"), [((12, 12), 0.5), ((30, 6), 0.5), ((1, 20), 0.9)])
+# Two slots cannot say what 60 said: their weights and changes are bounded.
+@pytest.mark.parametrize(("counts", "most"), [((12, 12), 0.5), ((30, 6), 0.5), ((2, 20), 0.7)])
 @pytest.mark.parametrize("seed", [5, 6])  # the queries that were matched, and others
 def test_queries_read_nearly_what_they_read_of_the_whole_segment(counts, most, seed):
     kept = a_choice(*counts)
@@ -111,14 +111,14 @@ def test_what_hardly_anybody_reads_hardly_changes():
 
 
 def test_more_slots_than_queries_are_matched_too():
-    kept = a_choice(50, 50)
+    kept = a_choice(20, 20)
     keys, values, sinks = a_segment()
     queries = some_queries(5, seed=5)
     beside = read(queries, sinks, sinks)
     rows = fitted(queries, keys, values, beside, kept)
     true = whole(beside, read(queries, keys, values))
     error = float((whole(beside, read(queries, *rows, kept)) - true).square().mean())
-    assert error < 0.2 * float((whole(beside, read(queries, keys, values, kept)) - true).square().mean())
+    assert error < 0.5 * float((whole(beside, read(queries, keys, values, kept)) - true).square().mean())
 
 
 def test_a_slot_stands_for_a_few_tokens_at_most():
@@ -129,7 +129,7 @@ def test_a_slot_stands_for_a_few_tokens_at_most():
     beside = read(queries, keys[:, :1], keys[:, :1])
     new_keys, _ = fitted(queries, keys, keys, beside, kept)
     raised = (queries * 0.25) @ (new_keys - keys)[:, 0].repeat_interleave(GROUP, dim=0)[..., None]
-    assert float(raised.mean().exp()) < 1.1 * LARGEST_WEIGHT
+    assert float(raised.mean().exp()) < 1.1 * largest_weight(200)
 
 
 @pytest.mark.parametrize("counts", [(12, 12), (1, 3)])

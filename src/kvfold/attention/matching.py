@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 RIDGE = 1e-3  # of the least squares for values, for each query: a slot that is hardly read hardly changes
-LARGEST_WEIGHT = 1.5  # tokens that one slot stands for at most; more would drown what a query looks for word for word
-LARGEST_CHANGE = 0.35  # of a value, over its length: a later query that looks a slot up finds it still
+WEIGHT_SHARE = 0.2  # of the tokens for each slot that stays: so many more than itself it stands for at most
+LARGEST_CHANGE = 0.5  # of a value, over its length: whoever looks its slot up finds it still
 _AGREED = 1e-3  # ridge of the direction in which queries agree, relative to their mean square
 _HELD = 0.1  # how strongly a weight is held at 1, relative to what its slot is read
 _STEPS = 30  # of the solver of weights
@@ -46,7 +46,8 @@ def match(seen: Seen, kept: Bool[Tensor, " S"]) -> tuple[Float[Tensor, "K D"], F
     total = torch.logaddexp(inside, beside)
     weights = torch.exp(scores - total)  # N S: of everything that a query reads
     share = torch.exp(beside - total)  # of what lies beside the segment
-    raised = _logarithms(weights[:, kept], weights.sum(dim=1))
+    tokens = len(kept) / int(kept.sum())  # for each slot that stays
+    raised = _logarithms(weights[:, kept], weights.sum(dim=1), most=largest_weight(tokens))
     direction = _agreed(queries)
     new_keys = keys[kept] + raised[:, None] * direction
     scores = queries @ new_keys.T
@@ -60,24 +61,33 @@ def match(seen: Seen, kept: Bool[Tensor, " S"]) -> tuple[Float[Tensor, "K D"], F
     old_values = values[kept]
     missing = wanted - read @ old_values
     change = _least_squares(read, missing)
-    return new_keys, old_values + _bounded(change, old_values)
+    return new_keys, old_values + _bounded(change, old_values, most=LARGEST_CHANGE)
+
+
+def largest_weight(tokens: float) -> float:
+    """Bound the tokens that one slot of so many stands for: a larger weight would drown a slot that is looked up."""
+    return 1.0 + WEIGHT_SHARE * tokens
 
 
 def _bounded(
     change: Float[Tensor, "K E"],
     values: Float[Tensor, "K E"],
+    *,
+    most: float,
 ) -> Float[Tensor, "K E"]:
-    """Shorten the changes that are too long beside the values that they change."""
-    most = LARGEST_CHANGE * values.norm(dim=1, keepdim=True)
+    """Shorten the changes that are longer than `most` of the values that they change."""
+    longest = most * values.norm(dim=1, keepdim=True)
     length = change.norm(dim=1, keepdim=True)
-    return change * (most / length.clamp(min=_TINY)).clamp(max=1.0)
+    return change * (longest / length.clamp(min=_TINY)).clamp(max=1.0)
 
 
 def _logarithms(
     of_kept: Float[Tensor, "N K"],
     wanted: Float[Tensor, " N"],
+    *,
+    most: float,
 ) -> Float[Tensor, " K"]:
-    """Solve for the weight of each slot, at least 1, with which all draw the wanted attention; as logarithms."""
+    """Solve for the weight of each slot, 1 to `most`, with which all draw the wanted attention; as logarithms."""
     own = of_kept.square().sum(dim=0)
     held = _HELD * own + _TINY
     aim = wanted @ of_kept + held
@@ -86,7 +96,7 @@ def _logarithms(
         together = of_kept @ weights
         drawn = together @ of_kept + held * weights
         weights = weights * aim / drawn
-    bounded = weights.clamp(1.0, LARGEST_WEIGHT)
+    bounded = weights.clamp(1.0, most)
     return bounded.log()
 
 

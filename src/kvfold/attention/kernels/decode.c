@@ -128,6 +128,15 @@ static void split_pairs(const float *from, float *to, int back) {
         }
 }
 
+/* Widen LANES signed bytes. Compilers are slow at the sign. */
+static inline floats signed_bytes(const uint8_t *from) {
+#if defined(__AVX512F__) && SIZE % 16 == 0
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+#else
+    return __builtin_convertvector(__builtin_convertvector(*(codes *)from ^ 128, ints) - 128, floats);
+#endif
+}
+
 /* Decode `count` slots from number `first` on into floats [count, SIZE]; 4 bits in the order of split_pairs. */
 static inline __attribute__((always_inline)) void
 decode(enum kind kind, const side *from, int64_t first, int count, int group, float *restrict to) {
@@ -145,8 +154,7 @@ decode(enum kind kind, const side *from, int64_t first, int count, int group, fl
     for (int at = 0; at < count * groups; at++) {
         float step = (float)steps[at], low = (float)lows[at];
         if (kind == INT8)
-            for (int d = 0; d < group; d += LANES, packed += LANES, to += LANES) /* sign by hand: compilers are slow at it */
-                *(floats *)to = __builtin_convertvector(__builtin_convertvector(*(codes *)packed ^ 128, ints) - 128, floats) * step;
+            for (int d = 0; d < group; d += LANES, packed += LANES, to += LANES) *(floats *)to = signed_bytes(packed) * step;
         else
             for (int d = 0; d < group; d += 2 * LANES, packed += LANES, to += 2 * LANES) {
                 codes pairs = *(codes *)packed;
