@@ -165,10 +165,10 @@ six-percent-smollm2_ASKS := ruler --n 22 --set tokens=2048 --set question=seen
 equal-bytes-smollm2_ASKS = fidelity --n 6 --seed 5 --data "$(DATA)"
 six-percent-4096-smollm2_ASKS := ruler --n 11 --set tokens=4096 --set question=seen
 six-percent-longqa-smollm2_ASKS = longqa --n 16 --set tokens=2048 --set score=likelihood --set question=seen --data "$(DATA)"
-sonic-smollm2_ASKS = fidelity --n 6 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
+sonic-smollm2_ASKS = fidelity --n 12 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
 published-mtbench101_ASKS = mtbench101_replies --n 13 --set words=400 --data "$(DATA)"
 published-dialogue_ASKS = dialogue --n 24 --set score=likelihood --data "$(DATA)"
-published-gsm8k_ASKS = gsm8k_turns --n 16 --set score=likelihood --data "$(DATA)"
+published-gsm8k_ASKS = gsm8k_turns --n 24 --set score=likelihood --data "$(DATA)"
 published-safety_ASKS := safety_turns --n 36
 DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(rate=0.47); pca(rate=0.3); pca(rate=0.2); \
   dynakv(rate=0.47, allocation='even'); dynakv(rate=0.3, allocation='even'); dynakv(rate=0.2, allocation='even'); \
