@@ -172,7 +172,7 @@ published-gsm8k_ASKS = gsm8k_turns --n 24 --set score=likelihood --data "$(DATA)
 published-safety_ASKS := safety_turns --n 36
 DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(rate=0.47); pca(rate=0.3); pca(rate=0.2); \
   dynakv(rate=0.47, allocation='even'); dynakv(rate=0.3, allocation='even'); dynakv(rate=0.2, allocation='even'); \
-  dynakv(rate=0.3, allocation='random'); dynakv(rate=0.2, allocation='random'); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.0); \
+  dynakv(rate=0.47, allocation='random'); dynakv(rate=0.3, allocation='random'); dynakv(rate=0.2, allocation='random'); kvtc(bits=4.0); kvtc(bits=2.4); kvtc(bits=1.0); \
   int8(rotate=True); int4(rotate=True)
 SIX_ON_SMOLLM2 ?= chunkkv(keep=0.38) + kvtc(bits=2.4); chunkkv(keep=0.5) + kvtc(bits=1.8); chunkkv(keep=0.25) + kvtc(bits=3.7); \
   chunkkv(keep=0.25) + dynakv(rate=0.47, int8=True); chunkkv(keep=0.18) + int4(rotate=True); sonic(keep=0.18) + int4(rotate=True); \
@@ -197,7 +197,8 @@ $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm
 $(RECORDS)/six-percent-smollm2: ASKS = --model smollm2 --plans "$(SIX_ON_SMOLLM2)"
 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2: ASKS = --model smollm2 --plans "$(SIX_BEST)"
 $(RECORDS)/equal-bytes-smollm2: ASKS = --model smollm2 --plans "$(AT_EQUAL_BYTES)"
-$(RECORDS)/equal-bytes-smollm2 $(RECORDS)/six-percent-smollm2 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2: DTYPE := bfloat16
+$(RECORDS)/equal-bytes-smollm2 $(RECORDS)/six-percent-smollm2 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2 \
+  $(RECORDS)/sonic-smollm2: DTYPE := bfloat16
 $(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history')" --keep 0.5,0.2,0.1,0.05
 $(PUBLISHED:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(AS_PUBLISHED)" --keep 0.5,0.2
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
@@ -216,17 +217,22 @@ records-smollm2: setup peers  ## the records of SmolLM2: at most five hours of t
 
 # On a quiet machine: one process on one thread, in a run of its own.
 ON_SPEED ?= int8(rotate=True); int4(rotate=True); snapkv(keep=0.25); sonic(keep=0.25)
+ON_SHORT ?= int8; int8(rotate=True); int4; int4(rotate=True); streaming_llm(keep=0.25); snapkv(keep=0.25); h2o(keep=0.25); sonic(keep=0.25); kvzip(keep=0.25)
 ON_FOLD ?= snapkv(keep=0.25); h2o(keep=0.25); chunkkv(keep=0.25); sonic(keep=0.25); int8(rotate=True); int4(rotate=True); dynakv(rate=0.47)
+ON_LATENTS ?= kvtc(bits=4.0); kvtc(bits=2.4); dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.2)
 AT_SPEED := OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2-135m --threads 1 --dtype float32
-records-speed: setup  ## the time of a step over the length of the context, and of a fold: a quarter of an hour of a quiet machine
+records-speed: setup  ## the time of a step over the length of the context, and of a fold: twenty minutes of a quiet machine
 	for tokens in 1024 4096 16384; do OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2-135m --threads 1 \
 	  --dtype float32 --n 10 --set tokens=$$tokens --plans "$(ON_SPEED)" --out $(RECORDS)/speed-135m > /dev/null; done
 	for tokens in 4096 16384; do $(AT_SPEED) --n 7 --set tokens=$$tokens --out $(RECORDS)/speed-dynakv \
 	  --plans "dynakv(rate=0.47); dynakv(rate=0.47, basis='joint')" > /dev/null; done
 	$(AT_SPEED) --n 15 --set tokens=256 --out $(RECORDS)/speed-short \
-	  --plans "int8; int8(rotate=True); int4; int4(rotate=True); snapkv(keep=0.25); h2o(keep=0.25); sonic(keep=0.25)" > /dev/null
+	  --plans "$(ON_SHORT)" > /dev/null
 	$(AT_SPEED) --n 15 --set tokens=1024 --out $(RECORDS)/speed-short --plans "h2o(keep=0.25)" > /dev/null
 	$(AT_SPEED) --n 1 --set tokens=1024 --set stage=fold --out $(RECORDS)/speed-fold --plans "$(ON_FOLD)" > /dev/null
+	$(AT_SPEED) --n 32 --set tokens=32768 --out $(RECORDS)/speed-sentkv --plans "sentkv(budget=0.1)" > /dev/null
+	OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2 --threads 1 --dtype bfloat16 --n 10 --set tokens=4096 \
+	  --out $(RECORDS)/speed-latents --plans "$(ON_LATENTS)" > /dev/null
 
 # Lines say whose they are; a failure is not lost in the pipe.
 ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(ON_SMOLLM2) $(PUBLISHED) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))
