@@ -230,7 +230,8 @@ records-speed: setup  ## the time of a step over the length of the context, and 
 	  --plans "$(ON_SHORT)" > /dev/null
 	$(AT_SPEED) --n 15 --set tokens=1024 --out $(RECORDS)/speed-short --plans "h2o(keep=0.25)" > /dev/null
 	$(AT_SPEED) --n 1 --set tokens=1024 --set stage=fold --out $(RECORDS)/speed-fold --plans "$(ON_FOLD)" > /dev/null
-	$(AT_SPEED) --n 32 --set tokens=32768 --out $(RECORDS)/speed-sentkv --plans "sentkv(budget=0.1)" > /dev/null
+	OMP_NUM_THREADS=1 $(BIN)/kvfold bench far --model smollm2-135m --threads 1 --dtype float32 --n 32 --set tokens=32768 \
+	  --out $(RECORDS)/far-sentkv --plans "sentkv(budget=0.1)" > /dev/null
 	OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2 --threads 1 --dtype bfloat16 --n 10 --set tokens=4096 \
 	  --out $(RECORDS)/speed-latents --plans "$(ON_LATENTS)" > /dev/null
 
