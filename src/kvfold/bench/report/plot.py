@@ -22,8 +22,8 @@ MOST = 4  # curves beside the ceiling and the floor: six lines are told apart
 WITHIN = (0.07, 0.12, 0.25, 0.6)  # curves are compared by what they score within these fractions of the bytes
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SIZE = re.compile(r"\b(keep|rate|bits|budget)=[\d.]+(, )?")
-_WIDTH, _HEIGHT, _LINE = 6.5, 3.9, 0.24  # inches of a picture, and of a line of its legend
-_LONG = 26  # characters of a name that leaves no room for another beside it
+_WIDTH, _HEIGHT, _LINE = 5.6, 3.7, 0.24  # inches of a picture, and of a line of its legend
+_LONG = 23  # characters of a name that leaves no room for another beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +147,9 @@ def figure(title: str, look: Look, *, others: int = 0) -> Iterator[tuple[Any, An
     import matplotlib
     from matplotlib.figure import Figure
 
+    title = textwrap.fill(title, 64)
     if others:
-        title = f"{title}. The table has {counted(others, 'other')}."
+        title = f"{title}\nThe table has {counted(others, 'other')}."
     inks: dict[Any, Any] = dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), look.ink
     )
@@ -158,7 +159,7 @@ def figure(title: str, look: Look, *, others: int = 0) -> Iterator[tuple[Any, An
     with matplotlib.rc_context(fixed | inks | grounds):
         whole = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         axes = whole.add_subplot()
-        axes.set_title(textwrap.fill(title, 72), fontsize=10.5, loc="left")
+        axes.set_title(title, fontsize=10.5, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         yield whole, axes
 
