@@ -103,7 +103,8 @@ docs: setup  ## regenerate what is generated: docs/cli.md, settings, drawings, a
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/*-smollm2) --into docs/results-smollm2.md; fi
 	if test -f $(RECORDS)/speed-135m/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/speed-*) --into docs/speed.md; \
-	  $(BIN)/kvfold report $(RECORDS)/speed-135m --picture docs/pictures/speed.svg; fi
+	  $(BIN)/kvfold report $(RECORDS)/speed-135m --picture docs/pictures/speed.svg; \
+	  $(BIN)/kvfold report $(RECORDS)/speed-135m --picture docs/pictures/speed-dark.svg --dark; fi
 	if test -f $(RECORDS)/sonic-chat/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sonic-*) --into docs/methods/sonic-tables.md; fi
 	if test -f $(RECORDS)/published-mtbench101/records.jsonl; then \
@@ -113,7 +114,8 @@ docs: setup  ## regenerate what is generated: docs/cli.md, settings, drawings, a
 	if test -f $(RECORDS)/sentkv-needle/records.jsonl; then \
 	  $(BIN)/kvfold report $(wildcard $(RECORDS)/sentkv-*) --into docs/methods/sentkv-tables.md; fi
 	if test -f $(RECORDS)/chat-tiny/records.jsonl; then \
-	  $(BIN)/kvfold report $(RECORDS)/chat-tiny --picture docs/pictures/score.svg; fi
+	  $(BIN)/kvfold report $(RECORDS)/chat-tiny --picture docs/pictures/score.svg; \
+	  $(BIN)/kvfold report $(RECORDS)/chat-tiny --picture docs/pictures/score-dark.svg --dark; fi
 	$(BIN)/python docs/make/members.py
 
 # What `make records` runs: folders of $(RECORDS), each with its suite. Two at a time, each on one thread; what a folder

@@ -1,6 +1,7 @@
 """The picture of README: megabytes that a long chat holds, turn by turn, with the full cache and with kvfold's plans.
 
 `python docs/make/long_chat.py` holds the chats and draws docs/pictures/long-chat.svg; the megabytes are the ledger's.
+The picture for a dark page, long-chat-dark.svg, is the same one in other colours: with `--dark` only it is made anew.
 """
 
 import sys
@@ -12,6 +13,14 @@ from transformers import GenerationConfig
 import kvfold
 
 PICTURE = Path(__file__).resolve().parents[1] / "pictures" / "long-chat.svg"
+DARK = PICTURE.with_name("long-chat-dark.svg")
+COLOURS = {  # of the light page, and what stands for them on a dark one
+    "#ffffff": "none",
+    "#000000": "#e6e6e6",
+    "#1f77b4": "#4db6e2",
+    "#ff7f0e": "#ffa657",
+    "#2ca02c": "#76c487",
+}
 MODEL, TURNS = "smollm2", 24
 PLANS = {
     "full": "everything (full)",
@@ -37,6 +46,13 @@ def held(plan: str) -> list[float]:
     return megabytes
 
 
+def darkened(picture: str) -> str:
+    """Give a picture of a light page the colours of a dark one; letters have the colour of the whole."""
+    for light, dark in COLOURS.items():
+        picture = picture.replace(light, dark)
+    return picture.replace("<svg ", f'<svg fill="{COLOURS["#000000"]}" ', 1)
+
+
 def main() -> None:
     """Hold the chats one after the other, and draw them."""
     figure = Figure(figsize=(7, 3.4))
@@ -52,4 +68,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if "--dark" not in sys.argv:
+        main()
+    DARK.write_text(darkened(PICTURE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from kvfold.bench.report.tables import Table, better_scopes, is_full, is_none, tables, without_scope
+from kvfold.bench.report.tables import Table, better_scopes, is_full, is_none, ruled, tables, unbroken, without_scope
 from kvfold.bench.run import journal
 from kvfold.bench.run.record import Record
 from kvfold.errors import KvfoldError
@@ -139,7 +139,7 @@ def results_table(name: str, own: Sequence[Table], controls: Sequence[Table]) ->
 
 def _heads(shown: Sequence[Table]) -> list[str]:
     heads = ("plan", "stored", "attended", *(table.rows[0].record.suite for table in shown))
-    return [_line(heads), "|" + "---|" * len(heads)]
+    return [_line(heads), ruled(len(heads))]
 
 
 def _rows(name: str, shown: Sequence[Table]) -> list[str]:
@@ -173,12 +173,12 @@ def _row(label: str, records: Sequence[Record | None]) -> str:
 def _score(record: Record) -> str:
     digits = 2 if record.full >= 0.1 else 4
     low, high = record.interval
-    return f"{record.score:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return unbroken(f"{record.score:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
 
 
 def _range(values: Iterator[float]) -> str:
     written = sorted({f"{value:.2f}" for value in values})
-    return written[0] if len(written) == 1 else f"{written[0]} to {written[-1]}"
+    return written[0] if len(written) == 1 else unbroken(f"{written[0]} to {written[-1]}")
 
 
 def _note(shown: Sequence[Table]) -> str:

@@ -55,7 +55,7 @@ def cache(
     text goes on behind it: a text of any length stays inside the model's positions (docs/how-to/no-last-position.md).
 
     >>> folded = cache(model, "snapkv(keep=0.125) + int8")
-    >>> model.generate(**inputs, **folded.keyword)  # past_key_values=folded, or cache=folded from transformers 5.24 on
+    >>> model.generate(**inputs, **folded.keyword)  # past_key_values=folded; transformers 5.24: cache=folded
 
     Raises PlanError for a plan that cannot be read, BudgetError for one that cannot hold the pinned tokens and
     ModelError for a model whose layers cannot be folded.

@@ -41,6 +41,8 @@ def test_a_picture_is_an_svg_that_does_not_change(folder, tmp_path, capsys):
         assert run(["report", str(folder), "--picture", str(picture)]) == 0
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert pictures[0].read_text().startswith("<svg")
+    assert run(["report", str(folder), "--picture", str(pictures[1]), "--dark"]) == 0
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
 
 
 def test_a_folder_without_records_is_one_line_and_code_2(tmp_path, capsys):

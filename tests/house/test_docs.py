@@ -35,7 +35,7 @@ def made_by(name):
     return module
 
 
-drawings, members = made_by("drawings"), made_by("members")
+drawings, members, long_chat = map(made_by, ("drawings", "members", "long_chat"))
 
 
 def short(path):
@@ -100,6 +100,13 @@ def test_drawings_are_what_their_command_makes():
         place for page in PAGES for place in re.findall(r"pictures/([\w-]+\.svg)", page.read_text(encoding="utf-8"))
     }
     assert {path.name for path in made} <= shown
+
+
+def test_the_dark_picture_of_readme_is_the_light_one_in_other_colours():
+    light = long_chat.PICTURE.read_text(encoding="utf-8")
+    stale = long_chat.DARK.read_text(encoding="utf-8") != long_chat.darkened(light)
+    assert not stale, "stale; run `python docs/make/long_chat.py --dark`"
+    assert set(re.findall("#[0-9a-f]{6}", light)) <= set(long_chat.COLOURS)
 
 
 @pytest.mark.parametrize("name", [name for _, name, _ in members.every_member()])

@@ -4,11 +4,14 @@ It merges: of the same work in two folders, the one named later counts. Nothing 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvfold.cli.printing import show_lines, show_tables
+
+if TYPE_CHECKING:
+    from kvfold.bench.run.record import Record
 
 FOLDER = Path("kvfold-report")
 
@@ -32,10 +35,10 @@ def report(
         typer.Option("--retained", help="With Markdown: one table of what each plan retains of the gain by history."),
     ] = False,
     picture: Annotated[Path | None, typer.Option(help="Write the first picture as SVG: time, or score.")] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="With a picture: in colours for a dark page.")] = False,
 ) -> None:
     """Make one page from the records of one or many runs: tables, curves, and what ran where."""
     from kvfold.bench.report import page as pages
-    from kvfold.bench.report import plot, tables, times
     from kvfold.bench.run import journal
 
     records = journal.gather(places)
@@ -47,10 +50,19 @@ def report(
     elif into is not None:
         typer.echo(pages.write_into(records, into, form=form))
     elif picture is not None:
-        over = times.over_context(records)
-        drawn = times.time_over_context(over[0]) if over else plot.score_over_bytes(tables.tables(records)[0])
+        drawn = _picture(records, "dark" if dark else "light")
         typer.echo(pages.write_whole(picture, drawn))
     else:
         written = pages.write(records, out)  # first: a pipe that closes early takes no page away
         show_tables(records)
         typer.echo(f"written: {written}")
+
+
+def _picture(records: "list[Record]", page: str) -> str:
+    """Draw time over context where records have several lengths, and else the score of their first table."""
+    from kvfold.bench.report import plot, tables, times
+
+    over = times.over_context(records)
+    if over:
+        return times.time_over_context(over[0], page=page)
+    return plot.score_over_bytes(tables.tables(records)[0], page=page)

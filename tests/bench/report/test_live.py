@@ -29,7 +29,7 @@ def test_a_wide_terminal_has_every_column():
 def test_a_narrow_one_cuts_no_cell_and_names_what_it_leaves_out(width):
     text = shown_at(width)
     assert "…" not in text
-    assert "no room here for removed" in " ".join(text.split())
+    assert "no room here for resident" in " ".join(text.split())
     head = text.splitlines()[2]
     for name in ("plan", "kept", "score"):
         assert name in head

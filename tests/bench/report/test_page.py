@@ -1,3 +1,4 @@
+import dataclasses
 from html.parser import HTMLParser
 
 import made
@@ -7,10 +8,10 @@ from kvfold.bench.report import methods, plot
 from kvfold.bench.report import page as report
 from kvfold.bench.report.plot import curves, score_over_bytes
 from kvfold.bench.report.tables import tables
-from kvfold.bench.report.times import over_context, time_over_context
+from kvfold.bench.report.times import chosen, over_context, time_over_context
 from kvfold.errors import FileError
 
-VOID = {"meta", "link", "br"}
+VOID = {"meta", "link", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -22,7 +23,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.rows += tag == "tr"
-        self.loaded += [value for name, value in attrs if name in ("src", "href") and value[:1] not in ("#", "")]
+        loading = ("src",) if tag == "a" else ("src", "href")  # a link to elsewhere loads nothing until it is followed
+        self.loaded += [value for name, value in attrs if name in loading and value[:1] not in ("#", "")]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -54,7 +56,7 @@ def test_the_page_has_every_row_and_every_record():
     assert page.rows == (1 + 5) + (4 + 7) + (1 + 7)
     said = "".join(page.text)
     assert 'snapkv(keep=0.2, scope="turn")' in said
-    assert "best shortcut" in said
+    assert "best guess that does not know" in said
 
 
 def test_a_name_with_markup_stays_text():
@@ -78,7 +80,7 @@ def test_a_method_is_one_curve_and_the_edges_are_none():
 
 def test_the_picture_names_its_curves_and_levels():
     picture = score_over_bytes(tables(made.run())[0])
-    for word in ("snapkv", "streaming_llm", "full cache 0.90", "no history 0.05", "best shortcut 0.30"):
+    for word in ("snapkv", "streaming_llm", "full cache 0.90", "no history 0.05"):
         assert word in picture
 
 
@@ -137,6 +139,20 @@ def test_time_over_context_has_a_curve_for_each_plan_and_the_stock_cache():
     for word in ("stock cache", "tokens of context", "seconds a token", "4,096"):
         assert word in picture
     assert picture in report.html(at_two_lengths())
+    assert time_over_context(found, page="dark") in report.html(at_two_lengths())
+
+
+def test_of_many_plans_the_quickest_are_drawn_beside_full_and_the_stock_cache():
+    quick = [f"way{number}(keep=0.5)" for number in range(6)]
+    others = [
+        dataclasses.replace(record, plan=plan, metrics={"seconds": number + 1.0})
+        for number, plan in enumerate(quick)
+        for record in at_two_lengths()
+        if record.keep is not None
+    ]
+    (found,) = over_context([*at_two_lengths(), *others])
+    assert chosen(found) == ["full", "stock cache", "snapkv(keep=0.5)", *quick[:3]]
+    assert "The table has 3 others." in time_over_context(found)
 
 
 def test_one_length_is_no_curve():
@@ -156,10 +172,22 @@ def test_each_method_has_its_own_words_its_plan_texts_and_its_rows():
     assert "arxiv.org/abs/2404.14469" in " ".join(found["snapkv"].words)
     assert any(words.startswith("Ours differs") for words in found["snapkv"].words)
     assert "window=32" in found["snapkv"].settings
+    assert found["snapkv"].words[0].startswith("Keep ")
     page = report.html(records)
     for one in found.values():
         assert f'id="{one.anchor}"' in page
     assert 'href="#method-kvpress-ThinK"' in page
+
+
+def test_code_and_addresses_in_a_paragraph_are_marked_as_such():
+    said = report.linked("Source: `model < 2`, https://arxiv.org/abs/2404.14469.")
+    link = '<a href="https://arxiv.org/abs/2404.14469">https://arxiv.org/abs/2404.14469</a>'
+    assert said == f"Source: <code>model &lt; 2</code>, {link}."
+
+
+def test_a_plan_breaks_after_a_bracket_and_nowhere_else():
+    assert report.breaking("h2o(keep=0.5)") == "h2o(<wbr>keep=0.5)"
+    assert report.breaking("a<b>(") == "a&lt;b&gt;("
 
 
 def test_a_method_that_is_no_longer_there_is_shown_by_its_plan():

@@ -93,7 +93,7 @@ def failed_run():
 def test_a_table_has_a_row_for_the_failure_and_a_note_that_says_how():
     (shown,) = tables.tables(failed_run())
     words = {row.label: tables.cells(shown, row) for row in shown.rows}
-    assert words["kvpress:KVzip(keep=0.5)"][5] == "failed (ValueError)"
+    assert words["kvpress:KVzip(keep=0.5)"][4] == "failed (ValueError)"
     assert {row.standing for row in shown.rows} == {"", "best", "failed"}
     assert "kvpress:KVzip(keep=0.5) failed: ValueError: no keys" in tables.markdown(shown)
     Console(file=io.StringIO()).print(drawn(shown))

@@ -159,7 +159,6 @@ def _left_out(shown: Table, rows: Sequence[Sequence[str]], width: int) -> list[s
     plan = names[0]
     sizes[plan] = sizes[plan] // 2 + 3
     order = [  # what can be spared most comes first
-        "removed",
         "resident",
         "attended",
         *reversed(shown.measures),

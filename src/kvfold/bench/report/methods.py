@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from kvfold.bench.peers.plans import is_rival
+from kvfold.bench.report.tables import unbroken
 from kvfold.bench.run.record import Record
 from kvfold.plan import members
 
@@ -71,8 +72,9 @@ def _method(name: str, group: Sequence[Record]) -> MethodSection:
 
 
 def _paragraphs(docstring: str) -> tuple[str, ...]:
-    """The paragraphs of a file's docstring, each on one line; "Ours differs" begins one."""
-    text = docstring.strip().replace("\nOurs differs", "\n\nOurs differs")
+    """The paragraphs of a file's docstring, each on one line, without the name; "Ours differs" begins one."""
+    _, _, after = docstring.strip().partition(": ")  # the heading has the name
+    text = (after[:1].upper() + after[1:]).replace("\nOurs differs", "\n\nOurs differs")
     return tuple(" ".join(part.split()) for part in text.split("\n\n"))
 
 
@@ -83,7 +85,7 @@ def _row(record: Record) -> tuple[str, ...]:
         record.plan,
         record.suite,
         *(f"{value:.3f}" for value in (record.stored, record.resident, record.attended, record.score)),
-        f"{record.interval[0]:.3f} to {record.interval[1]:.3f}",
+        unbroken(f"{record.interval[0]:.3f} to {record.interval[1]:.3f}"),
         f"{record.full:.3f}",
         f"{record.none:.3f}",
         f"{record.tpot_seconds:.4f}",

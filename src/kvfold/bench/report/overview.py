@@ -8,7 +8,7 @@ left out here: paired differences, families and notes.
 from collections.abc import Sequence
 
 from kvfold.bench.peers.plans import is_rival
-from kvfold.bench.report.tables import Row, Table, is_full, is_none, markdown_line, scopes_shown
+from kvfold.bench.report.tables import Row, Table, is_full, is_none, markdown_line, ruled, scopes_shown
 from kvfold.bench.run.record import Record
 from kvfold.errors import FileError
 
@@ -24,7 +24,7 @@ def overview(shown: Sequence[Table]) -> str:
     """Write one Markdown table over all of these. Raises FileError where two of them are of one suite."""
     suites = suites_of(shown)
     heads = ("plan", *FRACTIONS, *suites)
-    lines = [markdown_line(heads), "|" + "---|" * len(heads)]
+    lines = [markdown_line(heads), ruled(len(heads))]
     for words in (*_rows(shown), *_shortcuts(shown)):
         lines.append(markdown_line(words))
     lines.append("")

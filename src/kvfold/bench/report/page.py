@@ -5,15 +5,16 @@ The page is plain HTML with its style, script and pictures inside. The words of 
 """
 
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from kvfold.bench.report import methods, tables
 from kvfold.bench.report.overview import overview
-from kvfold.bench.report.plot import score_over_bytes
+from kvfold.bench.report.plot import LOOKS, score_over_bytes
 from kvfold.bench.report.retained import retained
 from kvfold.bench.report.times import over_context, time_over_context
 from kvfold.bench.run.record import Record
@@ -22,6 +23,8 @@ from kvfold.errors import FileError
 Form: TypeAlias = Literal["tables", "overview", "retained"]
 
 FILE_NAME = "report.html"
+_CODE = re.compile(r"`([^`]+)`")
+_ADDRESS = re.compile(r"https?://[^\s<>()]+[^\s<>().,;:]")
 PLACES = ("plan", "model", "fingerprint", "device", "threads", "dtype", "first token s", "per token s", "wall s", "git")
 
 
@@ -31,16 +34,50 @@ def _kind(row: tables.Row) -> str:
     return row.standing
 
 
+def _pictures(draw: Callable[..., str], what: object) -> list[Any]:
+    """Draw one thing for a light and for a dark page; the page shows one of the two."""
+    from markupsafe import Markup
+
+    pictures = []
+    for page in LOOKS:
+        drawn = draw(what, page=page)
+        pictures.append(Markup(f'<div class="{page}">{drawn}</div>'))
+    return pictures
+
+
 def _block(shown: tables.Table) -> dict:
     from markupsafe import Markup
 
+    heads = [tables.breakable(head) for head in tables.heads(shown)]
+    rows = []
+    for row in shown.rows:
+        cells = [tables.unbroken(cell) for cell in tables.cells(shown, row)]
+        rows.append({"kind": _kind(row), "cells": cells})
     return {
         "table": shown,
-        "picture": Markup(score_over_bytes(shown)),
-        "heads": tables.heads(shown),
-        "rows": [{"kind": _kind(row), "cells": tables.cells(shown, row)} for row in shown.rows],
-        "notes": tables.notes(shown),
+        "pictures": _pictures(score_over_bytes, shown),
+        "heads": list(map(Markup, heads)),
+        "rows": rows,
+        "notes": tables.notes(shown, is_alone=False),
     }
+
+
+def breaking(plan: str) -> Any:
+    """Write a plan so that it breaks after a bracket or between settings, and nowhere else."""
+    from markupsafe import Markup, escape
+
+    text = str(escape(plan))
+    return Markup(tables.BREAKS.sub(r"\1<wbr>", text))
+
+
+def linked(words: str) -> Any:
+    """Write a paragraph of a docstring: what stands between backticks as code, addresses as links."""
+    from markupsafe import Markup, escape
+
+    text = str(escape(words))
+    text = _CODE.sub(r"<code>\1</code>", text)
+    text = _ADDRESS.sub(r'<a href="\g<0>">\g<0></a>', text)
+    return Markup(text)
 
 
 def _place(record: Record, versions: Sequence[str]) -> tuple[str, ...]:
@@ -62,17 +99,20 @@ def _place(record: Record, versions: Sequence[str]) -> tuple[str, ...]:
 def html(records: Sequence[Record]) -> str:
     """Write the page as text."""
     from jinja2 import Environment
-    from markupsafe import Markup
 
     source = resources.files("kvfold.bench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, trim_blocks=True).from_string(source)
+    surroundings = Environment(autoescape=True, trim_blocks=True)
+    surroundings.filters |= {"breaking": breaking, "linked": linked}
+    page = surroundings.from_string(source)
     versions = sorted({name for record in records for name in record.versions})
+    every = tables.tables(records)
     return page.render(
         count=len(records),
-        times=[Markup(time_over_context(curves)) for curves in over_context(records)],
+        seen=tables.seen_above(every),
+        times=[_pictures(time_over_context, curves) for curves in over_context(records)],
         method_heads=methods.HEADS,
         methods=methods.methods(records),
-        blocks=[_block(shown) for shown in tables.tables(records)],
+        blocks=[_block(shown) for shown in every],
         places={"heads": (*PLACES, *versions), "rows": [_place(record, versions) for record in records]},
     )
 
@@ -83,7 +123,9 @@ def markdown(records: Sequence[Record], *, form: Form = "tables") -> str:
         return overview(tables.tables(records))
     if form == "retained":
         return retained(tables.tables(records))
-    return "\n".join(tables.markdown(shown) for shown in tables.tables(records))
+    every = tables.tables(records)
+    parts = [tables.markdown(shown, is_alone=False) for shown in every]
+    return "\n".join([f"{tables.seen_above(every)}\n", *parts])
 
 
 BEGIN, END = "<!-- kvfold tables: begin -->", "<!-- kvfold tables: end -->"

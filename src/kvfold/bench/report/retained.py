@@ -7,7 +7,7 @@ reply that is likely without any history counts for nothing.
 from collections.abc import Sequence
 
 from kvfold.bench.report.overview import suites_of
-from kvfold.bench.report.tables import Row, Table, is_full, is_none, markdown_line
+from kvfold.bench.report.tables import Row, Table, is_full, is_none, markdown_line, ruled
 from kvfold.bench.run.statistics import retained as share_of
 
 LEGEND = "(plan - none) / (full - none), with its 95 % interval; empty: the full cache is not clearly above the floor"
@@ -25,7 +25,7 @@ def retained(shown: Sequence[Table]) -> str:
                 cells[number] = _share(row, table)
                 kept.setdefault(row.label, row.record.keep or row.record.stored)
     heads = ("plan", *suites)
-    lines = [markdown_line(heads), "|" + "---|" * len(heads)]
+    lines = [markdown_line(heads), ruled(len(heads))]
     for label in sorted(rows, key=lambda label: (-kept[label], label)):
         lines.append(markdown_line([f"`{label}`", *rows[label]]))
     lines += ["", f"- {LEGEND}", *(f"- {table.title}" for table in shown)]

@@ -7,13 +7,16 @@ stay in the records. It knows nothing of how a table looks: `page.py` and `live.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from kvfold.bench.peers.plans import is_rival
+from kvfold.bench.report.titles import differing, title
 from kvfold.bench.run.record import Record
 from kvfold.bench.run.statistics import Difference, difference
 
 LOSSLESS = ("full", "full()")
 FLOOR = ("none", "none()")
+ALIKE = 0.85  # two plans hold about as many bytes where one holds at least this part of the other
 _SCOPE = re.compile(r"""\bscope\s*=\s*(['"])(\w+)\1\s*,?\s*""")
 
 
@@ -25,12 +28,14 @@ class Row:
     label: str  # the plan, scope apart
     against_full: Difference | None  # None for `full` itself, and where `full` was not run
     against_rival: Difference | None  # from the best rival of the same keep; None for rivals, and where none ran
-    standing: str  # among the plans of the same keep: "best", "tie" with the best, or ""; "failed" for a rival that did
+    standing: (
+        str  # among plans of about as many bytes: "best", "tie" with the best, or ""; "failed" for a rival that did
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The rows of one set of samples: the ceiling, then the floor, then the plans, most kept first."""
+    """The rows of one set of samples: ceiling, floor, then the plans, most kept first; what failed comes last."""
 
     title: str
     rows: tuple[Row, ...]
@@ -79,28 +84,46 @@ def better_scopes(records: Iterable[Record]) -> list[Record]:
     return list(best.values())
 
 
-def _order(record: Record) -> tuple[bool, bool, float, str]:
-    if record.keep is not None:
-        size = record.keep
-    else:
-        size = record.stored if record.failure is None else 0.0
-    return not is_full(record), not is_none(record), -size, record.plan
+def _order(record: Record) -> tuple[bool, bool, float, float, str]:
+    if record.failure is not None:
+        return True, True, 0.0, -(record.keep or 0.0), record.plan
+    stored = round(record.stored, 3)  # as it is shown; of what looks equal the better comes first
+    return not is_full(record), not is_none(record), -stored, -record.score, record.plan
 
 
-def _standing(record: Record, others: Sequence[Record]) -> str:
+def _near(record: Record, shown: Sequence[Record]) -> list[Record]:
+    """The plans that hold about as many bytes as one, with itself. Whoever is near to one has it near, too."""
+    found = []
+    for other in shown:
+        if other.failure is not None or is_full(other) or is_none(other):
+            continue
+        less, more = sorted((record.stored, other.stored))
+        if less >= ALIKE * more:
+            found.append(other)
+    return found
+
+
+def _standing(record: Record, shown: Sequence[Record]) -> str:
     """The standing among the plans of its size. Of several equally good ones each is in a tie and none is the best."""
     if record.failure is not None:
         return "failed"
-    if record.keep is None or len(others) < 2:
+    near = _near(record, shown)
+    is_edge = is_full(record) or is_none(record)
+    if is_edge or len(near) < 2 or _is_no_better_than_nothing(record):
         return ""
-    best = max(others, key=lambda other: other.score)
+    best = max(near, key=lambda other: other.score)
     if record.score == best.score:
-        equals = [other for other in others if other.score == best.score]
+        equals = [other for other in near if other.score == best.score]
         return "best" if len(equals) == 1 else "tie"
     lost = _paired(record, best)
     if lost is None or not lost.tie:
         return ""
     return "tie"
+
+
+def _is_no_better_than_nothing(record: Record) -> bool:
+    """Whether a model without history, where that is below the ceiling, scores as much."""
+    return record.none < record.full and record.score <= record.none
 
 
 def _from_rival(record: Record, others: Sequence[Record]) -> Difference | None:
@@ -133,14 +156,14 @@ def _warnings(records: Sequence[Record]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def table(records: Sequence[Record]) -> Table:
-    """Make one table of records that share their samples."""
+def table(records: Sequence[Record], *, also: Iterable[str] = ()) -> Table:
+    """Make one table of records that share their samples; its title says these settings, too."""
     assert len({record.samples for record in records}) == 1, "a table compares on the same samples only"
     shown = sorted(better_scopes(records), key=_order)
     full = next((record for record in shown if is_full(record)), None)
     rows = []
     for record in shown:
-        others = [other for other in shown if other.keep == record.keep and other.failure is None]
+        of_keep = [other for other in shown if other.keep == record.keep and other.failure is None]
         lost = None
         if full is not None and record is not full and record.failure is None:
             lost = _paired(record, full)
@@ -149,17 +172,14 @@ def table(records: Sequence[Record]) -> Table:
                 record=record,
                 label=without_scope(record.plan),
                 against_full=lost,
-                against_rival=_from_rival(record, others),
-                standing=_standing(record, others),
+                against_rival=_from_rival(record, of_keep),
+                standing=_standing(record, shown),
             )
         )
     one = shown[0]
     counts = [len(record.outcomes) for record in shown if record.failure is None]
-    fewest = min(counts, default=one.n)
-    count = f"{one.n}" if fewest == one.n else f"{fewest} of {one.n}"
-    run = f"{one.dtype}, {count} samples, seed {one.seed}"
     return Table(
-        title=f"{one.suite} {one.suite_version} on {one.model} ({run})",
+        title=title(one, fewest=min(counts, default=one.n), also=also),
         rows=tuple(rows),
         families=tuple(one.by_family),
         warnings=_warnings(shown),
@@ -171,10 +191,12 @@ def tables(records: Iterable[Record]) -> list[Table]:
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.samples, []).append(record)
-    return [table(group) for group in groups.values()]
+    every = [record for group in groups.values() for record in group]
+    also = differing(every)
+    return [table(group, also=also[group[0].suite, group[0].model]) for group in groups.values()]
 
 
-HEADS = ("plan", "kept", "removed", "resident", "attended", "score", "interval", "against full")
+HEADS = ("plan", "kept", "resident", "attended", "score", "interval", "against full")
 AGAINST_RIVAL = "against best rival"
 MEASURES = (
     "kl",
@@ -196,8 +218,8 @@ def cells(shown: Table, row: Row) -> tuple[str, ...]:
     record = row.record
     if record.failure is not None:
         failed = f"failed ({record.failure.partition(':')[0]})"
-        empty = [""] * len(heads(shown)[6:])  # columns after the score
-        return (record.plan, "", "", "", "", failed, *empty)
+        empty = [""] * len(heads(shown)[5:])  # columns after the score
+        return (record.plan, "", "", "", failed, *empty)
     claims = "" if record.claimed is None else f" (claims {record.claimed:.3f})"
     digits = shown.digits
     mark = {"best": " (best)", "tie": " (tie)", "": ""}[row.standing]
@@ -208,7 +230,6 @@ def cells(shown: Table, row: Row) -> tuple[str, ...]:
     return (
         record.plan,
         f"{record.stored:.3f}{claims}",
-        f"{1 - record.stored:.3f}",
         f"{record.resident:.3f}",
         f"{record.attended:.3f}",
         f"{record.score:.{digits}f}{mark}",
@@ -239,13 +260,24 @@ def _gap(gap: Difference | None, digits: int) -> str:
     return f"{gap.mean:+.{digits}f} ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
 
 
-def notes(shown: Table) -> list[str]:
-    """Write the lines under a table: the shortcut, whether questions were seen, failures, and warnings."""
+UNSEEN = "no plan saw the question before it folded"
+
+
+def seen_above(shown: Iterable[Table]) -> str:
+    """Say once, above several tables, which plans saw the question: none, or those that are named under a table."""
+    saw = any(row.record.query_aware for table in shown for row in table.rows)
+    if saw:
+        return f"Where a table does not say otherwise, {UNSEEN}."
+    return f"{UNSEEN.capitalize()}."
+
+
+def notes(shown: Table, *, is_alone: bool = True) -> list[str]:
+    """Write the lines under a table: the shortcut, whether questions were seen, failures, and warnings.
+
+    Where it is not alone, the page says above all of them that no question was seen.
+    """
     one = shown.rows[0].record
-    aware = [row.label for row in shown.rows if row.record.query_aware]
-    lines = [f"{label} saw the question before it folded" for label in aware]
-    if not aware:
-        lines.append("no plan saw the question before it folded")
+    lines = _seen(shown, is_alone=is_alone)
     lines += scopes_shown(row.record.plan for row in shown.rows)
     if one.shortcut is not None:
         by_family = one.shortcut_by_family or {}
@@ -253,12 +285,31 @@ def notes(shown: Table) -> list[str]:
         lines.append(
             f"best guess that does not know which value belongs to whom, same samples: {one.shortcut:.3f} ({each})"
         )
+    failures: dict[str, list[str]] = {}  # the plans of each
     for row in shown.rows:
         if row.record.failure is not None:
-            lines.append(f"{row.label} failed: {row.record.failure}")
+            failures.setdefault(row.record.failure, []).append(row.label)
+    for failure, labels in failures.items():
+        lines.append(f"{', '.join(labels)} failed: {failure}")
     for warning in shown.warnings:
         lines.append(f"warning: {warning}")
     return lines
+
+
+def _seen(shown: Table, *, is_alone: bool) -> list[str]:
+    """Say which plans saw the question: all but the edges, some by name, or none."""
+    aware, plans = [], []
+    for row in shown.rows:
+        if not is_full(row.record) and not is_none(row.record):
+            plans.append(row.label)
+        if row.record.query_aware:
+            aware.append(row.label)
+    if not aware:
+        return [UNSEEN] if is_alone else []
+    if len(aware) > 1 and aware == plans:
+        return ["every plan saw the question before it folded"]
+    who = "it" if len(aware) == 1 else "they"
+    return [f"{', '.join(aware)} saw the question before {who} folded"]
 
 
 def scopes_shown(plans: Iterable[str]) -> list[str]:
@@ -271,6 +322,7 @@ def scopes_shown(plans: Iterable[str]) -> list[str]:
     return [f"shown in scope {scope!r}: {', '.join(found[scope])}" for scope in sorted(found)]
 
 
+BREAKS = re.compile(r"([(,:])(?=\S)")  # where a long plan may break
 _IN_MARKDOWN = {
     "|": "\\|",
     "<": "&lt;",
@@ -279,27 +331,54 @@ _IN_MARKDOWN = {
 
 def markdown_line(words: Sequence[str]) -> str:
     """Write one line of a Markdown table. A bar in a word ends no cell, and a control character is written out."""
-    return "| " + " | ".join(in_markdown(word) for word in words) + " |"
+    return "| " + " | ".join(in_markdown(unbroken(word)) for word in words) + " |"
+
+
+def unbroken(cell: str) -> str:
+    """Write a cell so that its intervals do not break over lines."""
+    return cell.replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
 
 
 def in_markdown(text: str) -> str:
     """Escape what would end a cell, begin a tag, or act on a terminal."""
     shown = ""
     for character in text:
-        if not character.isprintable():
+        if not character.isprintable() and character != "\N{NO-BREAK SPACE}":
             character = repr(character)[1:-1]
         shown += _IN_MARKDOWN.get(character, character)
     return shown
 
 
-def markdown(shown: Table) -> str:
+def breakable(name: str) -> str:
+    """Let a head break after its underscores, in Markdown and in HTML."""
+    return in_markdown(name).replace("_", "_<wbr>")
+
+
+def ruled(columns: int) -> str:
+    """Write the line under the heads of a Markdown table: words to the left, then numbers to the right."""
+    return "|---|" + "---:|" * (columns - 1)
+
+
+def _plan(text: str) -> str:
+    """Write a plan in Markdown. The long names of rivals may break, which they cannot between backticks."""
+    if not is_rival(text):
+        return f"`{in_markdown(text)}`"
+    shown = in_markdown(escape(text, quote=False))
+    for mark in "*_`[]":
+        shown = shown.replace(mark, f"&#{ord(mark)};")
+    shown = BREAKS.sub(r"\1<wbr>", shown)
+    return f"<code>{shown}</code>"
+
+
+def markdown(shown: Table, *, is_alone: bool = True) -> str:
     """Write a table as Markdown: title, heads, rows, notes."""
     columns = heads(shown)
-    lines = [f"**{shown.title}**", "", markdown_line(columns), "|" + "---|" * len(columns)]
+    above = " | ".join(map(breakable, columns))
+    lines = [f"**{in_markdown(shown.title)}**", "", f"| {above} |", ruled(len(columns))]
     for row in shown.rows:
         plan, *rest = cells(shown, row)
-        lines.append(markdown_line([f"`{plan}`", *rest]))
+        lines.append(f"| {_plan(plan)} {markdown_line(rest)}")
     lines.append("")
-    for note in notes(shown):
+    for note in notes(shown, is_alone=is_alone):
         lines.append(f"- {in_markdown(note)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"

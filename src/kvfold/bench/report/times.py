@@ -5,15 +5,18 @@ method and size; where records of `speed` hold the time of the stock cache, it i
 records give the same bytes. It draws to strings and writes no file.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvfold.bench.report.plot import as_svg, figure, look_of
-from kvfold.bench.report.tables import is_full, without_scope
+from kvfold.bench.report.plot import LOOKS, MOST, as_svg, figure, look_of
+from kvfold.bench.report.tables import FLOOR, LOSSLESS, is_full, without_scope
+from kvfold.bench.report.titles import counted
 from kvfold.bench.run.record import Record
 
 LENGTH = "tokens"  # the setting that says how long a text is
 STOCK = "stock_seconds"  # a metric that says what the stock cache took in the same turns
+STOCK_CACHE = "stock cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +65,9 @@ def _curves(group: Sequence[Record]) -> Curves:
         points = lines.setdefault(without_scope(record.plan), {})
         points[tokens] = record.metrics.get("seconds", seconds)
         if is_full(record) and STOCK in record.metrics:
-            lines.setdefault("stock cache", {})[tokens] = record.metrics[STOCK]
+            lines.setdefault(STOCK_CACHE, {})[tokens] = record.metrics[STOCK]
     stage = f", {first.settings['stage']}" if "stage" in first.settings else ""
-    machine = f"{first.dtype}, {first.device}, {first.threads} threads"
+    machine = f"{first.dtype}, {first.device}, {counted(first.threads, 'thread')}"
     return Curves(
         title=f"{first.suite}{stage} on {first.model} ({machine})",
         label="seconds a token" if per_token else "seconds to the first token",
@@ -72,13 +75,17 @@ def _curves(group: Sequence[Record]) -> Curves:
     )
 
 
-def time_over_context(curves: Curves) -> str:
-    """Draw one picture as an SVG element, without the XML head."""
-    with figure(curves.title) as (whole, axes):
-        for number, (name, points) in enumerate(curves.lines.items()):
-            axes.plot(list(points), list(points.values()), label=name, **look_of(number))
+def time_over_context(curves: Curves, *, page: str = "light") -> str:
+    """Draw one picture as an SVG element, without the XML head, in the colours of one kind of page."""
+    look = LOOKS[page]
+    names = chosen(curves)
+    others = [name for name in curves.lines if name not in (*names, *FLOOR)]
+    with figure(curves.title, look, others=len(others)) as (whole, axes):
         lengths: set[int] = set()
-        for points in curves.lines.values():
+        for number, name in enumerate(names):
+            points = curves.lines[name]
+            style = look_of(number, look)
+            axes.plot(list(points), list(points.values()), label=name, **style)
             lengths |= set(points)
         ticks = sorted(lengths)
         axes.set_xscale("log", base=2)
@@ -87,3 +94,12 @@ def time_over_context(curves: Curves) -> str:
         axes.set(xlabel="tokens of context", ylabel=curves.label)
         axes.set_ylim(bottom=0)
         return as_svg(whole, axes)
+
+
+def chosen(curves: Curves) -> list[str]:
+    """Choose the lines that are drawn: `full`, the stock cache, and the plans that are quickest on the longest text."""
+    edges = (*LOSSLESS, STOCK_CACHE)
+    plans = [name for name in curves.lines if name not in (*edges, *FLOOR)]
+    longest = max(map(max, curves.lines.values()))
+    plans.sort(key=lambda name: curves.lines[name].get(longest, math.inf))
+    return [name for name in curves.lines if name in (*edges, *plans[:MOST])]
