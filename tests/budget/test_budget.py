@@ -48,7 +48,7 @@ def test_bytes_are_split_over_rows_and_layers():
     ("budget", "says"),
     [
         (Budget(tokens=4), "give tokens=5 or more, or pin less"),
-        (Budget(size_bytes=132 * 4 * 4), f"give bytes={132 * 4 * 5} or more"),
+        (Budget(size_bytes=132 * 4 * 4), f"give max_bytes={132 * 4 * 5} or more"),
     ],
 )
 def test_a_budget_that_holds_only_sinks_says_what_is_needed(budget, says):

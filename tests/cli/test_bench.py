@@ -50,7 +50,7 @@ def test_without_json_there_is_a_table_and_where_the_records_are(bench, capsys, 
 def test_ctrl_c_in_the_middle_keeps_what_was_finished_and_the_next_call_goes_on(bench, capsys, tmp_path):
     assert bench(breaks_at=PLAN, error=KeyboardInterrupt) == 130
     err = capsys.readouterr().err
-    assert err.splitlines()[-1] == "kvfold: stopped by Ctrl-C; what was finished before is kept"
+    assert err.splitlines()[-1] == "kvfold: stopped by Ctrl-C; files that were finished before are kept"
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2 * 4  # of two plans
     assert bench("--json") == 0
     assert len(capsys.readouterr().out.splitlines()) == 3

@@ -108,7 +108,7 @@ def test_a_turn_is_taken_back_and_tried_again(talk, tmp_path):
     path = tmp_path / "anna.kvfold"
     done = talk(["Anna?", "And the cat?", "/undo", f"/save {path}", "And the cat?", "/retry", "/undo", "/undo"])
     assert done.code == 2, "a second /undo has nothing to take back"
-    assert "no turn of this talk is there" in done.said
+    assert "it takes the newest turn back, once; none is there" in done.said
     assert len(read_header(path)["turns"]) == 1
     first, second, again, tried = done.replies.splitlines()
     assert second == again == tried
@@ -217,7 +217,7 @@ def test_ctrl_c_in_a_turn_of_a_script_undoes_it_saves_and_ends_with_130(talk, mo
     monkeypatch.setattr("kvfold.chat.chat.Chat.send", lambda _, text: Stopped(counted=False).send(text))
     done = talk(["Anna?", "Anna?"], "--save", path)
     assert done.code == 130
-    assert done.said == "kvfold: stopped by Ctrl-C; what was finished before is kept\n"
+    assert done.said == "kvfold: stopped by Ctrl-C; files that were finished before are kept\n"
     assert read_header(path)["turns"] == []
 
 
@@ -244,7 +244,7 @@ def test_ctrl_c_at_the_prompt_leaves_with_130_and_saves(folder, tmp_path):
     assert said.endswith("kept]\n"), said
     os.kill(program.pid, signal.SIGINT)
     assert program.wait(timeout=300) == 130
-    assert program.stderr.read() == "kvfold: stopped by Ctrl-C; what was finished before is kept\n"
+    assert program.stderr.read() == "kvfold: stopped by Ctrl-C; files that were finished before are kept\n"
     assert len(read_header(path)["turns"]) == 1
 
 

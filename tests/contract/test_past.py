@@ -328,7 +328,7 @@ def test_a_budget_that_cannot_be_met_changes_nothing():
     _, cache = begun("streaming_llm(tokens=14)")
     with pytest.raises(BudgetError, match="give tokens=5 or more"):
         cache.rebudget(tokens=2)
-    with pytest.raises(BudgetError, match="give bytes="):
+    with pytest.raises(BudgetError, match="give max_bytes="):
         cache.rebudget(max_bytes=10)
     assert str(cache.plan) == "streaming_llm(tokens=14)" == cache.ledger().plan
     assert same(cache, begun("streaming_llm(tokens=14)")[1])

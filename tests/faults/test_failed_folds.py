@@ -178,11 +178,11 @@ def test_raw_tokens_that_a_full_tier_does_not_take_stay_raw(tmp_path):
 
 
 def test_a_budget_in_bytes_that_holds_nothing_is_refused_when_it_is_given(begin):
-    with pytest.raises(BudgetError, match="give bytes="):
+    with pytest.raises(BudgetError, match="give max_bytes="):
         begin("snapkv(max_bytes=100)")
     chat = begin("snapkv(keep=0.5)")
     for _ in range(2):
-        with pytest.raises(BudgetError, match="give bytes="):
+        with pytest.raises(BudgetError, match="give max_bytes="):
             chat.rebudget(max_bytes=1)
         assert str(chat.plan) == "snapkv(keep=0.5)"
         say(chat, SAYS[0])

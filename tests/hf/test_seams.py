@@ -214,5 +214,5 @@ def test_budget_mistakes_are_said_before_any_token():
         kvfold.cache(model, "snapkv(tokens=3)")
     with pytest.raises(PlanError, match="near it are"):
         kvfold.cache(model, "snapvk(tokens=30)")
-    with pytest.raises(BudgetError, match="give bytes="):
+    with pytest.raises(BudgetError, match="give max_bytes="):
         feed(model, text(1, 30), kvfold.cache(model, "snapkv(max_bytes=100)"))

@@ -50,10 +50,10 @@ class Budget:
         if self.fraction is not None:
             return max(int(self.fraction * seen * token_bytes + 1e-6) // slot_bytes, min(pinned, seen))
         if self.tokens is not None:
-            return self._holding(self.tokens, pinned, "tokens", pinned + 1)
+            return self._holding(self.tokens, pinned, "tokens", self.tokens, pinned + 1)
         assert self.size_bytes is not None
-        share = self.size_bytes // shares
-        return self._holding(share // slot_bytes, pinned, "bytes", (pinned + 1) * slot_bytes * shares)
+        slots = self.size_bytes // shares // slot_bytes
+        return self._holding(slots, pinned, "max_bytes", self.size_bytes, (pinned + 1) * slot_bytes * shares)
 
     def floor(self, *, seen: int, least: int, once: bool) -> int:
         """Slots per head that one row of one layer holds in any case: for a fraction, its first `least` tokens.
@@ -72,12 +72,12 @@ class Budget:
     def check(self, *, pinned: int) -> None:
         """Refuse a budget in tokens that could never hold the sinks and one token more."""
         if self.tokens is not None:
-            self._holding(self.tokens, pinned, "tokens", pinned + 1)
+            self._holding(self.tokens, pinned, "tokens", self.tokens, pinned + 1)
 
-    def _holding(self, slots: int, pinned: int, unit: str, least: int) -> int:
+    def _holding(self, slots: int, pinned: int, setting: str, given: int, least: int) -> int:
         if slots <= pinned:
             raise BudgetError(
-                f"{slots} slots cannot hold {pinned} pinned tokens and a recent one; "
-                f"give {unit}={least} or more, or pin less"
+                f"{setting}={given} was asked for; its {slots} slots cannot hold {pinned} pinned tokens and a recent "
+                f"one; give {setting}={least} or more, or pin less"
             )
         return slots

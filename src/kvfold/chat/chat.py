@@ -185,8 +185,7 @@ class Chat:
 
     def _opening(self, text: str) -> list[int]:
         """Encode what a message adds. Raises for a turn that cannot be."""
-        if not text.strip():
-            raise DataError("an empty message was sent; there is nothing to reply to; say something")
+        _refuse_no_words(text)
         opening = self._template.opening(self._past.messages, text)
         _refuse_too_long(self._cache, len(opening), self.generation, closing=len(self._closing.ids))
         return opening
@@ -233,6 +232,13 @@ class Chat:
                 count += 1
                 yield token
         _refuse_bypassed(self._cache.memory.fed, prompt=len(ids), reply=count)
+
+
+def _refuse_no_words(text: object) -> None:
+    if not isinstance(text, str):
+        raise DataError(f"a message of {type(text).__name__} was sent; a message is a text; give a str")
+    if not text.strip():
+        raise DataError("an empty message was sent; there is nothing to reply to; say something")
 
 
 def _refuse_in_turn(busy: threading.Lock, asked: str) -> None:

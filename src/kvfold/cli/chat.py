@@ -81,6 +81,8 @@ def chat(
     finally:
         if save is not None:
             talk.chat.save(save)
+            if sys.stdin.isatty():
+                tell(f"saved: {save}")
     raise typer.Exit(2 if failed and not sys.stdin.isatty() else 0)
 
 

@@ -57,13 +57,17 @@ class Talk:
 
     def _undo(self, _: str = "") -> None:
         if self.before is None:
-            raise KvfoldError("/undo was given; no turn of this talk is there to take back; say something first")
+            raise KvfoldError(
+                "/undo was given; it takes the newest turn back, once; none is there; say something first"
+            )
         self.chat, self.before = self.before, None
         tell(status(self.chat.ledger()))
 
     def _retry(self, value: str) -> None:
         if self.before is None:
-            raise KvfoldError("/retry was given; no turn of this talk is there to try again; say something first")
+            raise KvfoldError(
+                "/retry was given; it tries the newest turn again, once; none is there; say something first"
+            )
         temperature = _number("/retry", value, "/retry, or /retry 0.8") if value else None
         said = self.chat.messages[-2]["content"]
         self._undo()

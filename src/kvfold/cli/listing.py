@@ -3,8 +3,11 @@
 The lines are the first sentences of the files themselves, so a new file is listed without a change here.
 """
 
+import sys
+import textwrap
 from dataclasses import MISSING, fields
 from importlib import import_module
+from shutil import get_terminal_size
 from typing import Any
 
 import typer
@@ -22,8 +25,8 @@ def plans() -> None:
     for axis, question in _QUESTIONS.items():
         typer.echo(f"{axis} ({question})")
         for name, kind in members(axis).items():
-            typer.echo(f"  {name:<14} {_first_sentence(kind)} [{_models(kind)}] {_settings(kind)}".rstrip())
-    typer.echo("a plan has one member of each axis at most: snapkv(keep=0.5) + int8; keep= is a fraction of the bytes")
+            _tell(f"  {name:<14} ", f"{_first_sentence(kind)} [{_models(kind)}] {_settings(kind)}".rstrip())
+    _tell("", "a plan has one member of each axis at most: snapkv(keep=0.5) + int8; keep= is a fraction of the bytes")
 
 
 def suites() -> None:
@@ -32,7 +35,17 @@ def suites() -> None:
 
     for name in names():
         words = (import_module(f"kvfold.bench.suites.{name}").__doc__ or "").strip().splitlines()[0]
-        typer.echo(f"{name.replace('_', '-'):<12} {words.partition(': ')[2] or words}")
+        _tell(f"{name.replace('_', '-'):<19} ", words.partition(": ")[2] or words)
+
+
+def _tell(name: str, words: str) -> None:
+    """Write a name and what is said of it; a terminal gets lines of its width, a pipe one line."""
+    if sys.stdout.isatty():
+        width = max(get_terminal_size().columns, 2 * len(name))
+        words = textwrap.fill(words, width, initial_indent=name, subsequent_indent=" " * len(name))
+    else:
+        words = name + words
+    typer.echo(words)
 
 
 def _first_sentence(kind: type) -> str:

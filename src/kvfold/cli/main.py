@@ -92,7 +92,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        complain("stopped by Ctrl-C; what was finished before is kept")
+        complain("stopped by Ctrl-C; files that were finished before are kept")
     return code if isinstance(code, int) else 0
 
 

@@ -174,8 +174,8 @@ class BatchedRows:
         if name.startswith("__"):  # a compiler looks at an object before it leaves it alone
             raise AttributeError(name)
         raise CacheError(
-            f"another attention function asked a batch of folded caches for {name!r}; the caches are another model's, "
-            "or this model's attention was set after them; make new ones by kvfold.cache(model, ...)"
+            "a batch of folded caches was given to a model that they were not made for, or whose attention was set "
+            f"after them (asked for {name!r}); make new ones by kvfold.cache(model, ...)"
         )
 
 

@@ -29,8 +29,8 @@ class NewRows:
         if name.startswith("__"):  # a compiler looks at an object before it leaves it alone
             raise AttributeError(name)
         raise CacheError(
-            f"another attention function asked a folded cache for {name!r}; the cache is another model's, or this "
-            "model's attention was set after it; make a new one by kvfold.cache(model, ...)"
+            f"a folded cache was given to a model that it was not made for, or whose attention was set after it (asked "
+            f"for {name!r}); make a new one by kvfold.cache(model, ...)"
         )
 
 

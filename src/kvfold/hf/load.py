@@ -124,7 +124,7 @@ def source_of(name: str) -> str:
         folder = shipped
     if name.strip() and folder.is_dir():
         _refuse_incomplete(folder, name)
-        return str(folder)
+        return str(folder.absolute())  # a saved chat names its model, and is resumed from any folder
     if folder.is_file():
         if is_gguf(folder):
             return str(unpacked(folder, name))

@@ -32,7 +32,7 @@ Tell = Callable[[str], None]
 
 
 def advise(
-    model: str,
+    model: str | Path,
     *,
     text: str | Path | None = None,
     context: int = CONTEXT,
@@ -53,6 +53,9 @@ def advise(
 
     Raises ModelError, BudgetError or DataError, in one line, for what was given.
     """
+    if not isinstance(model, str | Path):
+        raise ModelError(f"advice on a {type(model).__name__} was asked for; a model is named; give its folder or name")
+    model = str(model)
     limit = None if memory is None else bytes_from(memory)
     wanted = integer("context", context, least=1, error=ModelError)
     shape = shape_of(model)
