@@ -16,4 +16,4 @@ class Int2(Int4):
     """Asymmetric, 2 bits a number and 32 bits a group. The head size must be a multiple of 4."""
 
     kind: ClassVar[Kind | None] = None  # torch reads it: the compiled kernel has no form for it
-    bits: ClassVar[int] = 2
+    width: ClassVar[int] = 2

@@ -25,21 +25,21 @@ class Int4(Quantised):
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2402.02750"
     kind: ClassVar[Kind | None] = Kind.INT4
     written: ClassVar[tuple[str, ...]] = ("codes", "steps", "lows")
-    bits: ClassVar[int] = 4
+    width: ClassVar[int] = 4  # bits of a number
 
     def write(self, grouped: Float[Tensor, "*slots groups size"], name: str) -> dict[str, Tensor]:
         """Packed codes as uint8, lows and steps as float16."""
         size = grouped.shape[-2] * grouped.shape[-1]
-        share = 8 // self.bits
+        share = 8 // self.width
         if size % share:
             raise CacheError(
-                f"heads of {size} dimensions were to be stored in {self.bits} bits; {share} numbers share a byte; "
+                f"heads of {size} dimensions were to be stored in {self.width} bits; {share} numbers share a byte; "
                 "fold by int8"
             )
-        packed, steps, lows = to_few_bits(grouped, self.bits)
+        packed, steps, lows = to_few_bits(grouped, self.width)
         return {f"{name}_codes": packed, f"{name}_lows": lows, f"{name}_steps": steps}
 
     def read(self, payload: Payload, name: str) -> Float[Tensor, "*slots D"]:
         """Low plus code times step."""
         packed, steps, lows = (payload[f"{name}_{part}"] for part in self.written)
-        return from_few_bits(packed, steps, lows, self.bits)
+        return from_few_bits(packed, steps, lows, self.width)
