@@ -61,7 +61,7 @@ def match(seen: Seen, kept: Bool[Tensor, " S"]) -> tuple[Float[Tensor, "K D"], F
     old_values = values[kept]
     missing = wanted - read @ old_values
     change = _least_squares(read, missing)
-    return new_keys, old_values + _bounded(change, old_values, most=LARGEST_CHANGE)
+    return new_keys, old_values + _bounded(change, old_values)
 
 
 def largest_weight(tokens: float) -> float:
@@ -72,11 +72,9 @@ def largest_weight(tokens: float) -> float:
 def _bounded(
     change: Float[Tensor, "K E"],
     values: Float[Tensor, "K E"],
-    *,
-    most: float,
 ) -> Float[Tensor, "K E"]:
-    """Shorten the changes that are longer than `most` of the values that they change."""
-    longest = most * values.norm(dim=1, keepdim=True)
+    """Shorten the changes that are too long beside the values that they change."""
+    longest = LARGEST_CHANGE * values.norm(dim=1, keepdim=True)
     length = change.norm(dim=1, keepdim=True)
     return change * (longest / length.clamp(min=_TINY)).clamp(max=1.0)
 

@@ -67,22 +67,23 @@ static inline __attribute__((always_inline)) floats sums_of(floats *vectors) {
     return vectors[0];
 }
 
-/* Score the first `count` slots of a tile [TILE, SIZE] by one query. Behind them nothing is read. */
-static inline __attribute__((always_inline)) void score(const float *query, const float *tile, int count, float *scores) {
+/* Score `count` slots of a tile, `size` whole vectors' numbers each, by one query. Behind them nothing is read. */
+static inline __attribute__((always_inline)) void
+score(int size, const float *query, const float *tile, int count, float *scores) {
     int slot = 0;
     for (; slot + LANES <= count; slot += LANES) {
         floats products[LANES];
 #pragma GCC unroll 16
         for (int k = 0; k < LANES; k++) {
-            products[k] = *(floats *)query * *(floats *)(tile + (slot + k) * SIZE);
-            for (int d = LANES; d < SIZE; d += LANES)
-                products[k] += *(floats *)(query + d) * *(floats *)(tile + (slot + k) * SIZE + d);
+            products[k] = *(floats *)query * *(floats *)(tile + (slot + k) * size);
+            for (int d = LANES; d < size; d += LANES)
+                products[k] += *(floats *)(query + d) * *(floats *)(tile + (slot + k) * size + d);
         }
         *(floats *)(scores + slot) = sums_of(products);
     }
     for (; slot < count; slot++) {
         floats products = {0};
-        for (int d = 0; d < SIZE; d += LANES) products += *(floats *)(query + d) * *(floats *)(tile + slot * SIZE + d);
+        for (int d = 0; d < size; d += LANES) products += *(floats *)(query + d) * *(floats *)(tile + slot * size + d);
         scores[slot] = sum_of(products);
     }
 }
@@ -189,7 +190,7 @@ attend(enum kind kind, const part *from, int64_t begin, int64_t end, int queries
         else decode(kind, &from->keys, first, count, from->group, buffer);
         for (int q = 0; q < queries; q++) {
             float *scores = weights[q];
-            score(query + q * SIZE, tile, count, scores);
+            score(SIZE, query + q * SIZE, tile, count, scores);
             for (int slot = count; slot < TILE; slot++) scores[slot] = NOTHING;
             float shrink = soften(scores, &into->largest[q], &into->total[q]);
             if (shrink != 1.0f)

@@ -11,7 +11,9 @@
 #define READS_BFLOAT16 0
 #define product_of_halves(sums, line, some) (sums)
 #endif
-#define LARGEST 32767.0f
+#define LARGEST 32767.0f /* number of 16 bits */
+#define LARGEST_SUM 2147483647.0f
+#define LARGEST_CODE 255 /* an odd number of 8 bits, and more than a signed byte */
 
 /* Count the pairs of dimensions of keys; 0: they are written out by floats. */
 static int64_t pairs_of(const latents *from, const scratch *own) {
@@ -30,6 +32,7 @@ static inline uint32_t bfloat16_of(float number) {
 static void pair_basis(const latents *from, int64_t head, int heads, scratch *own) {
     const basis *keys = &from->keys;
     int64_t dims = from->kind == PLANES ? keys->codes.dims : own->key_reach;
+    float largest = fminf(LARGEST, LARGEST_SUM / (LARGEST_CODE * (dims + 1))); /* so that no sum overflows */
     for (int64_t of_call = 0; of_call < heads; of_call++) {
         const float *back = keys->decode + (head + of_call) * keys->rank * SIZE;
         float *steps = own->steps + of_call * SIZE;
@@ -40,7 +43,7 @@ static void pair_basis(const latents *from, int64_t head, int heads, scratch *ow
                 uint32_t *to = own->paired + (of_call * own->pairs + j / 2) * SIZE;
                 int high = j % 2 * 16;
                 if (pass == 0)
-                    for (int d = 0; d < SIZE; d++) steps[d] = fmaxf(steps[d], fabsf(line[d] * cell) / LARGEST);
+                    for (int d = 0; d < SIZE; d++) steps[d] = fmaxf(steps[d], fabsf(line[d] * cell) / largest);
                 else if (from->kind == BFLOAT16)
                     for (int d = 0; d < SIZE; d++) to[d] |= bfloat16_of(line[d]) << high;
                 else

@@ -8,7 +8,6 @@ int kvfold_sketch(const uint8_t *sketches, int64_t stride, int64_t heads, int64_
                   float *products) {
     if (DIMS / 2 % LANES) return 1;
     float tile[LANES * DIMS] __attribute__((aligned(64)));
-    memset(tile, 0, sizeof tile);
     for (int64_t head = 0; head < heads; head++, sketches += stride, asked += queries * DIMS, products += queries * slots)
         for (int64_t first = 0; first < slots; first += LANES) {
             int count = slots - first < LANES ? (int)(slots - first) : LANES;
@@ -18,17 +17,7 @@ int kvfold_sketch(const uint8_t *sketches, int64_t stride, int64_t heads, int64_
                     *(floats *)(tile + slot * DIMS + d) = __builtin_convertvector(__builtin_convertvector(both & 15, ints), floats);
                     *(floats *)(tile + slot * DIMS + DIMS / 2 + d) = __builtin_convertvector(__builtin_convertvector(both >> 4, ints), floats);
                 }
-            for (int64_t q = 0; q < queries; q++) {
-                floats sums[LANES];
-#pragma GCC unroll 16
-                for (int slot = 0; slot < LANES; slot++) {
-                    sums[slot] = *(floats *)(asked + q * DIMS) * *(floats *)(tile + slot * DIMS);
-                    for (int d = LANES; d < DIMS; d += LANES)
-                        sums[slot] += *(floats *)(asked + q * DIMS + d) * *(floats *)(tile + slot * DIMS + d);
-                }
-                floats found = sums_of(sums);
-                memcpy(products + q * slots + first, &found, sizeof(float) * count);
-            }
+            for (int64_t q = 0; q < queries; q++) score(DIMS, asked + q * DIMS, tile, count, products + q * slots + first);
         }
     return 0;
 }

@@ -1,8 +1,8 @@
 """Score over kept bytes, drawn as SVG text that loads nothing, for a light and for a dark page.
 
-One curve per method, one point per size, with its interval; the ceiling and the floor are lines across. A picture has
-few curves, so that each can be told from the others: the best, and one rival at least. The same records give the same
-bytes. It draws to a string and writes no file.
+One curve per method, one point per size, with its interval; the full cache and no history are lines across. A picture
+has few curves, so that each can be told from the others: the best, and one rival at least. The same records give the
+same bytes. It draws to a string and writes no file.
 """
 
 import io
@@ -18,7 +18,7 @@ from kvfold.bench.peers.plans import is_rival
 from kvfold.bench.report.tables import Row, Table, is_full, is_none
 from kvfold.bench.report.titles import counted
 
-MOST = 4  # curves beside the ceiling and the floor: six lines are told apart
+MOST = 4  # curves beside the full cache and no history: six lines are told apart
 WITHIN = (0.07, 0.12, 0.25, 0.6)  # curves are compared by what they score within these fractions of the bytes
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SIZE = re.compile(r"\b(keep|rate|bits|budget)=[\d.]+(, )?")

@@ -28,9 +28,7 @@ class Row:
     label: str  # the plan, scope apart
     against_full: Difference | None  # None for `full` itself, and where `full` was not run
     against_rival: Difference | None  # from the best rival of the same keep; None for rivals, and where none ran
-    standing: (
-        str  # among plans of about as many bytes: "best", "tie" with the best, or ""; "failed" for a rival that did
-    )
+    standing: str  # among plans of about as many bytes: "best", "tie" with it, or ""; "failed" for a rival that did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
