@@ -11,8 +11,9 @@ NEWEST := .newest
 PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt
 PEERS_STAMP := $(PEERS)/installed.stamp
+LLAMA_STAMP := $(PEERS)/llama.stamp
 
-.PHONY: help setup demo peers test newest faults check docs site records records-smollm2 records-speed gpu families grid ray installed dist
+.PHONY: help setup demo peers peers-llama test newest faults check docs site records records-smollm2 records-speed records-speed-peers gpu families grid ray installed dist
 
 help:  ## what each word does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -u 's/:.*## */\t/'
@@ -42,6 +43,12 @@ $(PEERS_STAMP): constraints-peers.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS_PIP) torch
 	$(PEERS_PIP) transformers kvpress
+	touch $@
+
+peers-llama: $(LLAMA_STAMP)  ## llama.cpp in the peers' environment, built for this machine: needs a C++ compiler and a quarter of an hour
+
+$(LLAMA_STAMP): $(PEERS_STAMP)
+	$(PEERS_PIP) llama-cpp-python
 	touch $@
 
 demo: $(RUNS_STAMP)  ## a real benchmark on SmolLM2, seven plans, a report
@@ -149,18 +156,20 @@ dynakv-needle_ASKS := needle --n 60 --set tokens=4096 --set question=seen
 dynakv-longqa_ASKS = longqa --n 96 --set score=likelihood --set question=seen --data "$(DATA)"
 sentkv-needle_ASKS := needle --n 60 --set tokens=4096
 sentkv-longqa_ASKS = longqa --n 48 --set score=likelihood --set answer=singly --data "$(DATA)"
-# SmolLM2, in float32, which most processors are quickest in. Each folder ends after its minutes, with what is finished
-# by then, and goes on at the next sample when the same word is given again; two at a time they take at most five hours.
-ON_SMOLLM2_PLANS ?= int8; int4; kvtc(bits=4.0); pca(rate=0.3); dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); streaming_llm; h2o; \
-  snapkv; chunkkv; kvzip; snapkv + int8; sentkv(budget=0.1)
+# SmolLM2, in bfloat16, in which processors with AVX512_BF16 or AMX are quick; elsewhere give DTYPE=float32. A folder goes on
+# at the next sample when the same word is given again; two at a time they take at most five hours.
+ON_SMOLLM2_PLANS ?= int8(rotate=True); int4(rotate=True); int4; kvtc(bits=2.4); pca(rate=0.3); dynakv(rate=0.47); dynakv(rate=0.3); \
+  dynakv(rate=0.2); streaming_llm; h2o; snapkv; chunkkv; kvzip; sonic; snapkv + int8(rotate=True); \
+  chunkkv(keep=0.38) + kvtc(bits=2.4); sentkv(budget=0.1)
 ON_SMOLLM2_KEEPS ?= 0.5,0.2,0.1
 ON_SMOLLM2_RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; transformers:QuantizedCache(backend='fp8')
-ruler-smollm2_ASKS := ruler --n 55 --set tokens=2048 --minutes 150
-ruler-seen-smollm2_ASKS := ruler --n 33 --set tokens=2048 --set question=seen --minutes 100
-ruler-4096-smollm2_ASKS := ruler --n 22 --set tokens=4096 --set question=seen --minutes 120
-longqa-smollm2_ASKS = longqa --n 24 --set tokens=2048 --set score=likelihood --minutes 80 --data "$(DATA)"
-dialogue-smollm2_ASKS = dialogue --n 48 --set score=likelihood --minutes 75 --data "$(DATA)"
-fidelity-smollm2_ASKS = fidelity --n 24 --minutes 75 --data "$(DATA)"
+ruler-smollm2_ASKS := ruler --n 11 --set tokens=2048
+ruler-rivals-smollm2_ASKS := ruler --n 11 --set tokens=2048
+ruler-seen-smollm2_ASKS := ruler --n 11 --set tokens=2048 --set question=seen
+ruler-4096-smollm2_ASKS := ruler --n 11 --set tokens=4096 --set question=seen
+longqa-smollm2_ASKS = longqa --n 16 --set tokens=2048 --set score=likelihood --data "$(DATA)"
+dialogue-smollm2_ASKS = dialogue --n 12 --set score=likelihood --data "$(DATA)"
+fidelity-smollm2_ASKS = fidelity --n 12 --data "$(DATA)"
 dynakv-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 dynakv-talks-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
 six-percent-smollm2_ASKS := ruler --n 22 --set tokens=2048 --set question=seen
@@ -185,7 +194,7 @@ AT_EQUAL_BYTES ?= int8(rotate=True); int4(rotate=True); int2(rotate=True); int2(
 SIX_BEST ?= chunkkv(keep=0.38) + kvtc(bits=2.4); chunkkv(keep=0.25) + kvtc(bits=3.7); chunkkv(keep=0.25) + dynakv(rate=0.47, int8=True)
 AS_PUBLISHED ?= sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history'); streaming_llm(scope='history')
 ON_TINY := chat-tiny needle-tiny fidelity-tiny $(if $(DATA),longqa-tiny)
-ON_SMOLLM2 := ruler-smollm2 six-percent-smollm2 six-percent-4096-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 \
+ON_SMOLLM2 := ruler-smollm2 ruler-rivals-smollm2 six-percent-smollm2 six-percent-4096-smollm2 ruler-seen-smollm2 ruler-4096-smollm2 \
   $(if $(DATA),equal-bytes-smollm2 six-percent-longqa-smollm2 longqa-smollm2 dialogue-smollm2 fidelity-smollm2 dynakv-smollm2 dynakv-talks-smollm2 sonic-smollm2)
 PUBLISHED := published-safety $(if $(DATA),published-mtbench101 published-dialogue published-gsm8k)
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
@@ -193,14 +202,13 @@ OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
 OF_SMALL := dynakv-needle $(if $(DATA),dynakv-longqa)
 OF_SENTKV := sentkv-needle $(if $(DATA),sentkv-longqa)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
-$(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS) --peers "$(ON_SMOLLM2_RIVALS)"
-$(ON_SMOLLM2:%=$(RECORDS)/%): DTYPE := float32
+$(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS)
+$(RECORDS)/ruler-rivals-smollm2: ASKS = --model smollm2 --plans full --keep 0.5,0.2 --peers "$(ON_SMOLLM2_RIVALS)"
+$(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: DTYPE := float32
 $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm2 --plans "$(DYNAKV_ON_SMOLLM2)"
 $(RECORDS)/six-percent-smollm2: ASKS = --model smollm2 --plans "$(SIX_ON_SMOLLM2)"
 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2: ASKS = --model smollm2 --plans "$(SIX_BEST)"
 $(RECORDS)/equal-bytes-smollm2: ASKS = --model smollm2 --plans "$(AT_EQUAL_BYTES)"
-$(RECORDS)/equal-bytes-smollm2 $(RECORDS)/six-percent-smollm2 $(RECORDS)/six-percent-4096-smollm2 $(RECORDS)/six-percent-longqa-smollm2 \
-  $(RECORDS)/sonic-smollm2: DTYPE := bfloat16
 $(RECORDS)/sonic-smollm2: ASKS = --model smollm2 --plans "sonic; sonic(verbatim=1.0); kvzip; snapkv(scope='history'); h2o(scope='history')" --keep 0.5,0.2,0.1,0.05
 $(PUBLISHED:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(AS_PUBLISHED)" --keep 0.5,0.2
 $(OF_SONIC:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SONIC)" --keep 0.5,0.2
@@ -222,6 +230,9 @@ ON_SPEED ?= int8(rotate=True); int4(rotate=True); snapkv(keep=0.25); sonic(keep=
 ON_SHORT ?= int8; int8(rotate=True); int4; int4(rotate=True); streaming_llm(keep=0.25); snapkv(keep=0.25); h2o(keep=0.25); sonic(keep=0.25); kvzip(keep=0.25)
 ON_FOLD ?= snapkv(keep=0.25); h2o(keep=0.25); chunkkv(keep=0.25); sonic(keep=0.25); int8(rotate=True); int4(rotate=True); dynakv(rate=0.47)
 ON_LATENTS ?= kvtc(bits=4.0); kvtc(bits=2.4); dynakv(rate=0.47); dynakv(rate=0.47, int8=True); dynakv(rate=0.2)
+ON_PEERS ?= int8(rotate=True); int4(rotate=True); snapkv(keep=0.25); sonic(keep=0.25)
+SPEED_PEERS ?= transformers:DynamicCache; transformers:StaticCache; transformers:QuantizedCache(backend='fp8'); kvpress:SnapKV(keep=0.25); \
+  llama_cpp:F16; llama_cpp:Q8_0; llama_cpp:Q4_0
 AT_SPEED := OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2-135m --threads 1 --dtype float32
 records-speed: setup  ## the time of a step over the length of the context, and of a fold: twenty minutes of a quiet machine
 	for tokens in 1024 4096 16384; do OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2-135m --threads 1 \
@@ -236,6 +247,12 @@ records-speed: setup  ## the time of a step over the length of the context, and 
 	  --out $(RECORDS)/far-sentkv --plans "sentkv(budget=0.1)" > /dev/null
 	OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2 --threads 1 --dtype bfloat16 --n 10 --set tokens=4096 \
 	  --out $(RECORDS)/speed-latents --plans "$(ON_LATENTS)" > /dev/null
+
+records-speed-peers: setup peers-llama  ## tokens a second beside other people's caches, in turn: a quarter of an hour of a quiet machine
+	for tokens in 1024 4096 8000; do OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2 --threads 1 --dtype float32 --n 10 \
+	  --set tokens=$$tokens --plans "$(ON_PEERS)" --peers "$(SPEED_PEERS)" --out $(RECORDS)/peers-speed > /dev/null; done
+	OMP_NUM_THREADS=1 $(BIN)/kvfold bench speed --model smollm2 --threads 1 --dtype bfloat16 --n 10 --set tokens=4096 \
+	  --plans "$(ON_PEERS)" --peers "$(SPEED_PEERS)" --out $(RECORDS)/peers-speed > /dev/null
 
 # Lines say whose they are; a failure is not lost in the pipe.
 ALL_RECORDS := $(patsubst %,$(RECORDS)/%,$(ON_TINY) $(ON_SMOLLM2) $(PUBLISHED) $(OF_SONIC) $(OF_DYNAKV) $(OF_SMALL) $(OF_SENTKV))

@@ -29,7 +29,8 @@ def subject():
 
 def rivals(monkeypatch, log, *, weights=None, limit_seconds=60.0, one=None):
     one = one or subject()
-    total = [6, sum(float(weight.detach().double().abs().sum()) for weight in one.model.parameters())]
+    each = [weight.detach().double().abs() for weight in one.model.parameters()]
+    total = [sum(weight.numel() for weight in each), sum(float(weight.sum()) for weight in each)]
     monkeypatch.setenv("FAR_WEIGHTS", json.dumps(weights or total))
     kind = type("FarPeer", (Logged,), {"log": log})
     methods = {name: PeerMethod(sized=False) for name in METHODS}

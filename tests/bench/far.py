@@ -54,6 +54,11 @@ def read(row, ids, remember, newest):
     return {"shape": [len(shown), 2], "logits": base64.b64encode(data).decode()}
 
 
+def steps(row, ids):
+    rows[row]["ids"] = rows[row]["ids"] + ids
+    return {"seconds": [0.25] * len(ids)}
+
+
 VERBS = {
     "open": lambda **_: {"versions": {"far": "1.0"}, "weights": weights},
     "forget": lambda: {"gone": [rows.pop(row) and row for row in list(rows)]},
@@ -61,6 +66,7 @@ VERBS = {
     "take": take,
     "answer": answer,
     "read": read,
+    "steps": steps,
 }
 
 for line in sys.stdin:

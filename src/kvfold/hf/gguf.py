@@ -76,6 +76,13 @@ def is_gguf(file: Path) -> bool:
         return False
 
 
+def source_file(name: str) -> Path | None:
+    """The GGUF file that a model of this name is read from; None where it is read from something else."""
+    if name in PACKAGED:
+        return packaged_file(PACKAGED[name])
+    return Path(name) if Path(name).is_file() and is_gguf(Path(name)) else None
+
+
 def unpacked(file: Path, name: str) -> Path:
     """The folder with the model and the tokenizer of a GGUF file; the first call writes it.
 

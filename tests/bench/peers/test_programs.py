@@ -10,6 +10,7 @@ from kvfold.bench.peers.catalog import PEERS, second_python
 from kvfold.bench.peers.process import PeerError
 from kvfold.bench.peers.rivals import Rivals
 from kvfold.bench.subject import Subject
+from kvfold.errors import SuiteError
 from kvfold.hf.load import SHIPPED, load, new_llama
 
 pytestmark = pytest.mark.slow
@@ -70,6 +71,26 @@ def test_a_quantised_cache_holds_what_it_says_and_one_without_its_package_says_s
 def test_the_stock_cache_feeds_a_second_turn_once(rivals):
     said = rivals.check("transformers:DynamicCache", "second_turn", first=TEXT[:70], second=TEXT[70:82], new_tokens=4)
     assert said["fed"] == 13
+
+
+@pytest.mark.parametrize("cache", ["DynamicCache", "StaticCache"])
+def test_steps_are_timed_one_by_one_and_remembered(rivals, cache):
+    rows = rivals.rows(f"transformers:{cache}", count=1)
+    rows.feed([TEXT[:100]])
+    before = rows.ledger().seen
+    seconds = rows.step_seconds(TEXT[100:104])
+    assert len(seconds) == 4
+    assert min(seconds) > 0
+    assert (before, rows.ledger().seen) == (100, 104)
+    after_steps = rows.trial([[5, 6]])[0]
+    at_once = rivals.rows("transformers:DynamicCache", count=1)
+    at_once.feed([TEXT[:104]])
+    assert (after_steps - at_once.trial([[5, 6]])[0]).abs().max() < 1e-4
+
+
+def test_a_rival_that_reads_gguf_files_refuses_another_model_before_it_starts(rivals):
+    with pytest.raises(SuiteError, match="reads GGUF files, and this model is none; give --model smollm2"):
+        rivals.rows("llama_cpp:Q8_0", count=1)
 
 
 @needs_kvpress

@@ -1,7 +1,9 @@
 """The suite speed on a tiny shape. What is held here are ratios, sums and words: no time is compared with a clock."""
 
 import json
+from dataclasses import replace
 
+import called
 import pytest
 
 from kvfold.bench.speed import stages
@@ -48,6 +50,18 @@ def test_a_turn_is_a_ratio_to_full_and_to_the_stock_cache(subject, suite, plan):
         assert one.score == one.metrics["speedup_over_full"] == one.metrics["full_seconds"] / one.metrics["seconds"]
         assert one.metrics["speedup_over_stock"] == one.metrics["stock_seconds"] / one.metrics["seconds"]
         assert one.full_bytes == 128 * 2 * 2 * 2 * 8 * 4  # tokens, layers, keys and values, heads, size, float32
+
+
+def test_a_rival_takes_turns_by_its_own_clock(subject, monkeypatch, tmp_path):
+    suite = Speed(tokens=128)
+    with called.rivals(monkeypatch, tmp_path / "asked.jsonl", one=subject) as rivals:
+        met = replace(subject, rivals=rivals)
+        outcomes = suite.ask(met, "far:Honest", suite.samples(n=3, seed=0))
+        with pytest.raises(SuiteError, match="rivals are timed decoding only"):
+            Speed(tokens=128, stage="talk").ask(met, "far:Honest", [0])
+    assert [one.metrics["seconds"] for one in outcomes] == [0.25] * 3
+    assert all(one.score == one.metrics["full_seconds"] / 0.25 for one in outcomes)
+    assert called.asked(tmp_path / "asked.jsonl").count("steps") == 5  # two of them to warm up
 
 
 def test_stages_are_named_and_a_plan_that_folds_spends_on_selection(subject):

@@ -33,6 +33,7 @@ class Peer:
     program: Path
     python: Path | None  # None: the second environment's
     methods: Mapping[str, PeerMethod]
+    reads_gguf: bool = False  # reads the model's GGUF file, with its weights as they lie there
 
     def command(self) -> tuple[str, ...]:
         """Give the command that starts its process. Raises SuiteError where its interpreter is missing."""
@@ -77,6 +78,13 @@ TRANSFORMERS = Peer(
     name="transformers",
     program=PROGRAMS / "stock_caches.py",
     python=Path(sys.executable),
-    methods={"DynamicCache": PeerMethod(sized=False), "QuantizedCache": PeerMethod(sized=False)},
+    methods={name: PeerMethod(sized=False) for name in ("DynamicCache", "StaticCache", "QuantizedCache")},
 )
-PEERS: Mapping[str, Peer] = {peer.name: peer for peer in (KVPRESS, TRANSFORMERS)}
+LLAMA_CPP = Peer(
+    name="llama_cpp",
+    program=PROGRAMS / "llama_cpp_caches.py",
+    python=None,
+    methods={name: PeerMethod(sized=False) for name in ("F16", "Q8_0", "Q4_0")},
+    reads_gguf=True,
+)
+PEERS: Mapping[str, Peer] = {peer.name: peer for peer in (KVPRESS, TRANSFORMERS, LLAMA_CPP)}

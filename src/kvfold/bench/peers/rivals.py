@@ -12,6 +12,8 @@ from kvfold.bench.peers.plans import RivalPlan, parse
 from kvfold.bench.peers.process import LIMIT_SECONDS, PeerError, Process
 from kvfold.bench.peers.rows import PeerRows
 from kvfold.bench.subject import Subject
+from kvfold.errors import SuiteError
+from kvfold.hf.gguf import source_file
 
 WEIGHT_TOLERANCE = 1e-6  # of the sum over all weights, which two builds of torch may add in another order
 
@@ -35,6 +37,7 @@ class Rivals:
             "device": subject.device,
             "threads": threads,
         }
+        self._name = subject.name
         self._peers, self._limit = dict(peers), limit_seconds
         self._processes: dict[str, Process] = {}
         self._versions: dict[str, dict[str, str]] = {}
@@ -61,8 +64,9 @@ class Rivals:
         """Give a rival's process with the model loaded; a process that failed is replaced."""
         process = self._processes.get(peer)
         if process is None or not process.alive:
+            opening = self._opening | self._file_of(self._peers[peer])
             process = Process(self._peers[peer].command(), limit_seconds=self._limit)
-            self._versions[peer] = self._opened(process)
+            self._versions[peer] = self._opened(process, opening, own_weights=self._peers[peer].reads_gguf)
             self._processes[peer] = process
         return process
 
@@ -72,10 +76,25 @@ class Rivals:
             process.close()
         self._processes.clear()
 
-    def _opened(self, process: Process) -> dict[str, str]:
-        reply = process.ask("open", **self._opening)
+    def _file_of(self, peer: Peer) -> dict[str, str]:
+        """Name the file that a rival reads instead of the checkpoint. Raises SuiteError where the model has none."""
+        if not peer.reads_gguf:
+            return {}
+        file = source_file(self._name)
+        if file is None:
+            raise SuiteError(
+                f"the rival {peer.name} was asked for on {self._name}; it reads GGUF files, and this model is none; "
+                "give --model smollm2 or --model FILE.gguf"
+            )
+        return {"checkpoint": str(file)}
+
+    def _opened(self, process: Process, opening: Mapping[str, Any], *, own_weights: bool) -> dict[str, str]:
+        reply = process.ask("open", **opening)
         try:
-            (count, total), versions = reply["weights"], dict(reply["versions"])
+            versions = dict(reply["versions"])
+            if own_weights:
+                return versions
+            count, total = reply["weights"]
             same = count == self._sum[0] and abs(total - self._sum[1]) <= WEIGHT_TOLERANCE * self._sum[1]
         except (KeyError, TypeError, ValueError):
             raise process.nonsense("open", reply) from None

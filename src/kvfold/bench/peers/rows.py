@@ -103,6 +103,17 @@ class PeerRows:
         """Give the logits of `read`, all tokens at once, and put the rows back: no rival fetches anew for a token."""
         return self._read(chunks, remember=False, newest=0)
 
+    def step_seconds(self, tokens: Sequence[int]) -> list[float]:
+        """Read tokens into the only row, one by one; the seconds that each took in the rival's process."""
+        assert len(self.fed_tokens) == 1, "steps are timed of one row"
+        self._take()
+        reply = self._process.ask("steps", row=0, ids=list(tokens))
+        seconds = reply.get("seconds")
+        if not isinstance(seconds, list) or [type(one) for one in seconds] != [float] * len(tokens):
+            raise self._process.nonsense("steps", reply)
+        self.fed_tokens[0] += len(tokens)
+        return seconds
+
     def _take(self) -> None:
         """Hand the contexts over, if that has not been done."""
         if self._contexts is None:

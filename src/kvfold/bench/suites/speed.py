@@ -3,6 +3,7 @@
 Made on models of real shapes with random weights (`--model smollm2-135m`, a config.json, or any model). The plan, our
 `full` and the stock cache take turns within one run, so a machine that is slow for a while is slow for all three;
 the score is the ratio full/plan, one per turn. What memory bandwidth predicts is said before anything is measured.
+Rivals decode in their own process, by their own clock, in turn with `full` and the stock cache in ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 
 from kvfold.bench.ask.cost import size_fields
+from kvfold.bench.peers.plans import is_rival
 from kvfold.bench.speed.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory, synchronise
-from kvfold.bench.speed.models import feed, fill, fill_stock
+from kvfold.bench.speed.models import feed, fill, fill_stock, random_ids
 from kvfold.bench.speed.stages import Stages, staged
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
@@ -80,20 +82,20 @@ class Speed(Suite):
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         """Measure every turn of a plan, in turn with full and stock."""
-        stage = {"decode": _Decode, "prefill": _Prefill, "fold": _Fold, "talk": _Talk}[self.stage]
         with torch.no_grad():
-            made = stage(subject, plan, self.tokens, seed=samples[0])
+            made = self._stage(plan)(subject, plan, self.tokens, seed=samples[0])
             reset_peak_memory()
             turns = [made.turn(number) for number in range(_WARM_UP + len(samples))][_WARM_UP:]
             peak = peak_memory_bytes()
-            stages = [made.stages(number) for number in range(_STAGED)]
+            stages = [] if is_rival(plan) else [made.stages(number) for number in range(_STAGED)]
         sizes = size_fields(made.ledger, rows=1)
         shared = {
             "peak_memory_bytes": peak,
             "moved_bytes": made.moved_bytes,
             "predicted_seconds": made.moved_bytes / read_bandwidth(subject.model.device.type),
         }
-        shared |= {name: _median([one.metrics[name] for one in stages]) for name in stages[0].metrics}
+        if stages:
+            shared |= {name: _median([one.metrics[name] for one in stages]) for name in stages[0].metrics}
         if isinstance(made, _Talk | _Fold):
             shared["fold_over_prefill"] = _median(made.fold_shares[_WARM_UP:])
         return [
@@ -107,6 +109,16 @@ class Speed(Suite):
             )
             for turn in turns
         ]
+
+    def _stage(self, plan: str) -> "type[_Decode | _Prefill]":
+        """Give what carries the stage out. Raises SuiteError for a rival in another stage than decode."""
+        if not is_rival(plan):
+            return {"decode": _Decode, "prefill": _Prefill, "fold": _Fold, "talk": _Talk}[self.stage]
+        if self.stage != "decode":
+            raise SuiteError(
+                f"stage={self.stage} was asked for of {plan}; rivals are timed decoding only; leave stage= away"
+            )
+        return _RivalDecode
 
     def metrics(self, outcomes: Sequence[Outcome]) -> Mapping[str, float]:
         """Medians over the turns, which a noisy machine moves less than means."""
@@ -152,6 +164,32 @@ class _Decode:
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one token."""
         return _staged(self.model, self.plan, partial(_step, self.model, self.plan, number))
+
+
+class _RivalDecode(_Decode):
+    """A rival's row of the same length in its own process, beside our full and the stock cache."""
+
+    def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
+        self.model = subject.model
+        self.full = cache(self.model, "full", prompt_tokens=0, least=0)
+        fill(self.full, self.model, tokens, seed=seed)
+        self.stock = fill_stock(self.model, tokens, seed=seed)
+        assert subject.rivals is not None, "a rival's plan comes with rivals"
+        self.rows = subject.rivals.rows(plan, count=1)
+        self.rows.feed([random_ids(self.model, tokens, seed=seed)[0].tolist()])
+        self.ledger = self.rows.ledger()
+        self.moved_bytes = self.ledger.stored_bytes + _weight_bytes(self.model)
+
+    def turn(self, number: int) -> TurnSeconds:
+        """One token through each; the rival's seconds are those of its own process, without the way there."""
+        seconds: list[float] = []
+        work: dict[str, Callable[[], None]] = {
+            "plan": lambda: seconds.extend(self.rows.step_seconds([number])),
+            "full": partial(_step, self.model, self.full, number),
+            "stock": partial(_step, self.model, self.stock, number),
+        }
+        times = _in_turn(self.model, work, number)
+        return TurnSeconds(**times | {"plan": seconds[0]})
 
 
 class _Talk(_Decode):

@@ -132,6 +132,16 @@ class Rival(ABC):
             "steps": steps,
         }
 
+    def steps(self, *, row: int, ids: list[int]) -> dict[str, Any]:
+        """Read tokens one by one, as decoding does; the seconds of each. The row remembers them."""
+        one = self.rows[row]
+        seconds = []
+        for token in ids:
+            begun = time.perf_counter()
+            self.forward(one, [token], newest=1)
+            seconds.append(time.perf_counter() - begun)
+        return {"seconds": seconds}
+
     def _likeliest(self, one: FoldedContext, ids: Sequence[int]) -> int:
         """The likeliest token after a chunk."""
         logits = self.forward(one, ids, newest=1)

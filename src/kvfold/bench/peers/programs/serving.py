@@ -14,7 +14,7 @@ from typing import Any
 from checks import padded, second_turn  # pyright: ignore[reportMissingImports]
 from rival import Rival  # pyright: ignore[reportMissingImports]
 
-VERBS = ("open", "take", "forget", "held", "read", "answer")
+VERBS = ("open", "take", "forget", "held", "read", "answer", "steps")
 CHECKS = {"second_turn": second_turn, "padded": padded}
 
 

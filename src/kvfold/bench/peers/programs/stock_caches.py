@@ -1,4 +1,4 @@
-"""transformers' caches as rivals: the dynamic one that keeps everything, and the quantised ones.
+"""transformers' caches as rivals: the dynamic and the static one, which keep everything, and the quantised ones.
 
 Run by our interpreter in a process apart, like every rival; imports nothing of kvfold. A cache is found by
 its class name and built with the settings that it is given. It claims nothing about its size: transformers' caches
@@ -14,6 +14,8 @@ import transformers
 from rival import FoldedContext, Rival  # pyright: ignore[reportMissingImports]
 from serving import serve  # pyright: ignore[reportMissingImports]
 
+STATIC_ROOM = 128  # tokens behind the context that a static cache has places for: each step attends to all places
+
 
 class Caches(Rival):
     """Stock caches on one model. It changes: rows come and go."""
@@ -22,6 +24,8 @@ class Caches(Rival):
 
     def fold(self, ids: Sequence[int], method: str, settings: dict[str, Any]) -> FoldedContext:
         """Prefill; what folds, folds by itself."""
+        if method == "StaticCache":
+            settings = {"max_cache_len": len(ids) + STATIC_ROOM} | settings
         cache, _ = self.open_cache(method, settings)
         with torch.no_grad():
             self.model.model(input_ids=self.batch(ids), past_key_values=cache)
