@@ -67,14 +67,35 @@ static inline __attribute__((always_inline)) floats sums_of(floats *vectors) {
     return vectors[0];
 }
 
+/* What is read next, asked for a few lines with each slot, so that memory works while this tile is computed. A processor's
+   own foresight ends with a page, and keys and values take turns every two. */
+typedef struct {
+    const char *from; /* NULL: nothing */
+    int64_t bytes;    /* with each slot: whole lines */
+} ahead;
+
+#define LINE 64
+
+static inline __attribute__((always_inline)) void ask_ahead(ahead next, int64_t slot) {
+    for (int64_t at = 0; at < next.bytes; at += LINE) __builtin_prefetch(next.from + slot * next.bytes + at, 0, 2);
+}
+
+/* The share of query `q` of a tile of so many bytes, of which all queries together ask for the whole. */
+static inline ahead share_of(const void *tile, int64_t bytes, int q, int queries) {
+    int64_t each = (bytes / TILE + queries * LINE - 1) / (queries * LINE) * LINE;
+    int64_t before = q * each * TILE;
+    return before < bytes ? (ahead){(const char *)tile + before, each} : (ahead){NULL, 0};
+}
+
 /* Score `count` slots of a tile, `size` whole vectors' numbers each, by one query. Behind them nothing is read. */
 static inline __attribute__((always_inline)) void
-score(int size, const float *query, const float *tile, int count, float *scores) {
+score(int size, const float *query, const float *tile, int count, ahead next, float *scores) {
     int slot = 0;
     for (; slot + LANES <= count; slot += LANES) {
         floats products[LANES];
 #pragma GCC unroll 16
         for (int k = 0; k < LANES; k++) {
+            ask_ahead(next, slot + k);
             products[k] = *(floats *)query * *(floats *)(tile + (slot + k) * size);
             for (int d = LANES; d < size; d += LANES)
                 products[k] += *(floats *)(query + d) * *(floats *)(tile + (slot + k) * size + d);
@@ -183,14 +204,18 @@ static inline __attribute__((always_inline)) void
 attend(enum kind kind, const part *from, int64_t begin, int64_t end, int queries, const float *query, answer *into) {
     float buffer[TILE * SIZE] __attribute__((aligned(64)));
     float weights[MOST_QUERIES][TILE] __attribute__((aligned(64)));
+    int64_t width = kind == FLOAT32 ? 4 * SIZE : kind == INT8 ? SIZE : kind == INT4 ? SIZE / 2 : 2 * SIZE;
+    int64_t bytes = kind == FLOAT32 ? TILE * width : 0; /* narrow numbers cost more to decode than to fetch */
     for (int64_t first = begin; first < end; first += TILE) {
         int count = end - first < TILE ? (int)(end - first) : TILE;
+        int64_t behind = (first + TILE) * width; /* where the next tile begins */
         const float *tile = buffer;
         if (kind == FLOAT32) tile = (const float *)from->keys.numbers + first * SIZE;
         else decode(kind, &from->keys, first, count, from->group, buffer);
         for (int q = 0; q < queries; q++) {
             float *scores = weights[q];
-            score(SIZE, query + q * SIZE, tile, count, scores);
+            ahead next = share_of((const char *)from->keys.numbers + behind, bytes, q, queries);
+            score(SIZE, query + q * SIZE, tile, count, next, scores);
             for (int slot = count; slot < TILE; slot++) scores[slot] = NOTHING;
             float shrink = soften(scores, &into->largest[q], &into->total[q]);
             if (shrink != 1.0f)
@@ -199,11 +224,14 @@ attend(enum kind kind, const part *from, int64_t begin, int64_t end, int queries
         if (kind == FLOAT32) tile = (const float *)from->values.numbers + first * SIZE;
         else decode(kind, &from->values, first, count, from->group, buffer);
         for (int q = 0; q < queries; q++) {
+            ahead next = share_of((const char *)from->values.numbers + behind, bytes, q, queries);
             floats sums[SIZE / LANES];
             for (int d = 0; d < SIZE / LANES; d++) sums[d] = *(floats *)(into->output[q] + d * LANES);
-            for (int slot = 0; slot < count; slot++)
+            for (int slot = 0; slot < count; slot++) {
+                ask_ahead(next, slot);
                 for (int d = 0; d < SIZE / LANES; d++)
                     sums[d] += weights[q][slot] * *(floats *)(tile + slot * SIZE + d * LANES);
+            }
             for (int d = 0; d < SIZE / LANES; d++) *(floats *)(into->output[q] + d * LANES) = sums[d];
         }
     }

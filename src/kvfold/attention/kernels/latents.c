@@ -267,7 +267,7 @@ static APART void score_written(const latents *from, const block *one, int64_t h
             else write_out(&from->keys, head + of_call, tile, width, scales, count, own->other);
             turn(from, one->positions + first, count, own->other);
         }
-        score(SIZE, query + row * SIZE, own->other, TILE, own->weights + row * TILE);
+        score(SIZE, query + row * SIZE, own->other, TILE, (ahead){0}, own->weights + row * TILE);
     }
 }
 

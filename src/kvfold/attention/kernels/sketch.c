@@ -17,7 +17,7 @@ int kvfold_sketch(const uint8_t *sketches, int64_t stride, int64_t heads, int64_
                     *(floats *)(tile + slot * DIMS + d) = __builtin_convertvector(__builtin_convertvector(both & 15, ints), floats);
                     *(floats *)(tile + slot * DIMS + DIMS / 2 + d) = __builtin_convertvector(__builtin_convertvector(both >> 4, ints), floats);
                 }
-            for (int64_t q = 0; q < queries; q++) score(DIMS, asked + q * DIMS, tile, count, products + q * slots + first);
+            for (int64_t q = 0; q < queries; q++) score(DIMS, asked + q * DIMS, tile, count, (ahead){0}, products + q * slots + first);
         }
     return 0;
 }
