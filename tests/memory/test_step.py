@@ -32,10 +32,10 @@ def test_a_piece_has_its_share_of_everything():
 
 def test_queries_before_a_piece_count_as_recent_ones():
     recent = window_of(queries_of(2), [[0, 1], [0, 1]])
-    step = step_of(queries_of(3), positions=torch.tensor([[2, 3, 4]]), recent=recent)
-    assert step.piece(2, 3).recent.positions.tolist() == [[2, 3], [2, 3]]
-    assert torch.equal(step.piece(2, 3).recent.queries, step.queries[:, :, :2])
-    assert step.piece(0, 2).recent is recent
+    step = step_of(queries_of(3), positions=torch.tensor([[2, 3, 4]]), recent=lambda: recent)
+    assert step.piece(2, 3).recent().positions.tolist() == [[2, 3], [2, 3]]
+    assert torch.equal(step.piece(2, 3).recent().queries, step.queries[:, :, :2])
+    assert step.piece(0, 2).recent() is recent
 
 
 def test_the_mean_query_is_taken_over_the_group_and_the_tokens():
@@ -58,7 +58,7 @@ def test_recorded_queries_choose_with_it_and_missing_ones_are_marked():
     old = queries_of(3)
     recent = window_of(old, [[-1, 4, 5], [3, 4, 5]])
     queries = queries_of(1)
-    newest, real = step_of(queries, recent=recent).newest(3, HEADS)
+    newest, real = step_of(queries, recent=lambda: recent).newest(3, HEADS)
     assert newest.shape == (2 * HEADS, GROUP * 4, SIZE)
     assert real.view(2, HEADS, GROUP, 4)[0].tolist() == [[[False, True, True, True]] * GROUP] * HEADS
     assert bool(real.view(2, HEADS, GROUP, 4)[1].all())

@@ -159,7 +159,7 @@ class Layer:
             scale=scale,
             positions=new.positions,
             valid=new.valid,
-            recent=None if self.rules.placement is None else state.recent,  # only a place reads them now
+            recent=lambda: state.recent,
             forward=forward,
         )
         answers, folded = self._over_parts(step, tail, before)
@@ -213,7 +213,7 @@ class Layer:
     ) -> tuple[Mapping[str, Record], PendingTokens | None]:
         """Record the new tokens: each record observes them, and is opened at the first ones. One token may wait."""
         recorded, pending = self.state.recorded, self.state.pending
-        waits = new.queries.shape[2] == 1 and new.hidden_states is None and self.rules.placement is None
+        waits = new.queries.shape[2] == 1 and new.hidden_states is None
         if waits and recorded and not tail.padded:
             pending = PendingTokens.after(pending, new.queries, whole.log_sum_exp, scale=scale)
             if not pending.is_full:

@@ -6,6 +6,7 @@ text, and for what other layers hold, so that layers can choose together. It hol
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ class ForwardScope:
     trail: Any = None  # a Trail (memory/trail.py) where the newest tokens may be taken back
 
 
+def _nobody() -> QueryWindow | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionStep:
     """Queries of one forward, or some of them, about to attend over one part of one layer."""
@@ -36,7 +41,8 @@ class AttentionStep:
     scale: float
     positions: Int[Tensor, "#B Q"] | None = None
     valid: Bool[Tensor, "B Q"] | None = None  # None: no pads
-    recent: QueryWindow | None = None  # earlier queries, where somebody records them
+    # Gives earlier queries, where somebody records them. Asked for seldom: single tokens wait for their record.
+    recent: Callable[[], QueryWindow | None] = _nobody
     forward: ForwardScope | None = None  # None: a pass that reads what is selected and selects nothing anew
 
     def piece(self, start: int, stop: int) -> "AttentionStep":
@@ -44,19 +50,24 @@ class AttentionStep:
         span = slice(start, stop)
         recent = self.recent
         if start and self.positions is not None:
-            before = slice(0, start)
-            # A fold may have dropped the record: the queries before this piece are then the only recent ones.
-            recent = (recent or QueryWindow.empty(self.queries)).followed_by(
-                self.queries[:, :, before],
-                positions=self.positions[:, before],
-                valid=None if self.valid is None else self.valid[:, before],
-            )
+            recent = partial(self._recent_before, start, self.positions)
         return replace(
             self,
             queries=self.queries[:, :, span],
             positions=None if self.positions is None else self.positions[:, span],
             valid=None if self.valid is None else self.valid[:, span],
             recent=recent,
+        )
+
+    def _recent_before(self, start: int, positions: Int[Tensor, "#B Q"]) -> QueryWindow:
+        """Give the earlier queries, and those of this step before `start`."""
+        before = slice(0, start)
+        # A fold may have dropped the record: the queries before this piece are then the only recent ones.
+        recent = self.recent() or QueryWindow.empty(self.queries)
+        return recent.followed_by(
+            self.queries[:, :, before],
+            positions=positions[:, before],
+            valid=None if self.valid is None else self.valid[:, before],
         )
 
     def mean_query(self, heads: int) -> Float[Tensor, "N D"]:
@@ -72,9 +83,10 @@ class AttentionStep:
         queries = self.queries[:, :, :1]  # B G 1 D
         group = queries.shape[1] // heads
         real = None if self.valid is None else self.valid[:, :1]
-        if self.recent is not None:
-            queries = torch.cat([self.recent.queries[:, :, -count:], queries], dim=2)  # B G K D
-            there = self.recent.positions[:, -count:] != PAD  # B, K - 1
+        recent = self.recent()
+        if recent is not None:
+            queries = torch.cat([recent.queries[:, :, -count:], queries], dim=2)  # B G K D
+            there = recent.positions[:, -count:] != PAD  # B, K - 1
             now = there.new_ones(there.shape[0], 1) if real is None else real  # B 1
             real = torch.cat([there, now], dim=1)  # B K
         if real is not None:
