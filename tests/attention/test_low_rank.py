@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cards import CAPABILITIES, PLACES, Recorder, assert_interpreted, compiled, needs_compiler, starts_interpreter
 from fakes import model_of
 from kvfold.attention import low_rank
 from kvfold.attention.basis import Bases, Basis, LatentBlock
+from kvfold.attention.kernels import low_rank as kernels
 from kvfold.attention.kernels.low_rank import attend_rows, fits
 from kvfold.attention.low_rank import LatentView, attend_latents
 from kvfold.attention.reference import attend_part
@@ -119,16 +121,34 @@ def kernel_and_blocks(device, dtype, parts, int8):
     return found, part.attend(AttentionStep(queries=queries.float(), scale=SCALE))[0]
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("parts", [1, HEADS])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_kernel_answers_for_all_rows_and_levels_what_the_blocks_answer(dtype, parts, int8):
-    found, wanted = kernel_and_blocks("cuda", dtype, parts, int8)
+def test_the_kernel_answers_for_all_rows_and_levels_what_the_blocks_answer(dtype, parts, int8, place):
+    found, wanted = kernel_and_blocks(place, dtype, parts, int8)
     close = 0.03 if dtype == torch.bfloat16 else 0.005
     assert found.output.dtype == dtype
     assert (found.output.float() - wanted.output).abs().max() < close * wanted.output.abs().max()
     assert (found.log_sum_exp - wanted.log_sum_exp).abs().max() < close * wanted.log_sum_exp.abs().max()
+
+
+@pytest.mark.slow
+@starts_interpreter
+def test_the_kernel_agrees_by_the_interpreter():
+    assert_interpreted(__file__)
+
+
+@needs_compiler
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("parts", [1, HEADS])
+def test_cards_of_today_take_the_kernel(parts, int8, capability, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel, recorder = kernels._attend, Recorder()
+    monkeypatch.setattr(kernels, "_attend", recorder)
+    kernel_and_blocks("cpu", torch.bfloat16, parts, int8)
+    compiled(kernel, recorder.given, capability)
 
 
 def test_the_kernel_is_not_for_other_devices_types_and_bases():

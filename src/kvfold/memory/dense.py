@@ -2,8 +2,9 @@
 
 The storage is flat, [all slots, ...] in order of row, head, slot. Where all rows and heads hold the same number it is
 seen as [B, H, S, ...] and attention is one call; where rows differ, one call a row; where heads differ, one call a
-head. So counts may differ per row and per head and bytes are exact. A part that grew has room behind the slots of each
-head (room.py), so the next turn is written there. It does not know who chose its slots.
+head, and on CUDA one launch for all (kernels/ragged.py). So counts may differ per row and per head and bytes are exact.
+A part that grew has room behind the slots of each head (room.py), so the next turn is written there. It does not know
+who chose its slots.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.attention.hadamard import rotated
-from kvfold.attention.kernels.compiled import Form, StoredSlots
+from kvfold.attention.kernels.compiled import Form, Spans, StoredSlots
+from kvfold.attention.kernels.ragged import FlatSlots
 from kvfold.attention.merge import merge
 from kvfold.attention.partial import Partial, nothing, partial
 from kvfold.memory import ragged
@@ -90,6 +92,7 @@ class DensePart(Part):
     rectangles: tuple[tuple[Tensor, Tensor], ...] | None = field(init=False, compare=False)
     rotates: bool = field(init=False, compare=False)  # of the codec: a decode step asks for it in every layer
     stored: StoredSlots | None = field(init=False, compare=False)  # made once, and read in every step
+    flat: FlatSlots | None = field(init=False, compare=False)  # the same on CUDA, where one launch reads all heads
 
     def __post_init__(self) -> None:
         blocks = tuple(_blocks(self.counts, self.room or self.counts))
@@ -100,6 +103,7 @@ class DensePart(Part):
             rectangles = tuple(self.codec.decode(self.views(block), self.dtype) for block in blocks)
         object.__setattr__(self, "rectangles", rectangles)
         object.__setattr__(self, "stored", _pointer_to(self))
+        object.__setattr__(self, "flat", _flat_slots(self))
 
     @classmethod
     def of(cls, kv: KV, codec: Codec, *, kept: Bool[Tensor, "B H S"] | None = None) -> "DensePart":
@@ -161,23 +165,8 @@ class DensePart(Part):
         """Attend every query to every slot of its row and head."""
         # A rotated slot costs a decode of its own, a rotated query one small product: scores are the same.
         queries = rotated(step.queries) if self.rotates else step.queries
-        read = self._attend_blocks(queries, step.scale)
+        read = _attend_all(self, queries, step.scale)
         return Partial(rotated(read.output), read.log_sum_exp) if self.rotates else read, self
-
-    def _attend_blocks(self, queries: Tensor, scale: float) -> Partial:
-        """Attend over each block, and put the answers of rows and heads together."""
-        if len(self.blocks) == 1:
-            return self._attend_block(0, queries, scale)
-        whole = nothing(queries)
-        group = queries.shape[1] // len(self.counts[0])
-        for at, block in enumerate(self.blocks):
-            if block.shape[2] == 0:  # an empty head reads nothing
-                continue
-            of_group = slice(block.heads.start * group, block.heads.stop * group)
-            answer = self._attend_block(at, queries[block.rows, of_group], scale)
-            whole.output[block.rows, of_group] = answer.output
-            whole.log_sum_exp[block.rows, of_group] = answer.log_sum_exp
-        return whole
 
     def read(self, heads: slice = slice(None)) -> KV:
         """Decode the slots of some heads. Each row and head holds as many."""
@@ -258,20 +247,39 @@ class DensePart(Part):
         """View one block's payload as [rows, heads, slots, ...]."""
         return {name: _rectangle(tensor, block)[:, :, slots] for name, tensor in self.payload.items()}
 
-    def _attend_block(self, at: int, queries: Tensor, scale: float) -> Partial:
-        """Attend over one block; a lossy codec is decoded piece by piece, so that no widened copy of all is there."""
-        if self.rectangles is not None:
-            keys, values = self.rectangles[at]
-            return partial(queries, keys, values, scale=scale)
-        block = self.blocks[at]
-        if block.shape[2] == 0:
-            return nothing(queries)
-        answers = []
-        for first in range(0, block.shape[2], _DECODED_SLOTS):
-            piece = slice(first, first + _DECODED_SLOTS)
-            keys, values = self.codec.as_written(self.views(block, piece), self.dtype)
-            answers.append(partial(queries, keys, values, scale=scale))
-        return merge(answers)
+
+def _attend_all(part: DensePart, queries: Tensor, scale: float) -> Partial:
+    """Attend over all slots: in one launch where there is such a kernel, else block by block."""
+    if part.flat is not None and part.flat.fits(queries, scale):
+        return part.flat.attend(queries, scale)
+    if len(part.blocks) == 1:
+        return _attend_block(part, 0, queries, scale)
+    whole = nothing(queries)
+    group = queries.shape[1] // len(part.counts[0])
+    for at, block in enumerate(part.blocks):
+        if block.shape[2] == 0:  # an empty head reads nothing
+            continue
+        of_group = slice(block.heads.start * group, block.heads.stop * group)
+        answer = _attend_block(part, at, queries[block.rows, of_group], scale)
+        whole.output[block.rows, of_group] = answer.output
+        whole.log_sum_exp[block.rows, of_group] = answer.log_sum_exp
+    return whole
+
+
+def _attend_block(part: DensePart, at: int, queries: Tensor, scale: float) -> Partial:
+    """Attend over one block; a lossy codec is decoded piece by piece, so that no widened copy of all is there."""
+    if part.rectangles is not None:
+        keys, values = part.rectangles[at]
+        return partial(queries, keys, values, scale=scale)
+    block = part.blocks[at]
+    if block.shape[2] == 0:
+        return nothing(queries)
+    answers = []
+    for first in range(0, block.shape[2], _DECODED_SLOTS):
+        piece = slice(first, first + _DECODED_SLOTS)
+        keys, values = part.codec.as_written(part.views(block, piece), part.dtype)
+        answers.append(partial(queries, keys, values, scale=scale))
+    return merge(answers)
 
 
 def _pieces(part: DensePart, heads: slice) -> list[KV]:
@@ -312,15 +320,28 @@ def _pointer_to(part: DensePart) -> StoredSlots | None:
     form = part.codec.form(part.payload)
     if form is None or not form.is_readable:
         return None
-    counts, room = ragged.flat(part.counts), ragged.flat(part.places)
     if ragged.uniform(part.counts) and ragged.uniform(part.places):
-        return StoredSlots(form, stride=room[0], count=counts[0])
+        return StoredSlots(form, stride=part.places[0][0], count=part.counts[0][0])
+    return StoredSlots(form, spans=_spans(part))
+
+
+def _flat_slots(part: DensePart) -> FlatSlots | None:
+    """Find the slots of a part for the kernel that reads all heads in one launch, where torch has none as quick."""
+    is_rectangle = part.rectangles is not None and len(part.blocks) == 1
+    if part.stored is not None or is_rectangle or not part.slots:
+        return None
+    form = part.codec.form(part.payload)
+    return None if form is None else FlatSlots.of(form, _spans(part))
+
+
+def _spans(part: DensePart) -> Spans:
+    """List where each head's slots begin and end."""
     spans = []
     start = 0
-    for count, space in zip(counts, room, strict=True):
+    for count, space in zip(ragged.flat(part.counts), ragged.flat(part.places), strict=True):
         spans.append((start, start + count))
         start += space  # what is behind a head's slots is no slot
-    return StoredSlots(form, spans=spans)
+    return spans
 
 
 def _fitting(tensor: Tensor) -> Tensor:

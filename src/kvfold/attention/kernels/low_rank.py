@@ -8,47 +8,31 @@ part or more, values in one part, and no rotation; ../low_rank.py does the rest,
 
 # pyright: reportInvalidTypeForm=false
 
-import inspect
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from kvfold.attention.basis import Bases
+from kvfold.attention.kernels.programs import (
+    MOST_ROWS,
+    PROGRAMS,
+    constexpr,
+    jit,
+    launches,
+    merged,
+    padded,
+    room_for_answers,
+    softmax_step,
+    store,
+    tl,
+)
 from kvfold.attention.partial import Partial
 from kvfold.attention.soft_cap import cap_of
 
-
-def _module(name: str) -> Any:
-    """A module that comes with torch where there is CUDA; None elsewhere."""
-    try:
-        return import_module(name)
-    except ImportError:
-        return None
-
-
-triton = _module("triton")
-tl = _module("triton.language")
-constexpr: Any = int if tl is None else tl.constexpr  # triton knows it by this name
-
-MOST_ROWS = 64  # query rows that a program holds
 HALVES = (torch.bfloat16, torch.float16)
 _SPLIT_SLOTS = 512  # slots that are worth a program
-_PROGRAMS = 264  # two for every multiprocessor of a large card
 _NARROW = 256  # padded dimensions of keys and values together up to which four warps hold a program
 _MEDIUM = 512  # up to which tiles of 64 slots fit twice into shared memory
-_SMALLEST = 16  # rows and dimensions that tl.dot takes
-
-
-def _jit(function: Callable[..., Any]) -> Any:
-    """Compile a function by triton, where there is one, as it was written: without what a test put around it."""
-    if triton is None:
-        return function
-    written = inspect.unwrap(function)
-    return triton.jit(written)
 
 
 def fits(queries: Float[Tensor, "B G Q D"], bases: Bases, scale: float) -> bool:
@@ -59,7 +43,7 @@ def fits(queries: Float[Tensor, "B G Q D"], bases: Bases, scale: float) -> bool:
         and queries.shape[1] * queries.shape[2] <= MOST_ROWS
         and bases.rotary is None
         and bases.values.parts == 1
-        and triton is not None
+        and launches()
         and cap_of(scale) is None
     )
 
@@ -99,7 +83,7 @@ def attend_rows(
         dims=dims,
         splits=_splits(slots, rows),
     )
-    latent, total = _merged(latents, weights)
+    latent, total = merged(latents, weights)
     latent = latent.view(rows, heads, -1, latent.shape[-1])
     output = torch.einsum("bhnr,hre->bhne", latent, bases.values.decode.float())
     mean = bases.values.mean.float()
@@ -114,7 +98,7 @@ def attend_rows(
 def _splits(slots: int, rows: int) -> int:
     """Programs of a row of so many slots, where as many rows share the card."""
     wanted = -(-slots // _SPLIT_SLOTS)  # rounded up
-    room = -(-_PROGRAMS // rows)
+    room = -(-PROGRAMS // rows)
     return max(min(wanted, room), 1)
 
 
@@ -133,45 +117,32 @@ def _launch(
     """Run the kernel: latents of values and log-sum-exp of each query row, from every split of a row's slots."""
     rows, query_rows, key_rank = absorbed.shape
     value_rank = bases.values.decode.shape[1]
-    latents = torch.empty(rows, splits, query_rows, value_rank, dtype=torch.float32, device=absorbed.device)
-    weights = torch.empty(rows, splits, query_rows, dtype=torch.float32, device=absorbed.device)
-    _attend[(splits, rows)](
-        absorbed,
-        keys,
-        values,
-        keys if scales is None else scales,  # a pointer that is not read
-        held,
-        room,
-        dims,
-        latents,
-        weights,
-        query_rows,
-        key_rank,
-        value_rank,
-        splits,
-        LEVELS=held.shape[1],
-        PARTS=bases.keys.parts,
-        ROWS=_padded(query_rows),
-        PER_PART=query_rows // bases.keys.parts,
-        KEYS=_padded(key_rank),
-        VALUES=_padded(value_rank),
-        INT8=scales is not None,
-        **_tuned(_padded(key_rank) + _padded(value_rank)),
-    )
+    latents, weights = room_for_answers(absorbed, splits, value_rank)
+    with torch.cuda.device_of(absorbed):  # triton launches on the current card, not on that of its tensors
+        _attend[(splits, rows)](
+            absorbed,
+            keys,
+            values,
+            keys if scales is None else scales,  # a pointer that is not read
+            held,
+            room,
+            dims,
+            latents,
+            weights,
+            query_rows,
+            key_rank,
+            value_rank,
+            splits,
+            LEVELS=held.shape[1],
+            PARTS=bases.keys.parts,
+            ROWS=padded(query_rows),
+            PER_PART=query_rows // bases.keys.parts,
+            KEYS=padded(key_rank),
+            VALUES=padded(value_rank),
+            INT8=scales is not None,
+            **_tuned(padded(key_rank) + padded(value_rank)),
+        )
     return latents, weights
-
-
-def _merged(
-    latents: Float[Tensor, "B splits query_rows value_rank"],
-    weights: Float[Tensor, "B splits query_rows"],
-) -> tuple[Float[Tensor, "B query_rows value_rank"], Float[Tensor, "B query_rows"]]:
-    """Merge the answers of a row's programs, each for its share of the slots, as partial attentions are merged."""
-    total = weights.logsumexp(dim=1)
-    lowest = torch.finfo(total.dtype).min
-    finite = total.clamp(min=lowest)  # a row without slots: 0, not NaN
-    shares = (weights - finite[:, None]).exp()
-    weighted = latents * shares[..., None]
-    return weighted.sum(dim=1), total
 
 
 def _tuned(width: int) -> dict[str, int]:
@@ -183,12 +154,7 @@ def _tuned(width: int) -> dict[str, int]:
     return {"TILE": 32, "num_warps": 8, "num_stages": 1}
 
 
-def _padded(number: int) -> int:
-    """The next power of two, 16 or more."""
-    return max(_SMALLEST, 1 << (number - 1).bit_length())
-
-
-@_jit
+@jit
 def _attend(queries, keys, values, scales, held, room, dims, latents, weights, query_rows, key_rank, value_rank,
             splits, LEVELS: constexpr, PARTS: constexpr, ROWS: constexpr, PER_PART: constexpr,
             KEYS: constexpr, VALUES: constexpr, TILE: constexpr, INT8: constexpr):  # fmt: skip
@@ -214,25 +180,21 @@ def _attend(queries, keys, values, scales, held, room, dims, latents, weights, q
             slot = first + tl.arange(0, TILE).to(tl.int64)
             scores = _scores(query, keys + key_start, scales + slot_start * 2, slot, count, space, key_dims // PARTS,
                              key_dim, query_row, ROWS, TILE, PARTS, PER_PART, INT8)  # fmt: skip
-            # Running softmax: what was summed so far fades by as much as the highest score grew.
-            higher = tl.maximum(highest, tl.max(scores, axis=1))
-            fade = tl.exp(highest - higher)
-            weight = tl.exp(scores - higher[:, None])
-            total = total * fade + tl.sum(weight, axis=1)
+            weight, fade, highest, total = softmax_step(scores, highest, total)
             gained = _weighted_values(weight, values + value_start, scales + slot_start * 2, slot, count, value_dims,
                                       value_dim, query.dtype, INT8)  # fmt: skip
             summed = summed * fade[:, None] + gained
-            highest = higher
         key_start += space * key_dims
         value_start += space * value_dims
         slot_start += space
     program = row * splits + split
     answer = program * query_rows + query_row
     real = query_row < query_rows
-    _store(latents, weights, answer, real, value_dim, value_rank, highest, total, summed)
+    stored = value_dim < value_rank
+    store(latents, weights, answer, real, value_dim, value_rank, stored, highest, total, summed)
 
 
-@_jit
+@jit
 def _queries(queries, row, query_row, query_rows, key_dim, key_rank):
     """A row's queries [ROWS, KEYS], with zeros in the padding."""
     place = (row * query_rows + query_row[:, None]) * key_rank
@@ -242,7 +204,7 @@ def _queries(queries, row, query_row, query_rows, key_dim, key_rank):
     return tl.load(queries + place, mask=real, other=0.0)
 
 
-@_jit
+@jit
 def _row_start(room, dims, row, LEVELS: constexpr):
     """Where a row's keys, values and slots begin: after the room of every level of every earlier row.
 
@@ -262,7 +224,7 @@ def _row_start(room, dims, row, LEVELS: constexpr):
     return key_start, value_start, slot_start
 
 
-@_jit
+@jit
 def _scores(query, keys, scales, slot, count, space, key_dims, key_dim, query_row,
             ROWS: constexpr, TILE: constexpr, PARTS: constexpr, PER_PART: constexpr, INT8: constexpr):  # fmt: skip
     """Scores [ROWS, TILE] of a tile of slots, each query row by the latent of its part; -inf past the last slot."""
@@ -289,7 +251,7 @@ def _scores(query, keys, scales, slot, count, space, key_dims, key_dim, query_ro
     return tl.where(exists[None], scores, float("-inf"))
 
 
-@_jit
+@jit
 def _weighted_values(weight, values, scales, slot, count, value_dims, value_dim, DTYPE: constexpr, INT8: constexpr):
     """Latents of the values of a tile of slots, added up by weight, [ROWS, VALUES]."""
     exists = slot < count
@@ -302,19 +264,3 @@ def _weighted_values(weight, values, scales, slot, count, value_dims, value_dim,
     mask = exists[:, None] & stored
     tile = tl.load(values + place, mask=mask, other=0)
     return tl.dot(weight.to(DTYPE), tile.to(DTYPE))
-
-
-@_jit
-def _store(latents, weights, answer, real, value_dim, value_rank, highest, total, summed):
-    """Write a program's answer: mean latents and log-sum-exp, and -inf for the latter where it had no slot."""
-    answer = answer.to(tl.int64)
-    has_slots = total > 0
-    divisor = tl.where(has_slots, total, 1.0)
-    latent = summed / divisor[:, None]
-    place = answer[:, None] * value_rank + value_dim[None]
-    stored = value_dim[None] < value_rank
-    mask = real[:, None] & stored
-    tl.store(latents + place, latent, mask=mask)
-    log_sum_exp = highest + tl.log(divisor)
-    log_sum_exp = tl.where(has_slots, log_sum_exp, float("-inf"))
-    tl.store(weights + answer, log_sum_exp, mask=real)
