@@ -161,14 +161,14 @@ sentkv-longqa_ASKS = longqa --n 48 --set score=likelihood --set answer=singly --
 ON_SMOLLM2_PLANS ?= int8(rotate=True); int4(rotate=True); int4; kvtc(bits=2.4); pca(rate=0.3); dynakv(rate=0.47); dynakv(rate=0.3); \
   dynakv(rate=0.2); streaming_llm; h2o; snapkv; chunkkv; kvzip; sonic; snapkv + int8(rotate=True); \
   chunkkv(keep=0.38) + kvtc(bits=2.4); sentkv(budget=0.1)
-ON_SMOLLM2_KEEPS ?= 0.5,0.2,0.1
+ON_SMOLLM2_KEEPS ?= 0.5,0.2
 ON_SMOLLM2_RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; transformers:QuantizedCache(backend='fp8')
 ruler-smollm2_ASKS := ruler --n 11 --set tokens=2048
 ruler-rivals-smollm2_ASKS := ruler --n 11 --set tokens=2048
 ruler-seen-smollm2_ASKS := ruler --n 11 --set tokens=2048 --set question=seen
 ruler-4096-smollm2_ASKS := ruler --n 11 --set tokens=4096 --set question=seen
-longqa-smollm2_ASKS = longqa --n 16 --set tokens=2048 --set score=likelihood --data "$(DATA)"
-dialogue-smollm2_ASKS = dialogue --n 12 --set score=likelihood --data "$(DATA)"
+longqa-smollm2_ASKS = longqa --n 12 --set tokens=2048 --set score=likelihood --data "$(DATA)"
+dialogue-smollm2_ASKS = dialogue --n 8 --set score=likelihood --data "$(DATA)"
 fidelity-smollm2_ASKS = fidelity --n 12 --data "$(DATA)"
 dynakv-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"
 dynakv-talks-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
@@ -178,7 +178,7 @@ six-percent-4096-smollm2_ASKS := ruler --n 11 --set tokens=4096 --set question=s
 six-percent-longqa-smollm2_ASKS = longqa --n 16 --set tokens=2048 --set score=likelihood --set question=seen --data "$(DATA)"
 sonic-smollm2_ASKS = fidelity --n 12 --seed 5 --data "$(DATA)/sgd.dev.jsonl.xz"
 published-mtbench101_ASKS = mtbench101_replies --n 13 --set words=400 --data "$(DATA)"
-published-dialogue_ASKS = dialogue --n 24 --set score=likelihood --data "$(DATA)"
+published-dialogue_ASKS = dialogue --n 16 --set score=likelihood --data "$(DATA)"
 published-gsm8k_ASKS = gsm8k_turns --n 24 --set score=likelihood --data "$(DATA)"
 published-safety_ASKS := safety_turns --n 36
 DYNAKV_ON_SMOLLM2 ?= dynakv(rate=0.47); dynakv(rate=0.3); dynakv(rate=0.2); pca(rate=0.47); pca(rate=0.3); pca(rate=0.2); \

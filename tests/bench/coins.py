@@ -4,10 +4,14 @@ It counts how often it is asked, so that a test can hold that finished work is n
 fail at a plan, from a sample on, as a killed run would.
 """
 
+import torch
+
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
 
-SUBJECT = Subject(name="coin", model=None, tokenizer=None, fingerprint="f00d", dtype="float32", device="cpu")
+SUBJECT = Subject(
+    name="coin", model=torch.nn.Identity(), tokenizer=None, fingerprint="f00d", dtype="float32", device="cpu"
+)
 SHARES = {"full": 1.0, "none": 0.0, "half": 0.5, "most": 0.75}
 
 

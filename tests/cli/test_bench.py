@@ -80,7 +80,7 @@ def test_an_unknown_suite_names_what_is_near(capsys):
         (["--device", "abacus"], "give cpu or cuda"),
         (["--n", "0"], "--help"),
         (["--set", "turns=3"], "turns"),
-        (["--executor", "cloud"], "here, processes and ray"),
+        (["--executor", "cloud"], "auto, here, processes and ray"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(capsys, monkeypatch, tmp_path, arguments, said):

@@ -149,7 +149,7 @@ class Spelled:
 @pytest.mark.parametrize(
     ("plan", "error", "hint"),
     [
-        ("sentkv(budget=12)", BudgetError, "give budget=29 or more"),
+        ("sentkv(budget=12)", BudgetError, "give budget=21 or more"),
         ("sentkv(budget=0)", BudgetError, "give 0.1, or 1024"),
         ("sentkv(budget=1.5)", BudgetError, "give 0.1, or 1024"),
         ("sentkv(window=15)", PlanError, "give a smaller window"),

@@ -47,6 +47,7 @@ class Suite(ABC):
     query_aware: bool = False  # is the question known when the history folds
     has_floor: bool = True  # does forgetting everything score low; where it does not, no record warns of it
     data_file: str = ""  # the file that is read where `--data` is a folder
+    is_timed: bool = False  # does it measure time, so that nothing may run beside it
     shares_prefill: bool = False  # are plans that read alike asked together
     scopes: tuple[str, ...] = ()  # scopes in which an evicting plan is run when its text names none
 

@@ -55,7 +55,10 @@ JudgeUrl = Annotated[
 ]
 JudgeModel = Annotated[str | None, typer.Option(help="The name of the judge's model.")]
 Threads = Annotated[int | None, typer.Option(help="Processor threads. Default: torch's own choice.", min=1)]
-Executor = Annotated[str, typer.Option(help="Where samples run: here, processes or ray.")]
+Executor = Annotated[
+    str,
+    typer.Option(help="Where samples run: here, processes or ray; auto: processes, for a small model on a processor."),
+]
 Workers = Annotated[int, typer.Option(help="How many workers run. Each has its own threads.", min=1)]
 Minutes = Annotated[
     float | None,
@@ -89,17 +92,22 @@ def carry_out(
     from kvfold.bench.choices import choose
     from kvfold.bench.peers.rivals import Rivals
     from kvfold.bench.run import runner
-    from kvfold.bench.run.executors import open_executor
+    from kvfold.bench.run.executors import AUTO, Spread, open_executor, spread_over
     from kvfold.bench.run.setting import Setting
     from kvfold.bench.subject import open_subject
     from kvfold.bench.suites import find
 
-    torch.set_num_threads(threads or torch.get_num_threads())
     chosen = choose(find(suite), given=settings, data=data).bound_to(out)
     wanted, rivals = _wanted(plans, keep, peers, scopes=chosen.scopes)
-    count = torch.get_num_threads()
-    with open_executor(executor, workers=workers) as where:  # its workers start while the model is opened here
+    spread, subject = Spread(executor=executor, workers=workers, threads=threads), None
+    if executor == AUTO:
         subject = open_subject(model, dtype=dtype, device=device)
+        alone = Spread(executor="here", workers=1, threads=threads)
+        spread = spread_over(chosen, subject) if threads is None else alone
+    count = spread.threads or torch.get_num_threads()
+    torch.set_num_threads(count)
+    with open_executor(spread.executor, workers=spread.workers) as where:  # workers start while the model is opened
+        subject = subject or open_subject(model, dtype=dtype, device=device)
         with Rivals(subject=subject, threads=count) if rivals else nullcontext() as called, progress() as watcher:
             setting = Setting(suite=chosen, subject=replace(subject, rivals=called), n=n, seed=seed, threads=count)
             return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher, clock=clock)
@@ -121,7 +129,7 @@ def bench(
     dtype: Dtype = "auto",
     device: Device = "auto",
     threads: Threads = None,
-    executor: Executor = "here",
+    executor: Executor = "auto",
     workers: Workers = 2,
     minutes: Minutes = None,
     json: Json = False,

@@ -41,8 +41,8 @@ class SentKV(Place):
     tier: str = "host"  # device, host, disk, or another file of place/tiers/
     directory: str | None = None  # the folder for the file of the disk tier
     limit_bytes: int | None = None  # the largest size of that file
-    length: int = 16  # tokens of a sentence
-    window: int = 8  # a sentence may have so many tokens more or fewer; 0 makes pages of a fixed length
+    length: int = 8  # tokens of a sentence, or of a phrase of it
+    window: int = 4  # a sentence may have so many tokens more or fewer; 0 makes pages of a fixed length
     delimiters: str | None = None  # a file of `kvfold delimiters`: how well each mark ends a sentence for the model
     recent: int = 16  # newest folded tokens, always read; the unfinished sentence is too
     summary: Literal["sketch", "minmax", "mean", "spread", "halves"] = "sketch"  # what the index keeps of keys

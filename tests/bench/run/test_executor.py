@@ -2,17 +2,20 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from faulty import FaultySuite
 from random_model import save_random_model
 
 from kvfold.bench.run.clock import Clock
 from kvfold.bench.run.executor import InProcess
-from kvfold.bench.run.executors import open_executor
+from kvfold.bench.run.executors import open_executor, spread_over
 from kvfold.bench.run.setting import Setting
 from kvfold.bench.run.task import tasks
-from kvfold.bench.subject import open_subject
+from kvfold.bench.subject import Subject, open_subject
+from kvfold.bench.suites import find
 from kvfold.errors import ModelError, SuiteError
 
 PLAN = "streaming_llm(keep=0.5)"
@@ -63,6 +66,25 @@ def test_a_worker_with_other_weights_is_refused(model, tmp_path):
 def test_an_unknown_executor_names_the_real_ones():
     with pytest.raises(SuiteError, match="here, processes and ray"):
         open_executor("cloud", workers=2)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "suite", "device", "expected"),
+    [
+        (1 << 27, "needle", "cpu", ("processes", 4, 2)),
+        (1 << 20, "needle", "cpu", ("here", 1, None)),  # sooner done than a process starts
+        (1 << 27, "speed", "cpu", ("here", 1, None)),  # nothing may run beside it
+        (1 << 27, "needle", "cuda", ("here", 1, None)),
+        (1 << 32, "needle", "cpu", ("here", 1, None)),  # the memory holds one
+    ],
+)
+def test_a_small_model_on_a_processor_is_asked_by_several_processes(monkeypatch, numbers, suite, device, expected):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": 1 << 23}.get)  # 32 GiB
+    model = SimpleNamespace(parameters=lambda: [torch.empty(numbers, device="meta")])
+    subject = Subject(name="a", model=model, tokenizer=None, fingerprint="a", dtype="float32", device=device)
+    spread = spread_over(find(suite), subject)
+    assert (spread.executor, spread.workers, spread.threads) == expected
 
 
 @pytest.mark.slow

@@ -1,10 +1,44 @@
-"""The executors by their names: `here`, `processes` and `ray`.
+"""The executors by their names: `here`, `processes` and `ray`, and which of them a machine is best used by.
 
 Each is imported when it is opened, so that a run in this process reads neither multiprocessing nor Ray.
 """
 
+import os
+from dataclasses import dataclass
+
 from kvfold.bench.run.executor import Executor, InProcess
+from kvfold.bench.subject import Subject
+from kvfold.bench.suite import Suite
 from kvfold.errors import SuiteError
+
+AUTO = "auto"
+MOST_WORKERS = 4
+_SMALL_BYTES = 1 << 26  # of weights: a model that answers sooner than a process starts
+_SHARE = 0.5  # of the machine's memory that workers may take
+_ROOM_BYTES = 3 << 30  # of a worker besides its weights: caches and libraries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How a run is spread over a machine."""
+
+    executor: str
+    workers: int
+    threads: int | None = None  # of each worker; None: torch's own choice
+
+
+def spread_over(suite: Suite, subject: Subject) -> Spread:
+    """Choose processes with few threads where they do more than one with many: a small model on a processor.
+
+    A suite that measures time runs alone, and so does a model of which the memory holds one only.
+    """
+    cores = os.cpu_count() or 1
+    weights = sum(weight.numel() * weight.element_size() for weight in subject.model.parameters())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    workers = min(cores, MOST_WORKERS, int(_SHARE * memory / (weights + _ROOM_BYTES)))
+    if suite.is_timed or subject.device != "cpu" or weights < _SMALL_BYTES or workers < 2:
+        return Spread(executor="here", workers=1)
+    return Spread(executor="processes", workers=workers, threads=cores // workers)
 
 
 def open_executor(name: str, *, workers: int) -> Executor:
@@ -19,4 +53,4 @@ def open_executor(name: str, *, workers: int) -> Executor:
         from kvfold.bench.run.rays import Rays
 
         return Rays(workers)
-    raise SuiteError(f"executor {name!r} was asked for; there are here, processes and ray; give one of them")
+    raise SuiteError(f"executor {name!r} was asked for; there are auto, here, processes and ray; give one of them")

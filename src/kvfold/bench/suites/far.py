@@ -34,6 +34,7 @@ class FarSuite(Suite):
     name: ClassVar[str] = "far"
     version: ClassVar[int] = 1
     rows: ClassVar[int] = 1_000_000  # all turns in one chunk: they share the caches
+    is_timed: ClassVar[bool] = True
 
     tokens: int = 32768
     stage: Literal["decode", "prefill"] = "decode"

@@ -52,6 +52,7 @@ class Speed(Suite):
     version: ClassVar[int] = 1
     has_floor: ClassVar[bool] = False  # holding nothing is fast
     rows: ClassVar[int] = 1_000_000  # all turns in one chunk: they share the caches
+    is_timed: ClassVar[bool] = True
 
     tokens: int = 16384
     stage: str = "decode"  # after `tokens`: one token, or a turn of talk; or a prompt with its fold, or that fold apart
