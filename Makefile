@@ -163,7 +163,9 @@ ON_SMOLLM2_PLANS ?= int8(rotate=True); int4(rotate=True); int4; kvtc(bits=2.4); 
   chunkkv(keep=0.38) + kvtc(bits=2.4); sentkv(budget=0.1)
 ON_SMOLLM2_KEEPS ?= 0.5,0.2
 ON_SMOLLM2_RIVALS ?= kvpress:SnapKV; kvpress:KVzip; kvpress:ExpectedAttention; kvpress:StreamingLLM; transformers:QuantizedCache(backend='fp8')
-ruler-smollm2_ASKS := ruler --n 11 --set tokens=2048
+EIGHT_PLANS ?= streaming_llm; h2o; snapkv; chunkkv; kvzip; sonic; snapkv + int8(rotate=True); sonic + int8(rotate=True)
+BESIDE_RIVALS ?= int8(rotate=True); int4(rotate=True); kvtc(bits=2.4); dynakv(rate=0.47); streaming_llm; snapkv; kvzip; sonic; sentkv(budget=0.1)
+ruler-smollm2_ASKS := ruler --n 26 --set tokens=2048
 ruler-rivals-smollm2_ASKS := ruler --n 11 --set tokens=2048
 ruler-seen-smollm2_ASKS := ruler --n 11 --set tokens=2048 --set question=seen
 ruler-4096-smollm2_ASKS := ruler --n 11 --set tokens=4096 --set question=seen
@@ -203,7 +205,8 @@ OF_SMALL := dynakv-needle $(if $(DATA),dynakv-longqa)
 OF_SENTKV := sentkv-needle $(if $(DATA),sentkv-longqa)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
 $(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS)
-$(RECORDS)/ruler-rivals-smollm2: ASKS = --model smollm2 --plans full --keep 0.5,0.2 --peers "$(ON_SMOLLM2_RIVALS)"
+$(RECORDS)/ruler-smollm2: ASKS = --model smollm2 --plans "$(EIGHT_PLANS)" --keep 0.5,0.2
+$(RECORDS)/ruler-rivals-smollm2: ASKS = --model smollm2 --plans "$(BESIDE_RIVALS)" --keep 0.5,0.2 --peers "$(ON_SMOLLM2_RIVALS)"
 $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: DTYPE := float32
 $(RECORDS)/dynakv-smollm2 $(RECORDS)/dynakv-talks-smollm2: ASKS = --model smollm2 --plans "$(DYNAKV_ON_SMOLLM2)"
 $(RECORDS)/six-percent-smollm2: ASKS = --model smollm2 --plans "$(SIX_ON_SMOLLM2)"
