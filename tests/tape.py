@@ -18,6 +18,7 @@ class Tape(TorchDispatchMode):
     def __init__(self, work):
         super().__init__()
         self.taken = []  # function, its arguments, and the tensors that it has given
+        work()  # to warm up, which leaves no trace
         with self:
             self.outputs = work()
 

@@ -136,6 +136,23 @@ def test_tokens_are_taken_back_and_marks_are_restored():
     assert alike(usual, other)
 
 
+def test_folds_wait_where_tokens_may_be_taken_back():
+    model, ids = model_of("llama"), text(1, PROMPT + 16)
+    usual, other = caches(model, "snapkv(tokens=20)", ids)
+    decode = kvfold.captured(model, other, graph=Tape)
+    for one in (usual, other):
+        one.activate_past_recording()
+    for at in range(PROMPT, PROMPT + 10):
+        decode.step(ids[:, at : at + 1])
+        feed(model, ids[:, at : at + 1], usual)
+    for one in (usual, other):
+        one.crop(-3)  # behind the columns where a fold was due
+    for at in range(PROMPT + 10, PROMPT + 16):
+        assert close(decode.step(ids[:, at : at + 1]), feed(model, ids[:, at : at + 1], usual)[:, -1])
+    assert alike(usual, other)
+    assert decode.captures == 2
+
+
 def test_forks_are_captured_by_themselves_and_disturb_nobody():
     model, ids = model_of("llama"), text(1, PROMPT + 8)
     usual, other = caches(model, "snapkv(tokens=20)", ids)
