@@ -40,7 +40,7 @@ def captured(
     folds, forks, files and `generate` go on as usual, before and after. It is captured anew after each fold, and after
     `room` tokens. `graph` captures in another way than CUDA does; tests have one.
 
-    >>> model(prompt, **given(model, cache))
+    >>> model(prompt, past_key_values=cache)
     >>> decode = captured(model, cache)
     >>> logits = decode.step(ids)  # ids [rows, 1], logits [rows, vocabulary]
 
