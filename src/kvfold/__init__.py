@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from kvfold.budget.ledger import Ledger
     from kvfold.chat.chat import Chat
     from kvfold.errors import KvfoldError
+    from kvfold.hf.captured import captured
     from kvfold.hf.load import load
     from kvfold.open import cache, load_cache
     from kvfold.plan import Plan
 
-__all__ = ["Chat", "KvfoldError", "Ledger", "Plan", "advise", "cache", "load", "load_cache"]
+__all__ = ["Chat", "KvfoldError", "Ledger", "Plan", "advise", "cache", "captured", "load", "load_cache"]
 
 _HOMES = {
     "Chat": "kvfold.chat.chat",
@@ -28,6 +29,7 @@ _HOMES = {
     "Plan": "kvfold.plan",
     "advise": "kvfold.bench.advise.advising",
     "cache": "kvfold.open",
+    "captured": "kvfold.hf.captured",
     "load": "kvfold.hf.load",
     "load_cache": "kvfold.open",
 }

@@ -70,6 +70,15 @@ def test_trap_a_row_masked_everywhere_weighs_nothing_in_a_merge():
     assert torch.allclose(merge([other, hidden]).output[0], other.output[0], rtol=1e-6, atol=1e-6)
 
 
+def test_who_promises_that_every_query_sees_something_gets_the_same_answer():
+    queries, keys, values = tensors()
+    mask = torch.arange(7)[None, None, None] > torch.tensor([2, 5])[:, None, None, None]
+    wanted = partial(queries, keys, values, scale=SCALE, mask=mask)
+    found = partial(queries, keys, values, scale=SCALE, mask=mask, sighted=True)
+    assert torch.equal(found.output, wanted.output)
+    assert torch.equal(found.log_sum_exp, wanted.log_sum_exp)
+
+
 def test_trap_no_keys_at_all_is_an_empty_answer_and_kills_nothing():
     queries, keys, values = tensors(stored=0)
     found = partial(queries, keys, values, scale=SCALE)

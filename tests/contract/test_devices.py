@@ -12,10 +12,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+import captures
 import kvfold
 from driving import close, error, feed
 from fakes import model_of, text
 from plans import lossless, lossy, mostly, pairs
+from tape import Tape
 
 PLANS = lossless() | lossy() | pairs()
 SIZES = (20, 1, 1, 5, 1)
@@ -67,6 +69,16 @@ def test_a_member_says_the_same_on_another_device(kind, name):
         found, there = said(model, plan, ids.to(device))
     assert alike(found, wanted, plan)
     assert there.stored_bytes == held.stored_bytes
+
+
+@pytest.mark.parametrize("plan", ["full", "snapkv(tokens=20)", "int8(rotate=True)", "kvzip(tokens=20)"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_captured_steps_say_the_same_on_another_device(kind, plan):
+    graph = Tape if kind == "away" else None  # None: CUDA's
+    with elsewhere(kind, "llama") as (model, device):
+        usual, other, wanted, found, _ = captures.said(model, plan, text(2, captures.TOKENS).to(device), graph=graph)
+        assert error(found.cpu(), wanted.cpu()) < 0.05  # codes may round the other way
+        assert captures.held(usual) == captures.held(other)
 
 
 @pytest.mark.parametrize(

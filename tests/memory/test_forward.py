@@ -1,12 +1,16 @@
 """A running forward: after which columns it folds, what its layers share, and masks that contradict the cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvfold.attention.partial import Partial
 from kvfold.errors import CacheError
 from kvfold.memory.forward import Boundaries, Text
+from kvfold.memory.layer import Layer
 from memories import HEADS, LAYERS, SCALE, Fed, new_tokens
 
 
@@ -123,3 +127,38 @@ def test_a_later_mask_takes_back_columns_that_were_pads():
     run.forward(1, seed=2)
     assert run.memory.seen == (5, 3)
     assert run.kept(0)[1] == [[0, 1, 2]] * HEADS
+
+
+@pytest.mark.parametrize("plan", ["full", "h2o(tokens=8)"])
+def test_a_token_that_attended_elsewhere_is_followed_as_if_it_had_attended_here(plan):
+    here, there = (Fed(plan, rows=2, stride=3, prompt=9) for _ in range(2))
+    for run in (here, there):
+        run.forward(9, seed=1)
+    for seed in range(2, 9):
+        before = {index: layer.state for index, layer in here.memory.layers.items()}
+        here.forward(1, seed=seed)
+        running = there.memory.begin(1)
+        torch.manual_seed(seed)
+        for index, layer in there.memory.layers.items():
+            new = new_tokens(1, rows=2, first=torch.full((2,), there.memory.fed))
+            tail = layer.state.tail.ahead(1)
+            tail.keys[:, :, tail.length : tail.length + 1] = new.keys
+            tail.values[:, :, tail.length : tail.length + 1] = new.values
+            layer.state = replace(layer.state, tail=tail)
+            twin = Layer(index, layer.rules)  # attends, and is thrown away
+            twin.state = before[index]
+            output = twin.attend(new, scale=SCALE, forward=running.scope)
+            known = twin.state.pending
+            sums = torch.zeros(output.shape[:3]) if known is None else known.log_sum_exp[-1]
+            running.follow(index, new, Partial(output, sums), scale=SCALE)
+        there.memory.commit()
+    assert there.memory.seen == here.memory.seen == (16, 16)
+    for index, layer in there.memory.layers.items():
+        found, wanted = layer.state, here.memory.layers[index].state
+        assert found.folded_of_rows == wanted.folded_of_rows
+        assert found.tail.length == wanted.tail.length
+        assert torch.equal(found.tail.keys[:, :, : found.tail.length], wanted.tail.keys[:, :, : found.tail.length])
+        assert torch.equal(found.tail.positions[:, : found.tail.length], wanted.tail.positions[:, : found.tail.length])
+        for name, record in found.records.items():
+            for (inner, one), (_, other) in zip(record.tensors(), wanted.records[name].tensors(), strict=True):
+                assert torch.allclose(one, other, atol=1e-5), inner

@@ -1,5 +1,6 @@
 """The raw tail: one token copied per token, buffers that grow by an eighth, older tails that stay as they were."""
 
+import pytest
 import torch
 
 from kvfold.memory.tail import PAD, Tail
@@ -109,3 +110,24 @@ def test_buffers_made_in_inference_mode_can_be_written_outside():
         tail = grown(4)
     assert not tail.keys.is_inference()
     assert added(tail, 60).length == 64
+
+
+def test_room_ahead_says_where_tokens_will_stand_and_holds_numbers():
+    tail = added(grown(10).after(4), 2).ahead(9)
+    assert (tail.length, tail.start) == (8, 4)
+    assert tail.keys.shape[2] == 17 + 2
+    assert tail.positions[0, 8:17].tolist() == list(range(12, 21))
+    assert not tail.keys[:, :, 8:17].any()
+    assert tail.valid.shape == (2, 8)
+    assert tail.ahead(11).keys is tail.keys  # there is room already
+
+
+def test_a_token_that_was_written_into_the_room_is_read_and_another_may_be_appended_over_it():
+    tail = grown(8).ahead(4)
+    tail.keys[:, :, 8] = 1.0
+    longer = tail.written()
+    assert (longer.length, longer.keys is tail.keys) == (9, True)
+    assert longer.valid.all()
+    assert added(tail, 1).keys is tail.keys
+    with pytest.raises(AssertionError, match="into room that is there"):
+        grown(8).after(0).written()

@@ -38,9 +38,11 @@ def partial(
     scale: float,
     causal: bool = False,
     mask: Bool[Tensor, "#B 1 #Q S"] | None = None,
+    sighted: bool = False,
 ) -> Partial:
     """Attention over one part. `mask` is True where a query may look; `causal` means the slots are the queries' own.
 
+    `sighted` promises that no query is masked everywhere, so that nobody has to wait for the answer of a card.
     `causal` with fewer queries than slots would be ambiguous and is not supported: give the earlier slots as a part.
     """
     rows, query_heads, new, size = queries.shape
@@ -67,7 +69,7 @@ def partial(
     else:
         bias = None if mask is None else _bias(mask, queries, stored)
         output, log_sum_exp = _FLASH(asked, keys, values, 0.0, causal, attn_mask=bias, scale=scale)
-    if mask is not None:
+    if mask is not None and not sighted:
         output, log_sum_exp = _without_blind(output, log_sum_exp, mask)
     output = output.reshape(queries.shape)
     log_sum_exp = log_sum_exp.reshape(queries.shape[:-1])

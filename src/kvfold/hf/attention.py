@@ -24,7 +24,7 @@ from kvfold.hf.batched import BatchedRows
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.forward import NewColumns
-from kvfold.hf.handle import FoldedLength, NewRows
+from kvfold.hf.handle import CapturedRows, FoldedLength, NewRows
 from kvfold.hf.hooks import ForwardHook
 from kvfold.hf.passes import PassRows
 from kvfold.hf.refusals import why_positions_end
@@ -147,6 +147,8 @@ def _attention_over(before: str) -> Callable[..., Any]:
             return _outside_graphs(module, query, key, attention_mask, **kwargs), None
         if isinstance(key, BatchedRows):
             return _batched(before, module, query, key, attention_mask, kwargs), None
+        if isinstance(key, CapturedRows):
+            return _captured(module, query, key, attention_mask, **kwargs), None
         if isinstance(key, PassRows):
             scale = _scale_of(query, kwargs.get("scaling"), kwargs.get("softcap"))
             output = key.attend(query, scale=scale, sink_logits=kwargs.get("s_aux"))
@@ -206,6 +208,24 @@ def _folded(
 
 
 _outside_graphs: Any = torch.compiler.disable(_folded)
+
+
+def _captured(
+    module: torch.nn.Module,
+    query: Tensor,
+    rows: CapturedRows,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    s_aux: Tensor | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Attend in one folding layer of a step that is being captured."""
+    _refuse(module, rows.cache, attention_mask, dropout, kwargs)
+    scale = _scale_of(query, scaling, softcap)
+    output = rows.step.attend(rows, query, scale=scale, sink_logits=s_aux)
+    return output.transpose(1, 2).contiguous()
 
 
 def _batched(
@@ -317,12 +337,19 @@ def _positions(cache: FoldedCache, given: Tensor | None, valid: Tensor | None, q
         real = torch.ones(rows, count, dtype=torch.long, device=query.device) if valid is None else valid.long()
         positions = seen[:, None] + (real.cumsum(dim=1) - 1).clamp(min=0)
     limit = cache.lease.position_limit
-    if limit is not None and cache.memory.fed + count > limit and int(positions.max()) >= limit:
+    if limit is not None and cache.memory.fed + count > limit:
+        refuse_position(cache, int(positions.max()))
+    return positions
+
+
+def refuse_position(cache: FoldedCache, position: int) -> None:
+    """Raise ModelError for a position that the model of a cache does not have."""
+    limit = cache.lease.position_limit
+    if limit is not None and position >= limit:
         raise ModelError(
-            f"a token was fed at position {int(positions.max())}; {cache.lease.name} has {limit} positions; "
+            f"a token was fed at position {position}; {cache.lease.name} has {limit} positions; "
             f"start a new conversation or shorten the text: {why_positions_end(cache.positions)}"
         )
-    return positions
 
 
 def _refuse(module: torch.nn.Module, cache: FoldedCache, given: Any, dropout: float, kwargs: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -42,6 +43,11 @@ _END = object()  # the worker's last word
 def stock_cache(model: Model) -> Cache:
     """Make transformers' dynamic cache, which never folds: the reference beside every plan."""
     return DynamicCache(config=model.config)
+
+
+def static_cache(model: Model, tokens: int) -> Cache:
+    """Make transformers' static cache, of so many tokens for good: the reference beside captured steps."""
+    return StaticCache(config=model.config, max_cache_len=tokens)
 
 
 def _named(settings: Mapping[str, Any]) -> Settings:

@@ -1,7 +1,8 @@
 """Handles: what transformers holds in place of a folding layer's tensors and of the layer itself.
 
 `update` gives NewRows instead of keys and values, and only kvfold's attention function can read them. A FoldingLayer
-says how long a folded layer is: as long as everything that was fed.
+says how long a folded layer is: as long as everything that was fed. CapturedRows take the place of NewRows in a step
+that is being captured.
 """
 
 from typing import Any, NoReturn
@@ -32,6 +33,17 @@ class NewRows:
             f"a folded cache was given to a model that it was not made for, or whose attention was set after it (asked "
             f"for {name!r}); make a new one by kvfold.cache(model, ...)"
         )
+
+
+class CapturedRows:
+    """Keys and values of a step that is being captured (hf/captured.py), on their way to our attention function."""
+
+    __slots__ = ("cache", "index", "keys", "step", "values")
+
+    def __init__(self, step: Any, index: int, keys: Tensor, values: Tensor) -> None:
+        """`step` attends: it knows the cache, and where the rows go."""
+        self.step, self.cache = step, step.cache
+        self.index, self.keys, self.values = index, keys, values
 
 
 class FoldingLayer(CacheLayerMixin):

@@ -11,6 +11,7 @@ from functools import partial
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from kvfold.attention.partial import Partial
 from kvfold.errors import CacheError
 from kvfold.memory.layer import UNTIMED, Layer, NewTokens
 from kvfold.memory.part import Part
@@ -148,6 +149,27 @@ class Forward:
             if self.scope.trail is not None:
                 self.scope.trail.note(index, self.new, before, layer.state)
         return output
+
+    def follow(
+        self,
+        index: int,
+        new: NewTokens,
+        whole: Partial,
+        *,
+        scale: float,
+    ) -> None:
+        """Take one token of each row that attended elsewhere, in one layer, without pads and without a tier."""
+        layer = self._layers[index]
+        if index == self._first:
+            self._read(layer.state.seen, new, None)
+        transcript = self.scope.transcript
+        layer.follow(
+            new,
+            whole,
+            scale=scale,
+            transcript=transcript,
+            folds=bool(self._stops),
+        )
 
     @property
     def stop(self) -> int:

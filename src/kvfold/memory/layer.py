@@ -101,6 +101,28 @@ class Layer:
                 trail.note(self.index, stop, before_fold, self.state)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
+    def follow(self, new: NewTokens, whole: Partial, *, scale: float, transcript: Transcript, folds: bool) -> None:
+        """Take one token of each row that has attended already, and is written behind the tail (Tail.ahead).
+
+        `whole` is what it read. Afterwards everything is as if it had attended here.
+        """
+        self.scale = scale
+        state = self.state
+        assert state.tail is not None, "the token was written into a tail"
+        tail = state.tail.written()
+        recorded, pending = state.recorded, None
+        if self.rules.recorders:
+            recorded, pending = self._recorded(new, whole, tail, state.folded, scale)
+        self.state = replace(
+            state,
+            tail=tail,
+            recorded=recorded,
+            pending=pending,
+            seen=tuple([old + 1 for old in state.seen]),
+        )
+        if folds:
+            self.fold(transcript)
+
     def fold(self, transcript: Transcript, columns: int | None = None) -> None:
         """Fold the oldest columns of the tail (all by default), and evict what the budget no longer allows."""
         if self.state.tail is None or self.scale is None:

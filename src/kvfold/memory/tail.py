@@ -81,6 +81,36 @@ class Tail:
             stored=grown.stored,
         )
 
+    def ahead(self, columns: int) -> "Tail":
+        """Make room for so many tokens that somebody else will write, one by one, and say where these will stand.
+
+        There are no pads, and no gaps between positions.
+        """
+        assert not self.padded, "the next positions of padded rows differ"
+        stop = self.length + columns
+        tail = self
+        if stop > self.keys.shape[2]:
+            spare = stop // _SHARE
+            tail = self._with_room(stop + spare)
+        first = self.start + self.length
+        numbers = torch.arange(
+            first,
+            first + columns,
+            dtype=torch.int32,
+            device=self.keys.device,
+        )
+        # Nobody asks for them before `written`; another token may be appended over them.
+        tail.positions[:, self.length : stop] = numbers
+        # They are read under a mask, and what has no weight must be a number all the same.
+        tail.keys[:, :, self.length : stop] = 0
+        tail.values[:, :, self.length : stop] = 0
+        return tail
+
+    def written(self) -> "Tail":
+        """Read one column more, which somebody has written into the room that `ahead` made."""
+        assert self.length < self.keys.shape[2], "a token is written into room that is there"
+        return replace(self, length=self.length + 1)
+
     def without(self, invalid: Bool[Tensor, "B length"]) -> "Tail":
         """Turn some columns into pads for some rows."""
         positions = self.positions.clone()  # older tails read the old ones; keys and values stay shared

@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import called
 import pytest
+import torch
 
-from kvfold.bench.speed import stages
-from kvfold.bench.speed.models import feed
+from kvfold.bench.speed import stages, static
+from kvfold.bench.speed.models import feed, fill_stock
 from kvfold.bench.speed.stages import StageTimer, observed, staged
 from kvfold.bench.subject import open_subject
+from kvfold.bench.suites import speed
 from kvfold.bench.suites.speed import SUITE, Speed
 from kvfold.errors import SuiteError
 from kvfold.open import cache
+from tape import Tape
 
 SHAPE = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -131,6 +134,42 @@ def test_the_floor_is_foretold_in_bytes_over_bandwidth(subject, suite):
     said = suite.prediction(subject, "streaming_llm(keep=0.25)")
     assert said.startswith("a turn takes at least ")
     assert "GB/s" in said
+
+
+@pytest.mark.parametrize("plan", ["full", "snapkv(keep=0.25)"])
+def test_captured_steps_take_turns_with_a_static_cache_that_is_captured_too(subject, plan):
+    made = speed._CapturedDecode(subject, plan, 128, seed=0, graph=Tape)
+    with torch.no_grad():
+        turns = [made.turn(number) for number in range(3)]
+    assert [one.captures for one in made.steps] == [1, 1]
+    assert made.plan.memory.fed == made.full.memory.fed == 131
+    assert made.stock.get_seq_length() == int(made.static._cache.get_seq_length()) == 131
+    metrics = speed._metrics(turns[-1])
+    assert metrics["speedup_over_static"] == metrics["static_seconds"] / metrics["seconds"]
+
+
+def test_a_static_step_says_what_a_static_cache_says_and_begins_again_when_it_is_full(subject, monkeypatch):
+    monkeypatch.setattr(static, "_ROOM", 2)
+    subject.model.set_attn_implementation("sdpa")
+    step = static.StaticStep(subject.model, 64, seed=0, capture=Tape)
+    usual = fill_stock(subject.model, 64, seed=0)
+    for number in (5, 6):
+        with torch.no_grad():
+            step.step(number)
+            wanted = subject.model(torch.tensor([[number]]), past_key_values=usual).logits
+        assert torch.allclose(step._graph.outputs, wanted, atol=1e-4)
+    with torch.no_grad():
+        step.step(7)
+    assert int(step._cache.get_seq_length()) == 65
+
+
+def test_captured_steps_are_refused_where_there_are_none(subject):
+    suite = Speed(tokens=64, captured=True)
+    for asked in (suite.prediction, lambda *given: suite.ask(*given, [0])):
+        with pytest.raises(SuiteError, match="captured=true was asked for on cpu, which has no graphs"):
+            asked(subject, "full")
+    with pytest.raises(SuiteError, match="captured=true was asked for with stage=talk"):
+        Speed(stage="talk", captured=True).samples(n=1, seed=0)
 
 
 def test_an_unknown_stage_names_the_real_ones():

@@ -19,17 +19,21 @@ from kvfold.bench.peers.plans import is_rival
 from kvfold.bench.speed.bandwidth import peak_memory_bytes, read_bandwidth, reset_peak_memory, synchronise
 from kvfold.bench.speed.models import feed, fill, fill_stock, random_ids
 from kvfold.bench.speed.stages import Stages, staged
+from kvfold.bench.speed.static import StaticStep
 from kvfold.bench.subject import Subject
 from kvfold.bench.suite import Outcome, Suite
 from kvfold.errors import SuiteError
 from kvfold.hf.argument import given
 from kvfold.hf.attention import PREFIX
 from kvfold.hf.cache import FoldedCache
+from kvfold.hf.captured import captured
 from kvfold.hf.generation import stock_cache
+from kvfold.hf.graphs import Capture, CudaGraph
 from kvfold.open import cache
 
 STAGES = ("decode", "prefill", "fold", "talk")
 _READ_TOKENS, _WRITTEN_TOKENS = 128, 64  # tokens of a turn of talk: read in one forward, and written one by one
+_STOCK = ("stock", "static")  # caches of transformers, under its attention
 _WARM_UP = 2  # turns that are not counted
 _STAGED = 3  # forwards after the turns, in which stages are timed
 _SHORT_CACHE = 1024  # tokens of the cache from which the floor of a longer one is predicted
@@ -37,11 +41,12 @@ _SHORT_CACHE = 1024  # tokens of the cache from which the floor of a longer one 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnSeconds:
-    """The seconds of one turn of each of the three caches."""
+    """The seconds of one turn of each of the three caches, and of the stock static one beside captured steps."""
 
     plan: float
     full: float
     stock: float
+    static: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +61,16 @@ class Speed(Suite):
 
     tokens: int = 16384
     stage: str = "decode"  # after `tokens`: one token, or a turn of talk; or a prompt with its fold, or that fold apart
+    captured: bool = False  # decode by captured steps, beside a static cache that is captured too; on CUDA
 
     def samples(self, *, n: int, seed: int) -> Sequence[int]:
         """Number the turns."""
         if self.stage not in STAGES:
             raise SuiteError(f"stage {self.stage!r} was asked for; speed knows {', '.join(STAGES)}; give one of them")
+        if self.captured and self.stage != "decode":
+            raise SuiteError(
+                f"captured=true was asked for with stage={self.stage}; steps of decoding are captured; leave one away"
+            )
         if self.tokens < 1:
             raise SuiteError(f"tokens={self.tokens} were asked for; a context has some; give 1 or more")
         return range(seed, seed + n)
@@ -70,6 +80,7 @@ class Speed(Suite):
 
     def prediction(self, subject: Subject, plan: str) -> str:
         """Predict the least time of one turn: the bytes that must be read over the bandwidth measured here."""
+        self._refuse_captured(subject, plan)
         ledger = _Decode(subject, plan, min(self.tokens, _SHORT_CACHE), seed=0).ledger
         stored = 1.0 if self.stage in ("prefill", "fold") else ledger.stored
         forwards = 1 + _WRITTEN_TOKENS if self.stage == "talk" else 1
@@ -83,12 +94,13 @@ class Speed(Suite):
 
     def ask(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         """Measure every turn of a plan, in turn with full and stock."""
+        self._refuse_captured(subject, plan)
         with torch.no_grad():
             made = self._stage(plan)(subject, plan, self.tokens, seed=samples[0])
             reset_peak_memory()
             turns = [made.turn(number) for number in range(_WARM_UP + len(samples))][_WARM_UP:]
             peak = peak_memory_bytes()
-            stages = [] if is_rival(plan) else [made.stages(number) for number in range(_STAGED)]
+            stages = [] if is_rival(plan) or self.captured else [made.stages(number) for number in range(_STAGED)]
         sizes = size_fields(made.ledger, rows=1)
         shared = {
             "peak_memory_bytes": peak,
@@ -113,6 +125,8 @@ class Speed(Suite):
 
     def _stage(self, plan: str) -> "type[_Decode | _Prefill]":
         """Give what carries the stage out. Raises SuiteError for a rival in another stage than decode."""
+        if self.captured:
+            return _CapturedDecode
         if not is_rival(plan):
             return {"decode": _Decode, "prefill": _Prefill, "fold": _Fold, "talk": _Talk}[self.stage]
         if self.stage != "decode":
@@ -121,6 +135,16 @@ class Speed(Suite):
             )
         return _RivalDecode
 
+    def _refuse_captured(self, subject: Subject, plan: str) -> None:
+        """Raise SuiteError where captured steps cannot be timed."""
+        device = subject.model.device.type
+        if self.captured and device != "cuda":
+            raise SuiteError(
+                f"captured=true was asked for on {device}, which has no graphs; give --device cuda, or leave it away"
+            )
+        if self.captured and is_rival(plan):
+            raise SuiteError(f"captured=true was asked for of {plan}; rivals run in their own process; leave it away")
+
     def metrics(self, outcomes: Sequence[Outcome]) -> Mapping[str, float]:
         """Medians over the turns, which a noisy machine moves less than means."""
         names = outcomes[0].metrics
@@ -128,13 +152,17 @@ class Speed(Suite):
 
 
 def _metrics(turn: TurnSeconds) -> dict[str, float]:
-    return {
+    found = {
         "speedup_over_full": turn.full / turn.plan,
         "speedup_over_stock": turn.stock / turn.plan,
         "seconds": turn.plan,
         "full_seconds": turn.full,
         "stock_seconds": turn.stock,
     }
+    if turn.static is not None:
+        found["speedup_over_static"] = turn.static / turn.plan
+        found["static_seconds"] = turn.static
+    return found
 
 
 def _median(values: Sequence[float]) -> float:
@@ -165,6 +193,28 @@ class _Decode:
     def stages(self, number: int) -> Stages:
         """Where the plan's time goes in one token."""
         return _staged(self.model, self.plan, partial(_step, self.model, self.plan, number))
+
+
+class _CapturedDecode(_Decode):
+    """Captured steps of the plan, of full and of a stock static cache, beside a stock dynamic one as usual."""
+
+    def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int, graph: Capture | None = None) -> None:
+        super().__init__(subject, plan, tokens, seed=seed)
+        capture = partial(CudaGraph, device=self.model.device) if graph is None else graph
+        self.static = StaticStep(self.model, tokens, seed=seed, capture=capture)
+        self.steps = [captured(self.model, past, graph=graph) for past in (self.plan, self.full)]
+
+    def turn(self, number: int) -> TurnSeconds:
+        """One token through each. The first turns, which are not counted, capture."""
+        of_plan, of_full = self.steps
+        token = torch.tensor([[number % self.model.config.vocab_size]], device=self.model.device)
+        work: dict[str, Callable[[], Any]] = {
+            "plan": partial(of_plan.step, token),
+            "full": partial(of_full.step, token),
+            "stock": partial(_step, self.model, self.stock, number),
+            "static": partial(self.static.step, number),
+        }
+        return TurnSeconds(**_in_turn(self.model, work, number))
 
 
 class _RivalDecode(_Decode):
@@ -288,13 +338,14 @@ class _Fold(_Prefill):
         return seconds
 
 
-def _in_turn(model: Any, work: dict[str, Callable[[], None]], number: int) -> dict[str, float]:
-    """Each piece of work once, timed; the stock cache runs under the stock attention."""
+def _in_turn(model: Any, work: Mapping[str, Callable[[], Any]], number: int) -> dict[str, float]:
+    """Each piece of work once, timed; stock caches run under the stock attention."""
     names = list(work)
-    order = names[number % 3 :] + names[: number % 3]
+    first = number % len(names)
+    order = names[first:] + names[:first]
     times = {}
     for name in order:
-        model.set_attn_implementation("sdpa" if name == "stock" else f"{PREFIX}sdpa")
+        model.set_attn_implementation("sdpa" if name in _STOCK else f"{PREFIX}sdpa")
         synchronise(model.device)
         start = perf_counter()
         work[name]()
