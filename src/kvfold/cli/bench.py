@@ -92,25 +92,22 @@ def carry_out(
     from kvfold.bench.choices import choose
     from kvfold.bench.peers.rivals import Rivals
     from kvfold.bench.run import runner
-    from kvfold.bench.run.executors import AUTO, Spread, open_executor, spread_over
+    from kvfold.bench.run.executors import Spread, open_executor
     from kvfold.bench.run.setting import Setting
     from kvfold.bench.subject import open_subject
     from kvfold.bench.suites import find
 
     chosen = choose(find(suite), given=settings, data=data).bound_to(out)
     wanted, rivals = _wanted(plans, keep, peers, scopes=chosen.scopes)
-    spread, subject = Spread(executor=executor, workers=workers, threads=threads), None
-    if executor == AUTO:
-        subject = open_subject(model, dtype=dtype, device=device)
-        alone = Spread(executor="here", workers=1, threads=threads)
-        spread = spread_over(chosen, subject) if threads is None else alone
+    subject = open_subject(model, dtype=dtype, device=device)
+    spread = Spread(executor=executor, workers=workers, threads=threads).over(chosen, subject)
     count = spread.threads or torch.get_num_threads()
     torch.set_num_threads(count)
-    with open_executor(spread.executor, workers=spread.workers) as where:  # workers start while the model is opened
-        subject = subject or open_subject(model, dtype=dtype, device=device)
-        with Rivals(subject=subject, threads=count) if rivals else nullcontext() as called, progress() as watcher:
-            setting = Setting(suite=chosen, subject=replace(subject, rivals=called), n=n, seed=seed, threads=count)
-            return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher, clock=clock)
+    calling = Rivals(subject=subject, threads=count) if rivals else nullcontext()
+    workers_of = open_executor(spread.executor, workers=spread.workers)
+    with workers_of as where, calling as called, progress() as watcher:
+        setting = Setting(suite=chosen, subject=replace(subject, rivals=called), n=n, seed=seed, threads=count)
+        return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher, clock=clock)
 
 
 def bench(

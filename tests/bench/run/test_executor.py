@@ -11,7 +11,7 @@ from random_model import save_random_model
 
 from kvfold.bench.run.clock import Clock
 from kvfold.bench.run.executor import InProcess
-from kvfold.bench.run.executors import open_executor, spread_over
+from kvfold.bench.run.executors import Spread, open_executor
 from kvfold.bench.run.setting import Setting
 from kvfold.bench.run.task import tasks
 from kvfold.bench.subject import Subject, open_subject
@@ -83,7 +83,7 @@ def test_a_small_model_on_a_processor_is_asked_by_several_processes(monkeypatch,
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": 1 << 23}.get)  # 32 GiB
     model = SimpleNamespace(parameters=lambda: [torch.empty(numbers, device="meta")])
     subject = Subject(name="a", model=model, tokenizer=None, fingerprint="a", dtype="float32", device=device)
-    spread = spread_over(find(suite), subject)
+    spread = Spread(executor="auto", workers=2).over(find(suite), subject)
     assert (spread.executor, spread.workers, spread.threads) == expected
 
 

@@ -26,19 +26,22 @@ class Spread:
     workers: int
     threads: int | None = None  # of each worker; None: torch's own choice
 
+    def over(self, suite: Suite, subject: Subject) -> "Spread":
+        """Choose, for `auto`, processes with few threads where they do more than one with many.
 
-def spread_over(suite: Suite, subject: Subject) -> Spread:
-    """Choose processes with few threads where they do more than one with many: a small model on a processor.
-
-    A suite that measures time runs alone, and so does a model of which the memory holds one only.
-    """
-    cores = os.cpu_count() or 1
-    weights = sum(weight.numel() * weight.element_size() for weight in subject.model.parameters())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    workers = min(cores, MOST_WORKERS, int(_SHARE * memory / (weights + _ROOM_BYTES)))
-    if suite.is_timed or subject.device != "cpu" or weights < _SMALL_BYTES or workers < 2:
-        return Spread(executor="here", workers=1)
-    return Spread(executor="processes", workers=workers, threads=cores // workers)
+        That is so for a small model on a processor. A suite that measures time runs alone, and so do a model of which
+        the memory holds one only, and a run whose threads somebody chose.
+        """
+        if self.executor != AUTO:
+            return self
+        cores = os.cpu_count() or 1
+        weights = sum(weight.numel() * weight.element_size() for weight in subject.model.parameters())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        workers = min(cores, MOST_WORKERS, int(_SHARE * memory / (weights + _ROOM_BYTES)))
+        stays = suite.is_timed or self.threads is not None or subject.device != "cpu"
+        if stays or weights < _SMALL_BYTES or workers < 2:
+            return Spread(executor="here", workers=1, threads=self.threads)
+        return Spread(executor="processes", workers=workers, threads=cores // workers)
 
 
 def open_executor(name: str, *, workers: int) -> Executor:
