@@ -92,11 +92,12 @@ check: setup  ## format, lint, types
 # What a rented GPU is asked for: each step has its time, and what does not end in it is left out. DATA as above.
 ON_GPU := $(BIN)/kvfold bench speed --device cuda --dtype bfloat16 --n 10 --plans "snapkv(keep=0.1); int8; int4; dynakv(rate=0.47)"
 gpu: setup  ## on a machine with CUDA, 8 minutes: its tests, speed at real shapes into docs/records/gpu-*, gates of SmolLM2
-	timeout 120 $(BIN)/python -m pytest -m gpu
+	timeout 110 $(BIN)/python -m pytest -m gpu
 	-for tokens in 4096 32768 131072; do \
 	  timeout 50 $(ON_GPU) --model llama-3.2-1b --set tokens=$$tokens --out $(RECORDS)/gpu-1b; done
+	-timeout 45 $(ON_GPU) --model llama-3.2-1b --set tokens=32768 --set captured=true --out $(RECORDS)/gpu-1b
 	-for tokens in 4096 32768; do timeout 50 $(ON_GPU) --model llama-3.1-8b --set tokens=$$tokens --out $(RECORDS)/gpu-8b; done
-	-timeout 110 $(BIN)/kvfold train sonic --model smollm2 --judge 1 --minutes 1.2 $(if $(DATA),--data "$(DATA)") --out gpu-adapters/sonic
+	-timeout 75 $(BIN)/kvfold train sonic --model smollm2 --judge 1 --minutes 0.7 $(if $(DATA),--data "$(DATA)") --out gpu-adapters/sonic
 
 site: setup  ## the pages of docs/ as a site in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site

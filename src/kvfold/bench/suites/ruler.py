@@ -62,7 +62,7 @@ class RulerSuite(SharingSuite):
 
     name = "ruler"
     version = 1
-    rows = 8
+    rows = 6
     opens_with = 1
 
     def __post_init__(self) -> None:
