@@ -64,7 +64,8 @@ CHATS = {
         plan="dynakv(rate=0.47) + sentkv(budget=0.1)", reply="Anna's city is Shaefly, Shaefly's hobby is fifty.",
         # Noted were 250,444 and 359,342: a byte for each token in every layer, where one transcript serves all now.
         slots=2355, loaded_bytes=250_444 - 5 * 157 + 158, replied_bytes=359_342 - 5 * 193 + 195,
-        named="dynakv(rate=0.47) + sentkv(budget=0.1, summary='minmax', when='sentence', every=16, queries=8)",
+        named="dynakv(rate=0.47) + sentkv(budget=0.1, length=16, window=8, "
+        "summary='minmax', when='sentence', every=16, queries=8)",
     ),
 }  # fmt: skip
 
