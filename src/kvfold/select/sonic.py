@@ -25,7 +25,7 @@ from kvfold.memory.spread_queries import SpreadQueries
 from kvfold.select.base import JointSelect, top_slots
 
 LEAST = 0.6  # share of its part of the budget that a segment spends, however quiet it is
-QUERIES = 64  # of a segment, by which rows are matched
+QUERIES = 128  # of a segment, by which rows are matched
 SAVED = 48  # tokens whose share of the budget quiet segments may save for later ones
 
 
