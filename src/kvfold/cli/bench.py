@@ -7,6 +7,7 @@ error; standard output has the final table, or with `--json` one record per line
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -99,15 +100,15 @@ def carry_out(
 
     chosen = choose(find(suite), given=settings, data=data).bound_to(out)
     wanted, rivals = _wanted(plans, keep, peers, scopes=chosen.scopes)
-    subject = open_subject(model, dtype=dtype, device=device)
-    spread = Spread(executor=executor, workers=workers, threads=threads).over(chosen, subject)
+    opened = cache(partial(open_subject, model, dtype=dtype, device=device))
+    spread = Spread(executor=executor, workers=workers, threads=threads).over(chosen, opened)
     count = spread.threads or torch.get_num_threads()
     torch.set_num_threads(count)
-    calling = Rivals(subject=subject, threads=count) if rivals else nullcontext()
-    workers_of = open_executor(spread.executor, workers=spread.workers)
-    with workers_of as where, calling as called, progress() as watcher:
-        setting = Setting(suite=chosen, subject=replace(subject, rivals=called), n=n, seed=seed, threads=count)
-        return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher, clock=clock)
+    with open_executor(spread.executor, workers=spread.workers) as where:  # its workers start while the model is opened
+        subject = opened()
+        with Rivals(subject=subject, threads=count) if rivals else nullcontext() as called, progress() as watcher:
+            setting = Setting(suite=chosen, subject=replace(subject, rivals=called), n=n, seed=seed, threads=count)
+            return runner.run(setting, wanted, folder=out, executor=where, watcher=watcher, clock=clock)
 
 
 def bench(

@@ -83,7 +83,7 @@ def test_a_small_model_on_a_processor_is_asked_by_several_processes(monkeypatch,
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": 1 << 23}.get)  # 32 GiB
     model = SimpleNamespace(parameters=lambda: [torch.empty(numbers, device="meta")])
     subject = Subject(name="a", model=model, tokenizer=None, fingerprint="a", dtype="float32", device=device)
-    spread = Spread(executor="auto", workers=2).over(find(suite), subject)
+    spread = Spread(executor="auto", workers=2).over(find(suite), lambda: subject)
     assert (spread.executor, spread.workers, spread.threads) == expected
 
 

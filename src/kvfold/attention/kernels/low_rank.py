@@ -30,7 +30,7 @@ from kvfold.attention.partial import Partial
 from kvfold.attention.soft_cap import cap_of
 
 HALVES = (torch.bfloat16, torch.float16)
-_SPLIT_SLOTS = 512  # slots that are worth a program
+_SPLIT_SLOTS = 512  # slots of a row for each program, at least
 _NARROW = 256  # padded dimensions of keys and values together up to which four warps hold a program
 _MEDIUM = 512  # up to which tiles of 64 slots fit twice into shared memory
 

@@ -18,7 +18,7 @@ from kvfold.bench.peers.plans import is_rival
 from kvfold.bench.report.tables import Row, Table, is_full, is_none
 from kvfold.bench.report.titles import counted
 
-MOST = 4  # curves beside the full cache and no history: six lines are told apart
+MOST = 4  # curves beside the full cache and no history: more than six lines are hard to distinguish
 WITHIN = (0.07, 0.12, 0.25, 0.6)  # curves are compared by what they score within these fractions of the bytes
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SIZE = re.compile(r"\b(keep|rate|bits|budget)=[\d.]+(, )?")

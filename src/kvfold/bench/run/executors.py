@@ -4,6 +4,7 @@ Each is imported when it is opened, so that a run in this process reads neither 
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvfold.bench.run.executor import Executor, InProcess
@@ -26,21 +27,24 @@ class Spread:
     workers: int
     threads: int | None = None  # of each worker; None: torch's own choice
 
-    def over(self, suite: Suite, subject: Subject) -> "Spread":
+    def over(self, suite: Suite, opened: Callable[[], Subject]) -> "Spread":
         """Choose, for `auto`, processes with few threads where they do more than one with many.
 
         That is so for a small model on a processor. A suite that measures time runs alone, and so do a model of which
-        the memory holds one only, and a run whose threads somebody chose.
+        the memory holds one only, and a run whose threads somebody chose. Only what must know the model opens it.
         """
         if self.executor != AUTO:
             return self
+        alone = Spread(executor="here", workers=1, threads=self.threads)
+        if suite.is_timed or self.threads is not None:
+            return alone
+        subject = opened()
         cores = os.cpu_count() or 1
         weights = sum(weight.numel() * weight.element_size() for weight in subject.model.parameters())
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         workers = min(cores, MOST_WORKERS, int(_SHARE * memory / (weights + _ROOM_BYTES)))
-        stays = suite.is_timed or self.threads is not None or subject.device != "cpu"
-        if stays or weights < _SMALL_BYTES or workers < 2:
-            return Spread(executor="here", workers=1, threads=self.threads)
+        if subject.device != "cpu" or weights < _SMALL_BYTES or workers < 2:
+            return alone
         return Spread(executor="processes", workers=workers, threads=cores // workers)
 
 

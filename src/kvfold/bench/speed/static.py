@@ -4,7 +4,6 @@ The cache is as long as its longest text and is read whole, under a mask. It is 
 when its room is full it goes back to where it began: time does not depend on what it holds.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ class StaticStep:
     def step(self, number: int) -> None:
         """Feed one token, captured when the first one comes."""
         if self._graph is None:
-            self._graph = self._capture(partial(self._forward))
+            self._graph = self._capture(self._forward)
         if self._left == 0:
             self._rewind()
         self._ids.fill_(number % self._model.config.vocab_size)

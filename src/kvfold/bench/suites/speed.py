@@ -174,9 +174,7 @@ class _Decode:
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
         self.model = subject.model
-        self.plan, self.full = (cache(self.model, text, prompt_tokens=0, least=0) for text in (plan, "full"))
-        for past in (self.plan, self.full):
-            fill(past, self.model, tokens, seed=seed)
+        self.plan, self.full = (_filled(self.model, text, tokens, seed=seed) for text in (plan, "full"))
         self.stock = fill_stock(self.model, tokens, seed=seed)
         self.ledger = self.plan.ledger()
         self.moved_bytes = self.ledger.stored_bytes + _weight_bytes(self.model)
@@ -222,8 +220,7 @@ class _RivalDecode(_Decode):
 
     def __init__(self, subject: Subject, plan: str, tokens: int, *, seed: int) -> None:
         self.model = subject.model
-        self.full = cache(self.model, "full", prompt_tokens=0, least=0)
-        fill(self.full, self.model, tokens, seed=seed)
+        self.full = _filled(self.model, "full", tokens, seed=seed)
         self.stock = fill_stock(self.model, tokens, seed=seed)
         assert subject.rivals is not None, "a rival's plan comes with rivals"
         self.rows = subject.rivals.rows(plan, count=1)
@@ -336,6 +333,13 @@ class _Fold(_Prefill):
         seconds = TurnSeconds(**_in_turn(self.model, work, number))
         self.fold_shares.append(folding[0] / seconds.full)
         return seconds
+
+
+def _filled(model: Any, plan: str, tokens: int, *, seed: int) -> FoldedCache:
+    """A cache under a plan that holds so many tokens, folded however few they are."""
+    past = cache(model, plan, prompt_tokens=0, least=0)
+    fill(past, model, tokens, seed=seed)
+    return past
 
 
 def _in_turn(model: Any, work: Mapping[str, Callable[[], Any]], number: int) -> dict[str, float]:
