@@ -30,11 +30,20 @@ def test_the_share_alike_set_is_not_among_those_that_ship():
     assert "sgd.train" not in real.SHIPPED
 
 
+def test_training_reads_every_set_of_a_folder_but_share_alike_ones(tmp_path):
+    for name in ("mine", "novels", "sgd.train"):
+        write(tmp_path, name, [{"text": name}])
+    assert real.sets(tmp_path) == ["novels", "mine"]
+    assert list(real.documents(tmp_path)) == [("novels", "novels"), ("mine", "mine")]
+
+
 def test_missing_sets_and_strange_rows_are_refused(tmp_path):
     with pytest.raises(DataError, match="--data"):
         list(real.documents(tmp_path, ["talk"]))
     with pytest.raises(DataError, match="no folder"):
         list(real.documents(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="holds no"):
+        list(real.documents(tmp_path))
     write(tmp_path, "odd", [{"id": 1}])
     with pytest.raises(DataError, match="convert it"):
         list(real.documents(tmp_path, ["odd"]))

@@ -16,7 +16,10 @@ Minutes = Annotated[float | None, typer.Option("--minutes", help="How many minut
 Tokens = Annotated[int | None, typer.Option("--tokens", help="How many tokens the whole run reads.")]
 Scorer = Annotated[
     float,
-    typer.Option("--judge", help="The share of the run that trains the scorer alone. 1: no rows are trained."),
+    typer.Option(
+        "--judge",
+        help="The share of the run that trains the scorer alone. 1: all, so no Nexus rows.",
+    ),
 ]
 Study = Annotated[
     float, typer.Option("--study", help="The share of talks in which the model asks itself about the data.", min=0)

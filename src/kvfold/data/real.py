@@ -1,7 +1,7 @@
 """Real text from files: JSON Lines in xz, one set a file, as plain documents.
 
-Reads the sets by the fields they hold (messages, text, question and answer). Knows which sets may go into weights that
-are shipped (`SHIPPED`); files are never copied into the package.
+Reads the sets by the fields they hold (messages, text, question and answer). Knows which sets the shipped model was
+trained on (`SHIPPED`), and which no adapter learns from (`SHARE_ALIKE`); files are never copied into the package.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from kvfold.data.words import Borrowed, may_train
 from kvfold.errors import DataError
 
-# Set name -> licence: what the shipped model was trained on. A share-alike dialogue set is left out on purpose.
+# Set name -> licence: what the shipped model was trained on.
 SHIPPED = {
     "star": "MIT",
     "fairytaleqa.train": "Apache-2.0",
@@ -23,27 +23,29 @@ SHIPPED = {
     "gsm8k.train": "MIT",
     "novels": "public domain, markup CC BY",
 }
+SHARE_ALIKE = ("sgd.train", "sgd.dev")  # CC BY-SA: weights that learned from these could not ship under Apache-2.0
 
 
-def documents(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tuple[str, str]]:
-    """Every document of the named sets as (set, text), in file order."""
-    for name, row in rows(folder, sets):
+def documents(folder: Path, names: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Every document of the named sets, or of all that may be trained on, as (set, text), in file order."""
+    for name, row in rows(folder, names):
         yield name, _text(row)
 
 
 def sets(folder: Path) -> list[str]:
-    """The sets of a folder that may go into shipped weights; all of its sets where it holds none of these."""
-    found = sorted(path.name.removesuffix(".jsonl.xz") for path in folder.glob("*.jsonl.xz"))
-    if not found:
-        raise DataError(f"real text was asked from {folder}; it holds no *.jsonl.xz; give a folder that does")
-    return [name for name in SHIPPED if name in found] or found
-
-
-def rows(folder: Path, sets: Sequence[str] = tuple(SHIPPED)) -> Iterator[tuple[str, dict]]:
-    """Every row of the named sets as (set, fields), in file order."""
+    """The sets of a folder that may be trained on: SHIPPED in their order, then the others by name."""
     if not folder.is_dir():
         raise DataError(f"real text was asked from {folder}; that is no folder; give one that holds *.jsonl.xz files")
-    for name in sets:
+    found = {path.name.removesuffix(".jsonl.xz") for path in folder.glob("*.jsonl.xz")}.difference(SHARE_ALIKE)
+    if not found:
+        raise DataError(f"real text was asked from {folder}; it holds no *.jsonl.xz; give a folder that does")
+    ours = [name for name in SHIPPED if name in found]
+    return ours + sorted(found.difference(SHIPPED))
+
+
+def rows(folder: Path, names: Sequence[str] | None = None) -> Iterator[tuple[str, dict]]:
+    """Every row of the named sets, or of all that may be trained on, as (set, fields), in file order."""
+    for name in sets(folder) if names is None else names:
         path = folder / f"{name}.jsonl.xz"
         if not path.is_file():
             raise DataError(f"the set {name} was asked; {folder} has no {path.name}; name another folder with --data")

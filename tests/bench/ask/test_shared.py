@@ -1,16 +1,19 @@
 """What several plans read once is worth exactly what each would have read by itself, for every plan of the registry."""
 
 import pytest
+import torch
 
 import plans as registry
 from kvfold.bench.ask.asking import ask_each
 from kvfold.bench.ask.prompts import Prompt
+from kvfold.bench.ask.reader import open_rows
 from kvfold.bench.ask.shared import SharedRows, sharers
 from kvfold.bench.choices import choose
 from kvfold.bench.subject import open_subject
 from kvfold.bench.suites import find
 from kvfold.data import dialogue
 from kvfold.errors import PlanError
+from kvfold.hf import passes
 from kvfold.open import cache
 
 EVERY = list(dict.fromkeys(str(plan) for plan in (registry.lossy() | registry.lossless()).values()))
@@ -115,3 +118,28 @@ def test_forks_go_their_own_ways(tiny):
     alone.feed([list(range(300, 400))])
     assert second.logits([[9]]).equal(alone.under("full").logits([[9]]))
     assert (first.fed_tokens, second.fed_tokens) == ([103], [101])
+
+
+def test_sizes_of_kvzip_replay_a_text_once_and_go_on_alone_after_their_fold(tiny, monkeypatch):
+    calls = []
+    monkeypatch.setattr(passes, "replay", lambda *given, of=passes.replay: calls.append(1) or of(*given))
+    rows = SharedRows(tiny, ["kvzip(keep=0.3)", "kvzip(keep=0.6)"], count=1)
+    text = [prompts(tiny.tokenizer)[0].context]
+    rows.feed(text)
+    for number, plan in enumerate(("kvzip(keep=0.3)", "kvzip(keep=0.6)")):
+        shared, alone = rows.under(plan), open_rows(tiny, plan, count=1)
+        alone.feed(text)
+        calls.clear()
+        shared.fold()
+        assert len(calls) == 1 - number  # the first plan's replay is the second's
+        alone.fold()
+        for more in (text, [text[0][:40]]):
+            assert torch.equal(shared.logits(more), alone.logits(more))
+            calls.clear()
+            shared.fold()
+            assert len(calls) == 1  # what is held differs now, and so may what is seen in it
+            alone.fold()
+    rows.feed(text)
+    calls.clear()
+    rows.under("kvzip(keep=0.3)").fold()
+    assert len(calls) == 1  # of the longer text nothing was replayed

@@ -18,7 +18,7 @@ from kvfold.chat.rows import Rows
 from kvfold.hf.stock_layers import reads_pads
 
 PIECE = 512  # columns of one forward while a context is read; bounds the memory, changes no result
-ALIKE = 1 / 32  # how much longer than the shortest a row may be to go with it
+ALIKE = 1 / 16  # how much longer than the shortest a row may be to go with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

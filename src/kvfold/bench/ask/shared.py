@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from kvfold.bench.ask.audit import AuditedRows
 from kvfold.bench.ask.reader import Reader, open_rows
+from kvfold.bench.ask.replayed_once import ReplayedOnce, Replays
 from kvfold.bench.peers.plans import is_rival
 from kvfold.bench.subject import Subject
 from kvfold.plan import Plan
@@ -32,6 +33,7 @@ class SharedRows:
         self._sharers = frozenset(together) if len(together) > 1 else frozenset()
         self._fed: list[list[list[int]]] = []  # what plans that read by themselves are fed
         self._rows: AuditedRows | None = None
+        self._replays = Replays()
         if self._sharers:
             pad = subject.tokenizer.pad_token_id or 0
             for_plans = [Plan.parse(plan) for plan in together]
@@ -40,6 +42,7 @@ class SharedRows:
     def feed(self, chunks: Chunks) -> None:
         """Read one chunk a row; a row may have none."""
         self._fed.append([list(chunk) for chunk in chunks])
+        self._replays = Replays()  # those of before are of a shorter text
         if self._rows is not None:
             self._rows.feed(chunks)
 
@@ -58,6 +61,9 @@ class SharedRows:
         if self._rows is not None and self.shares(plan):
             fork = self._rows.under(plan)
             assert isinstance(fork, AuditedRows), "a fork is what it was forked from"
+            assert fork.folded is not None, "a fork folds"
+            memory = fork.folded.memory
+            memory.access = ReplayedOnce(memory.access, self._replays)
             return fork
         rows = open_rows(self._subject, plan, count=self._count)
         for chunks in self._fed:

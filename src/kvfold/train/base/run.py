@@ -41,7 +41,7 @@ class BaseRun(Run):
         super().__init__(settings, rank=join_processes())
         self.rng = random.Random(f"{settings.seed}:{self.rank}" if self.rank else settings.seed)
         torch.manual_seed(settings.seed)
-        natural = [text for _, text in real.documents(settings.data)] if settings.data else []
+        natural = [text for _, text in real.documents(settings.data, tuple(real.SHIPPED))] if settings.data else []
         self.tokenizer = self._tokenizer()
         self.samples = Samples(self.tokenizer, natural)
         self.curriculum = base_curriculum()

@@ -46,7 +46,7 @@ def corpus(data: Path | None, *, samples: int = 1500) -> Iterator[str]:
 
 def _real(data: Path) -> Iterator[str]:
     left = dict(_REAL_CHARACTERS)
-    for name, text in real.documents(data):
+    for name, text in real.documents(data, tuple(real.SHIPPED)):
         if left[name] > 0:
             text = text[:20_000]
             left[name] -= len(text)
