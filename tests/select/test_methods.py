@@ -109,9 +109,12 @@ def test_snapkv_scores_are_the_attention_of_its_window():
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_snapkv_keeps_its_window_and_what_it_looks_at():
+@pytest.mark.parametrize("in_window", [False, True])
+def test_snapkv_keeps_its_window_and_what_it_looks_at(in_window):
     keys = torch.zeros(1, 1, 20, 4)
     keys[0, 0, 5] = 10.0  # every query looks here
+    if in_window:
+        keys[0, 0, 18] = 20.0  # looked at more, and no reason to keep the slots before it
     kv = KV(keys, keys, torch.arange(20).expand(1, 1, 20))
     queries = torch.ones(1, 1, 2, 4)
     seen = Candidates(

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import avg_pool1d
+from torch.nn.functional import avg_pool1d, pad
 
 from kvfold.attention.soft_cap import capped
 from kvfold.errors import PlanError
@@ -46,13 +46,16 @@ class SnapKV(PerLayerSelect):
         return (RecentQueries(self.window),)
 
     def choose_slots(self, candidates: Candidates) -> Bool[Tensor, "B H S"]:
-        """Mark the newest slots, then those with the highest pooled scores."""
-        slots = candidates.slots
-        recent = newest(candidates.kv, max(min(self.window, slots // 2), 1))
-        scores = self.scores(candidates)
-        pooled = avg_pool1d(scores, self.pool, stride=1, padding=self.pool // 2, count_include_pad=False)
-        rest = slots - int(recent[0, 0].sum())
-        return recent | best(pooled, rest, among=~recent, shared_heads=candidates.shared_heads)
+        """Mark the newest slots, then those with the highest pooled scores; the newest ones are not pooled over."""
+        slots, kv = candidates.slots, candidates.kv
+        window = max(min(self.window, slots // 2), 1)
+        recent = newest(kv, window)
+        if len(kv) <= window:
+            return recent
+        older = self.scores(candidates)[:, :, :-window]  # the window lifts none of its neighbours
+        pooled = avg_pool1d(older, self.pool, stride=1, padding=self.pool // 2, count_include_pad=False)
+        scores = pad(pooled, (0, window))
+        return recent | best(scores, slots - window, among=~recent, shared_heads=candidates.shared_heads)
 
     def scores(self, candidates: Candidates) -> Float[Tensor, "B H S"]:
         """Sum the attention that each slot gets from recent queries, each seeing what lies before it."""
