@@ -170,7 +170,7 @@ ruler-smollm2_ASKS := ruler --n 26 --set tokens=2048
 ruler-rivals-smollm2_ASKS := ruler --n 11 --set tokens=2048
 ruler-seen-smollm2_ASKS := ruler --n 11 --set tokens=2048 --set question=seen
 ruler-4096-smollm2_ASKS := ruler --n 11 --set tokens=4096 --set question=seen
-longqa-smollm2_ASKS = longqa --n 12 --set tokens=2048 --set score=likelihood --data "$(DATA)"
+longqa-smollm2_ASKS = longqa --n 12 --set tokens=2048 --set score=likelihood --set answer=singly --data "$(DATA)"
 dialogue-smollm2_ASKS = dialogue --n 8 --set score=likelihood --data "$(DATA)"
 fidelity-smollm2_ASKS = fidelity --n 12 --data "$(DATA)"
 dynakv-smollm2_ASKS = fidelity --n 8 --seed 5 --data "$(DATA)"

@@ -98,6 +98,7 @@ def test_the_registry_has_the_members_of_this_version():
         ("full + full", "both say what stays"),
         ("snapkv(0.5)", "write a name with keywords"),
         ("snapkv(keep=x)", "no literal"),
+        ("snapkv(keep={[1]: 2})", "no literal"),
         ("snapkv(keep=__import__('os'))", "no literal"),
         ("snapkv(keep=0.5, **{'window': 3})", "write a name with keywords"),
         ("snapkv(keep=0.5, keep=0.6)", "write a name with keywords"),

@@ -23,7 +23,7 @@ _DRAFTS = re.compile(r"\..+\.kvfold-(\d{1,9})-[a-z0-9_]{8}\.part")
 _MARK, _DRAFT = "kvfold-draft", "draft"
 _TEMPORARY = ".tmp"  # begins the names under which safetensors writes
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of fallocate(2)
-_LONGEST_NAME = 100  # characters of a name that a draft's folder takes over: names have at most 255 bytes
+_LONGEST_NAME = 100  # bytes of a name that a draft's folder takes over: names have at most 255
 
 
 def home() -> Path:
@@ -38,7 +38,8 @@ def home() -> Path:
 def draft_of(path: Path) -> Iterator[Path]:
     """Give a place for a draft on the same disk, to be put at `path`. It is gone afterwards unless it was."""
     remove_leftovers(path.parent)
-    prefix = f".{path.name[:_LONGEST_NAME]}.kvfold-{os.getpid()}-"
+    name = path.name.encode(errors="ignore")[:_LONGEST_NAME].decode(errors="ignore")
+    prefix = f".{name}.kvfold-{os.getpid()}-"
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=".part"))
     handle = os.open(folder, os.O_RDONLY)
     try:

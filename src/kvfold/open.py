@@ -193,5 +193,5 @@ def fork_under(read: FoldedCache, plan: Plan | str) -> FoldedCache:
     )
     twin = read.fork()
     hand_over(twin.memory, fork.memory)
-    fork.restore((fork.memory.mark(), twin.mark()[1]))  # the layers that never fold
+    fork.restore(twin.mark()._replace(memory=fork.memory.mark()))  # the layers that never fold
     return fork

@@ -321,7 +321,7 @@ def _call(term: ast.expr, text: str) -> tuple[str, dict[str, Any]]:
     try:
         if isinstance(term, ast.Call) and isinstance(term.func, ast.Name) and not term.args and _named(term.keywords):
             return term.func.id, {str(word.arg): ast.literal_eval(word.value) for word in term.keywords}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise PlanError(
             f"{ast.unparse(term)!r} in {text!r} has a value that is no literal; give a number or a quoted text"
         ) from error

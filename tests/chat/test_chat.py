@@ -387,3 +387,13 @@ def test_settings_of_replies_are_named_or_a_configuration(begin):
     assert by_name.reply("Hello there.") == configured.reply("Hello there.")
     with pytest.raises(ModelError, match="'max_tokens'; transformers' GenerationConfig has no such setting"):
         begin("full", generation={"max_tokens": 10})
+    for bad in ({"max_new_tokens": -5}, {"num_beams": "two"}, {"do_sample": True, "temperature": -1.0}):
+        with pytest.raises(ModelError, match="of at least"):
+            begin("full", generation=bad)
+
+
+def test_half_of_a_character_is_refused_before_it_is_read(begin):
+    chat = begin("full")
+    with pytest.raises(DataError, match="half of a pair"):
+        chat.reply("Anna \udcff")
+    assert len(chat.turns) == 0

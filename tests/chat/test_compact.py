@@ -5,6 +5,7 @@ from transformers import GenerationConfig
 
 from kvfold.budget.ledger import Ledger
 from kvfold.chat.chat import Chat
+from kvfold.chat.reread import reread
 from kvfold.errors import CacheError, ModelError
 from kvfold.memory.rules import Positions
 
@@ -97,3 +98,11 @@ def test_other_positions_than_the_saved_ones_are_refused(begin, tmp_path, model,
         with pytest.raises(CacheError, match=f"it was saved with positions='{positions}'"):
             Chat.load(tmp_path / "talk.kvfold", model, tokenizer, positions=others)
         assert Chat.load(tmp_path / "talk.kvfold", model, tokenizer).cache.positions == positions
+
+
+def test_read_anew_a_chat_beyond_the_last_position_stays_compact(begin):
+    chat, _ = longest(begin, PLAN, 600)
+    twin = reread(chat, plan="snapkv(tokens=50)")
+    assert (twin.cache.positions, twin.ids) == ("compact", chat.ids)
+    assert twin.ledger().slots < chat.ledger().slots
+    twin.reply(SAID[0])

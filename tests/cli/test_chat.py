@@ -172,6 +172,7 @@ def test_what_goes_wrong_in_a_turn_is_one_line_and_the_talk_goes_on(talk, line, 
     (["--load", __file__], "another kind of file"),
     (["--load", __file__, "--plan", "full"], "a saved chat brings its own"),
     (["--save", "/no/where/x"], "make the folder first"),
+    (["--save", "/"], "it is a folder"),
     (["--temperature", "-1"], "--help"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_code_2_before_a_model_is_read(talk, options, why, monkeypatch):
@@ -279,7 +280,14 @@ def test_inspect_says_what_a_model_folder_holds(folder, capsys):
 
 def test_inspect_refuses_what_is_neither(tmp_path, capsys):
     (tmp_path / "diary.txt").write_text("Dear diary")
-    for path, why in ((tmp_path / "diary.txt", "another kind of file"), (tmp_path, "no config.json")):
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "config.json").write_text("[1]")
+    for path, why in (
+        (tmp_path / "diary.txt", "another kind of file"),
+        (tmp_path, "no config.json"),
+        (odd, "no config.json that can be read"),
+    ):
         assert run(["inspect", str(path)]) == 2
         shown = capsys.readouterr()
         assert shown.out == ""

@@ -159,3 +159,10 @@ def test_a_fingerprint_tells_other_weights_and_other_rotations_apart(sound):
     assert fingerprint(turned) != own
     model.config.use_cache, model.config._name_or_path = False, "another name"
     assert fingerprint(model) == own
+
+
+@pytest.mark.parametrize("name", ["./tiny", "tiny/", "."])
+def test_a_path_is_no_name_of_a_shipped_model(sound, tmp_path, monkeypatch, name):
+    shutil.copytree(sound, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path / "tiny" if name == "." else tmp_path)
+    assert loading.source_of(name) == str(tmp_path / "tiny")

@@ -237,6 +237,11 @@ class Chat:
 def _refuse_no_words(text: object) -> None:
     if not isinstance(text, str):
         raise DataError(f"a message of {type(text).__name__} was sent; a message is a text; give a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        truth = f"its character {error.start + 1} is half of a pair, which no file holds"
+        raise DataError(f"a message was sent; {truth}; read your text as UTF-8") from None
     if not text.strip():
         raise DataError("an empty message was sent; there is nothing to reply to; say something")
 

@@ -23,6 +23,7 @@ def reread(chat: Chat, *, plan: Plan | str | None = None, system: str | None = N
         raw_turns=chat.raw_turns,
         stride=chat._stride,
         least=chat.cache.memory.rules.least,
+        positions=chat.cache.positions,
     )
     spoken = [message for message in past.messages if message.role != "system"]
     for number, turn in enumerate(past.turns):

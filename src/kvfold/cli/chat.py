@@ -4,6 +4,7 @@ Replies go to standard output, everything else (prompt of the terminal, status, 
 works in a pipe: a line in, a reply out. What a chat is stands in `chat/`; this file reads lines and prints.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,9 +105,19 @@ def _refuse_early(of_a_new_chat: dict[str, object], *, load: Path | None, save: 
             if value is not None:
                 raise PlanError(f"{name} was given with --load; a saved chat brings its own; leave {name} away")
     header = None if load is None else read_header(load)
-    if save is not None and not save.expanduser().absolute().parent.is_dir():
-        raise FileError(f"{save} was to be written; its folder is not there; make the folder first")
+    if save is not None:
+        _refuse_unwritable(save.expanduser().absolute())
     return header
+
+
+def _refuse_unwritable(save: Path) -> None:
+    """Raise FileError where a chat could not be saved in the end."""
+    if not save.parent.is_dir():
+        raise FileError(f"{save} was to be written; its folder is not there; make the folder first")
+    if save.is_dir():
+        raise FileError(f"{save} was to be written; it is a folder; give the name of a file in it")
+    if not os.access(save.parent, os.W_OK):
+        raise FileError(f"{save} was to be written; its folder cannot be written to; give another one")
 
 
 def _of_the_file(header: dict[str, Any] | None, model: str | None, dtype: str) -> tuple[str, str]:
@@ -118,10 +129,10 @@ def _of_the_file(header: dict[str, Any] | None, model: str | None, dtype: str) -
 
 def _named(saved: str) -> str:
     """The name by which the model of a saved chat is loaded: a shipped one lies elsewhere in another installation."""
-    from kvfold.hf.load import SHIPPED
+    from kvfold.hf.load import is_shipped
 
     short = Path(saved).name
-    return short if (SHIPPED / short / "config.json").is_file() and not Path(saved).is_dir() else saved
+    return short if is_shipped(short) and not Path(saved).is_dir() else saved
 
 
 def _talk(talk: Talk) -> bool:
@@ -136,6 +147,10 @@ def _talk(talk: Talk) -> bool:
             if empty and not said and not lines.typed:
                 raise DataError("an empty message was sent; there is nothing to reply to; say something") from None
             return failed
+        except UnicodeDecodeError as error:
+            failed = True
+            tell(f"kvfold: a line was sent that is not UTF-8 ({error.reason}); it is left out; send text in UTF-8")
+            continue
         said, empty = said or bool(line.strip()), empty or not line.strip()
         if line.strip() == "/quit":
             return failed

@@ -55,13 +55,13 @@ def _saved(path: Path) -> dict[str, Any]:
 
 def _model(folder: Path) -> dict[str, Any]:
     try:
-        config = words.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = dict(words.loads((folder / "config.json").read_text(encoding="utf-8")))
+        text = dict(config.get("text_config") or config)
+    except (OSError, ValueError, TypeError) as error:
         raise FileError(
             f"{folder} was to be inspected; it has no config.json that can be read; give a saved chat or cache, or the "
             "folder of a model"
         ) from error
-    text = config.get("text_config", config)
     layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
     kv_heads = text.get("num_key_value_heads") or heads
     size = text.get("head_dim") or (text["hidden_size"] // heads if heads and "hidden_size" in text else None)

@@ -25,6 +25,7 @@ def ranks(
     json: Annotated[bool, typer.Option("--json", help="Print what each layer keeps, as one JSON object.")] = False,
 ) -> None:
     """Draw a text as a page: each token is shaded by how much of it a plan keeps, layer by layer."""
+    from kvfold.bench.report.page import write_whole
     from kvfold.bench.report.ranks import page, shares_of
     from kvfold.cli.hardware import load_model
     from kvfold.data.files import prose, read_rows
@@ -33,7 +34,7 @@ def ranks(
     read = prose(read_rows(text)[0])[: 8 * tokens]
     start = str(tokenizer.decode(tokenizer(read)["input_ids"][:tokens], skip_special_tokens=True))
     shares = shares_of(loaded, tokenizer, plan, start)
-    out.write_text(page(shares), encoding="utf-8")
+    write_whole(out, page(shares))
     kept = {str(index): round(sum(own) / len(own), 4) for index, own in shares.layers.items()}
     if json:
         typer.echo(words.dumps({"plan": shares.plan, "tokens": len(shares.tokens), "kept": kept, "page": str(out)}))

@@ -100,7 +100,11 @@ def _serve_on_ray(load: "Load", settings: "ServeSettings", line: str, replicas: 
 
 
 def _found(model: str) -> str:
-    """Give a folder's or a file's whole path, which holds in other processes too."""
+    """Give a folder's or a file's whole path, which holds in other processes too; a shipped model has its name."""
+    from kvfold.hf.load import is_shipped
+
+    if is_shipped(model):
+        return model
     path = Path(model).expanduser()
     return str(path.absolute()) if path.exists() else model
 

@@ -186,9 +186,10 @@ class ModelBinding:
 
     def learned(self, key: Hashable, make: Callable[[], _Learned]) -> _Learned:
         """Give what was learned for the model under a key; `make` reads it the first time."""
-        if key not in self._learned:
-            self._learned[key] = make()
-        return self._learned[key]
+        with _LOCK:
+            if key not in self._learned:
+                self._learned[key] = make()
+            return self._learned[key]
 
 
 class ModelLease:
@@ -282,4 +283,4 @@ class ModelLease:
 
 
 _BINDINGS: "weakref.WeakKeyDictionary[PreTrainedModel, ModelBinding]" = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # one thread may come twice: a collector frees caches wherever it runs

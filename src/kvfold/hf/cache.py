@@ -26,11 +26,11 @@ from kvfold.hf.handle import FoldingLayer, NewRows
 from kvfold.hf.passes import ModelPasses
 from kvfold.hf.recurrent import RecurrentSeams, folding_layer, unfolded_layer
 from kvfold.hf.saving import Saving
-from kvfold.hf.stock_layers import StockLayers, StockState
+from kvfold.hf.snapshot import CacheMark
+from kvfold.hf.stock_layers import StockLayers
 from kvfold.integers import MOST, integer
 from kvfold.memory.accounting import account, device_of
 from kvfold.memory.context import RowAdapter
-from kvfold.memory.forward import Mark
 from kvfold.memory.memory import Memory
 from kvfold.memory.rules import Positions
 from kvfold.plan import Plan
@@ -210,16 +210,17 @@ class FoldedCache(Saving, Beams, RecurrentSeams):
         twin.is_branched = self.is_branched
         return twin
 
-    def mark(self) -> tuple[Mark, dict[int, StockState]]:
+    def mark(self) -> CacheMark:
         """A moment to come back to by `restore`, over several forwards."""
         self.running.undo()
-        return self.memory.mark(), self.stock.states()
+        return CacheMark(self.memory.mark(), self.stock.states(), self.is_branched)
 
-    def restore(self, mark: tuple[Mark, dict[int, StockState]]) -> None:
+    def restore(self, mark: CacheMark) -> None:
         """Everything as it was at the mark."""
         self.running.undo()
-        self.memory.restore(mark[0])
-        self.stock.put_back(mark[1])
+        self.memory.restore(mark.memory)
+        self.stock.put_back(mark.stock)
+        self.is_branched = mark.is_branched
 
     def begin(self, rows: int, new: int) -> None:
         """Begin a forward of some rows; more rows than are held repeat the past, as beam search wants it."""

@@ -50,6 +50,17 @@ def static_cache(model: Model, tokens: int) -> Cache:
     return StaticCache(config=model.config, max_cache_len=tokens)
 
 
+_BOUNDS: Mapping[str, tuple[Any, float]] = {  # kinds of number, and the least one
+    "max_new_tokens": (int, 1),
+    "num_beams": (int, 1),
+    "num_return_sequences": (int, 1),
+    "top_k": (int, 0),
+    "top_p": ((int, float), 0),
+    "temperature": ((int, float), 0),
+    "repetition_penalty": ((int, float), 0),
+}
+
+
 def _named(settings: Mapping[str, Any]) -> Settings:
     """Make a generation configuration of settings by their names."""
     known = GenerationConfig().to_dict()
@@ -59,6 +70,11 @@ def _named(settings: Mapping[str, Any]) -> Settings:
             f"generation was given {unknown[0]!r}; transformers' GenerationConfig has no such setting; give "
             "max_new_tokens, do_sample, temperature or another of its names"
         )
+    for name, (kinds, least) in _BOUNDS.items():
+        value = settings.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or value < least):
+            whole = "a whole number" if kinds is int else "a number"
+            raise ModelError(f"generation was given {name}={value!r}; it is {whole} of at least {least}; give one")
     return GenerationConfig.from_dict(dict(settings))
 
 

@@ -119,9 +119,7 @@ def source_of(name: str) -> str:
     if name in PACKAGED:
         file = packaged_file(PACKAGED[name])
         return PACKAGED[name].hub if file is None else str(unpacked(file, name))
-    shipped, folder = SHIPPED / name, Path(name).expanduser()
-    if name.strip() and not folder.is_absolute() and shipped.is_dir():
-        folder = shipped
+    folder = SHIPPED / name if is_shipped(name) else Path(name).expanduser()
     if name.strip() and folder.is_dir():
         _refuse_incomplete(folder, name)
         return str(folder.absolute())  # a saved chat names its model, and is resumed from any folder
@@ -234,7 +232,15 @@ def _refuse_unreadable(name: str, source: str, error: Exception, *, offline: boo
     refuse(name, f"it is not shipped, no folder here and {where} ({why})", f"give {_choices()}", cause=error)
 
 
+def is_shipped(name: str) -> bool:
+    """Tell whether a name is that of a shipped model. A path is not, whatever it ends in."""
+    return name in _shipped()
+
+
+def _shipped() -> set[str]:
+    return {path.name for path in SHIPPED.iterdir() if (path / "config.json").is_file()}
+
+
 def _choices() -> str:
-    shipped = (path.name for path in SHIPPED.iterdir() if (path / "config.json").is_file())
-    names = ", ".join(sorted({*PACKAGED, *shipped}))
+    names = ", ".join(sorted({*PACKAGED, *_shipped()}))
     return f"{names}, a folder with config.json, a GGUF file, or a name on the Hub"

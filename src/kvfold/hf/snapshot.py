@@ -5,7 +5,7 @@ to check (hf/load.py has the fingerprint). No files.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -19,6 +19,14 @@ from kvfold.memory.snapshot import Snapshot
 _STOCK, _RECURRENT = "stock", "recurrent"
 
 
+class CacheMark(NamedTuple):
+    """A moment of a cache, to come back to."""
+
+    memory: Mark
+    stock: dict[int, StockState]  # of the layers that never fold
+    is_branched: bool  # its rows are beams
+
+
 @runtime_checkable
 class Marked(Protocol):
     """What a snapshot is taken of, and put back into: a folded cache."""
@@ -26,7 +34,7 @@ class Marked(Protocol):
     memory: Memory
     layers: list[Any]
 
-    def mark(self) -> tuple[Mark, dict[int, StockState]]:
+    def mark(self) -> CacheMark:
         """Give the moment as it is now."""
         ...
 
@@ -38,7 +46,7 @@ def take(cache: Marked) -> Snapshot:
     tensors: dict[str, Tensor] = dict(memory.tensors)
     stock: dict[str, Any] = {}
     recurrent: dict[str, Any] = {}
-    for index, state in mark[1].items():
+    for index, state in mark.stock.items():
         held = dict(state.tensors())
         tensors |= {f"{_STOCK}.{index}.{name}": tensor for name, tensor in held.items()}
         if "keys" in held:

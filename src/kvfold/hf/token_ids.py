@@ -44,9 +44,14 @@ class IdRecorder(ForwardHook):
         return [module.register_forward_pre_hook(self, with_kwargs=True)]
 
     def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Note the ids that are about to be read; of a whole model's forwards, those over a cache."""
-        if self._at == "embedding" or taken(kwargs) is not None:
-            self._noted.ids = args[0] if args else kwargs.get(self._keyword)
+        """Note the ids that are about to be read; of a whole model's forwards, those over a cache that takes them."""
+        ids = args[0] if args else kwargs.get(self._keyword)
+        if self._at == "embedding":
+            self._noted.ids = ids
+            return
+        past = taken(kwargs)
+        if past is not None:  # a stock cache takes nothing, and the next folded one must not take its ids
+            self._noted.ids = None if type(past).__module__.startswith("transformers.") else ids
 
     def note(self, ids: Any) -> None:
         """Note ids that the next cache of this thread shall take."""
