@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvfold.attention.soft_cap import with_cap
 from kvfold.errors import CacheError, ModelError
+from kvfold.hf.attention_name import PREFIX, StandingName, refuse_unserved
 from kvfold.hf.batched import BatchedRows
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
@@ -29,8 +30,6 @@ from kvfold.hf.hooks import ForwardHook
 from kvfold.hf.passes import PassRows
 from kvfold.hf.refusals import why_positions_end
 from kvfold.memory.layer import NewTokens
-
-PREFIX = "kvfold_"  # of the names that our functions are registered by; the name before follows
 
 # Arguments that mean nothing to attention over a causal past. Any other that is set is refused, never ignored.
 _HARMLESS = frozenset(
@@ -59,7 +58,7 @@ class AttentionService(ForwardHook):
     @classmethod
     def of(cls, model: PreTrainedModel) -> "AttentionService":
         """Give the one service of a model. Raises ModelError for an attention that nothing can stand in front of."""
-        _refuse_unserved(model)
+        refuse_unserved(model)
         known = weakref.ref(model)  # what a binding has learned must not keep its model alive
         return ModelBinding.of(model).learned("attention", lambda: cls(known))
 
@@ -74,7 +73,7 @@ class AttentionService(ForwardHook):
         assert model is not None, "a cache is made of a model that is there"
         before = ModelBinding.of(model).text_config._attn_implementation or "sdpa"
         if not before.startswith(PREFIX):
-            name = _StandingName(PREFIX + before)
+            name = StandingName(PREFIX + before)
             AttentionInterface.register(name, _attention_over(before))
             AttentionMaskInterface.register(name, _mask_over(before))
             model.set_attn_implementation(name)
@@ -82,31 +81,6 @@ class AttentionService(ForwardHook):
 
     def __call__(self, *args: Any) -> None:
         """Never called by torch: the functions are called by transformers."""
-
-
-class _StandingName(str):
-    """The name of our attention in a model's configuration; what is pickled has the name of before.
-
-    A copy in the same process keeps ours: it serves stock caches too, and a copied layer may go back into the model.
-    """
-
-    __slots__ = ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_StandingName":
-        return self
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (self.removeprefix(PREFIX),)
-
-
-def _refuse_unserved(model: PreTrainedModel) -> None:
-    """Raise ModelError where transformers would load a kernel by our name, or has no mask for the attention."""
-    now = (ModelBinding.of(model).text_config._attn_implementation or "sdpa").removeprefix(PREFIX)
-    if "flash" in now or "/" in now or now not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
-        raise ModelError(
-            f"a cache of {ModelBinding.of(model).name} was asked for; its attention is {now!r}, which folded caches "
-            "cannot take over; load the model with attn_implementation='sdpa'"
-        )
 
 
 @dataclass(frozen=True, slots=True)
