@@ -1,4 +1,4 @@
-"""The name under which our attention stands in a model's configuration, and which attention it may stand in front of."""
+"""The name of our attention in a model's configuration, and which attention it may stand in front of."""
 
 from typing import Any
 
