@@ -166,6 +166,25 @@ def test_a_header_that_lacks_something_is_refused(saved):
         file.read_header(saved)
 
 
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_a_turn_that_does_not_end_with_a_question_and_its_reply_is_refused(saved, role):
+    def change(header):
+        header["messages"][-2]["role"] = role
+
+    rewritten(saved, change)
+    with pytest.raises(FileError, match="1 turns are there, and messages of system, "):
+        file.read_header(saved)
+
+
+@pytest.mark.parametrize("counts", [[3], [2, 4], [9]])
+def test_turns_that_do_not_have_all_messages_are_refused(chat, saved, counts):
+    say(chat, "And the cat?")
+    chat.save(saved)
+    rewritten(saved, lambda header: header["turns"][1].extend(counts))
+    with pytest.raises(FileError, match="turns"):
+        file.read_header(saved)
+
+
 def test_another_model_another_dtype_and_another_tokenizer_are_refused(saved, make_model, make_tokenizer, tokenizer):
     with pytest.raises(CacheError, match="what one model remembers means nothing to another"):
         Chat.load(saved, make_model(seed=5), tokenizer)

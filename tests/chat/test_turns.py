@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvfold.chat.turns import Turn, folded_until, follow
+from kvfold.chat.turns import Past, Turn, as_saved, folded_until, follow, from_saved
+from kvfold.data import Message
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=12)
 
@@ -36,3 +37,15 @@ def test_exactly_the_newest_turns_stay_raw(lengths, raw):
 def test_a_turn_reads_something():
     with pytest.raises(AssertionError, match="a turn from 4 over 4"):
         Turn(start=4, reply=4, stop=9)
+
+
+@given(st.lists(st.integers(2, 5), max_size=6), st.booleans())
+def test_every_message_belongs_to_one_turn_over_a_file_too(counts, has_system):
+    past = Past(messages=(Message(role="system", content="briefly"),) * has_system)
+    for number, count in enumerate(counts, start=1):
+        said = [Message(role="user", content=f"{number} {one}") for one in range(count - 1)]
+        past = past.followed_by(said, "yes", ids=tuple(range(10 * number)), reply_start=10 * number - 5)
+    assert [len(talk) for talk in past.talks] == counts
+    assert [message for talk in past.talks for message in talk] == list(past.messages[has_system:])
+    if counts:
+        assert from_saved(as_saved(past.turns), messages=len(past.messages)) == past.turns

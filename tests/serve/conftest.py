@@ -51,11 +51,11 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def serving(tiny):
-    """Start a server with these settings; it stops with the `with`."""
+    """Start a server with these settings, of another model where one is given; it stops with the `with`."""
 
     @contextlib.contextmanager
-    def start(**settings):
-        model, tokenizer = tiny
+    def start(model=None, **settings):
+        model, tokenizer = model or tiny
         chosen = ServeSettings(model="tiny", **{"plan": PLAN, "least": 0, "port": 0, **settings})
         with server(model, tokenizer, chosen) as made:
             config = http_settings(made.app, chosen)

@@ -96,7 +96,14 @@ def test_another_clients_session_is_refused_and_ones_own_forgives_trimmed_space(
         ({**CHAT, "messages": [{"role": "user", "content": "  "}]}, "is empty"),
         ({**CHAT, "temperature": -1}, "temperature"),
         ({**CHAT, "temperature": "hot"}, "temperature"),
-        ({**CHAT, "top_p": 0}, "top_p"),
+        ({**CHAT, "top_p": -0.1}, "top_p"),
+        ({**CHAT, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text is read"),
+        ({**CHAT, "n": True}, "n"),
+        ({**CHAT, "best_of": True}, "best_of"),
+        ({**CHAT, "best_of": 2}, "best_of"),
+        ({**CHAT, "echo": True}, "echo"),
+        ({**CHAT, "presence_penalty": 1}, "presence_penalty"),
+        ({**CHAT, "frequency_penalty": 1.0}, "frequency_penalty"),
         ({**CHAT, "max_tokens": 0}, "max_tokens"),
         ({**CHAT, "n": 2}, "n"),
         ({**CHAT, "stop": ["a", "b", "c", "d", "e"]}, "stop"),
@@ -118,6 +125,7 @@ def test_a_body_that_asks_for_nothing_possible_is_refused_in_one_line(guarded, d
 
 def test_what_changes_nothing_is_ignored(guarded):
     extra = {"user": "anna", "store": False, "n": 1, "tools": [], "presence_penalty": 0, "frequency_penalty": 0.0}
+    extra |= {"suffix": "", "echo": False, "best_of": 1, "modalities": ["text"], "top_p": 0}
     status, _, _ = ask(guarded, {**CHAT, **extra, "parallel_tool_calls": True, "response_format": {"type": "text"}})
     assert status == 200
 
@@ -153,7 +161,8 @@ def test_an_address_that_others_reach_needs_tokens():
 
 def test_tokens_are_read_one_a_line(tmp_path):
     path = tmp_path / "tokens"
-    path.write_text(f"# clients\n{ANNA}\n\n{BEN}\n")
+    path.write_text(f"# clients\n{ANNA}\n\n  # and one more\n  {BEN}\n")
+    assert read_tokens(path) == (ANNA, BEN)
     access = Access(read_tokens(path))
     assert access.owner(f"Bearer {ANNA}") != access.owner(f"bearer {BEN}")
     assert ANNA not in access.owner(f"Bearer {ANNA}")

@@ -80,6 +80,15 @@ def test_tokens_are_drawn_by_their_chances_within_top_p():
     assert [one for one, _ in chance.likeliest] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "cold", [{"temperature": 1e-40}, {"temperature": 1e-38}, {"temperature": 5e-324}, {"top_p": 0.0}]
+)
+def test_what_is_as_cold_as_can_be_takes_the_likeliest_token(cold):
+    logits = torch.tensor([30.0, 29.0, 2.0])
+    sampler = Sampler(Sampling(seed=1, **cold))
+    assert {sampler.draw(logits)[0] for _ in range(20)} == {0}
+
+
 def test_an_error_of_ours_tells_nothing_of_the_inside():
     assert refusal_of(PlanError("a; b;\n c")).body["error"]["message"] == "a; b; c"
     assert refusal_of(PlanError("x")).status == 400

@@ -17,6 +17,7 @@ from kvfold.chat.reply import Reply
 from kvfold.chat.saved import SavedChat
 from kvfold.chat.template import Template
 from kvfold.chat.turns import Past, Turn, folded_until
+from kvfold.data import Message
 from kvfold.errors import CacheError, DataError, KvfoldError, ModelError, PlanError
 from kvfold.hf import snapshot
 from kvfold.hf.budgets import NewBudget
@@ -217,7 +218,8 @@ class Chat:
             whole = (*ids, *reply.ids, *self._closing.ids)
             # The model has not read the token that it chose last, nor the closing tokens.
             feed(self.model, self._cache, whole[self._cache.memory.fed :])
-            self._past = before.followed_by(text, "".join(pieces), ids=whole, reply_start=len(ids))
+            said = [Message(role="user", content=text)]
+            self._past = before.followed_by(said, "".join(pieces), ids=whole, reply_start=len(ids))
         finally:
             if self._past is before:
                 self._cache.restore(mark)

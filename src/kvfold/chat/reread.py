@@ -25,13 +25,11 @@ def reread(chat: Chat, *, plan: Plan | str | None = None, system: str | None = N
         least=chat.cache.memory.rules.least,
         positions=chat.cache.positions,
     )
-    spoken = [message for message in past.messages if message.role != "system"]
-    for number, turn in enumerate(past.turns):
-        said, replied = spoken[2 * number : 2 * number + 2]
+    for turn, (*said, replied) in zip(past.turns, past.talks, strict=True):
         before = twin._past
-        opened = (*before.ids, *twin._template.opening(before.messages, said.content))
+        opened = (*before.ids, *twin._template.added(before.messages, said))
         whole = (*opened, *past.ids[turn.reply : turn.stop])
         feed(twin.model, twin.cache, whole[twin.cache.memory.fed :])
-        twin._past = before.followed_by(said.content, replied.content, ids=whole, reply_start=len(opened))
+        twin._past = before.followed_by(said, replied.content, ids=whole, reply_start=len(opened))
         twin.cache.fold(until=folded_until(twin.turns, raw=twin.raw_turns))
     return twin

@@ -11,7 +11,7 @@ from typing import Any
 from kvfold.budget.ledger import Ledger
 from kvfold.chat.file import CHAT, read_header
 from kvfold.chat.template import Template
-from kvfold.chat.turns import Past, Turn
+from kvfold.chat.turns import Past, as_saved, from_saved
 from kvfold.data import Message
 from kvfold.errors import CacheError, FileError, in_one_line
 from kvfold.hf.generation import Model, Settings, plain_settings, settings_from
@@ -32,9 +32,9 @@ class SavedChat:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings with which the chat began, by the names of its arguments."""
-        system = next((message.content for message in self.past.messages if message.role == "system"), None)
+        first = self.past.messages[:1]
         return {
-            "system": system,
+            "system": first[0].content if first and first[0].role == "system" else None,
             "raw_turns": self.raw_turns,
             "stride": self.stride,
             "least": self.cache.least,
@@ -48,7 +48,7 @@ class SavedChat:
             "raw_turns": self.raw_turns,
             "stride": self.stride,
             "messages": [{"role": message.role, "content": message.content} for message in self.past.messages],
-            "turns": [[turn.start, turn.reply, turn.stop] for turn in self.past.turns],
+            "turns": as_saved(self.past.turns),
             "ids": list(self.past.ids),
             "generation": plain_settings(self.generation),
         }
@@ -65,7 +65,7 @@ class SavedChat:
         past = Past(
             messages=tuple(Message(role=said["role"], content=said["content"]) for said in header["messages"]),
             ids=tuple(header["ids"]),
-            turns=tuple(Turn(start=start, reply=reply, stop=stop) for start, reply, stop in header["turns"]),
+            turns=from_saved(header["turns"], messages=len(header["messages"])),
         )
         return cls(
             cache=cache,
@@ -76,12 +76,12 @@ class SavedChat:
         )
 
     def refuse_other_tokenizer(self, path: Path, template: Template, *, pinned: int) -> None:
-        """Raise CacheError if the template and its tokenizer encode the first message in other tokens than were fed."""
-        said = next((message.content for message in self.past.messages if message.role == "user"), None)
-        if said is None:
+        """Raise CacheError if the template and its tokenizer encode the first turn in other tokens than were fed."""
+        if not self.past.turns:
             return
+        *said, _ = self.past.talks[0]
         fed = self.past.ids[: self.past.turns[0].reply]
-        first = tuple(template.opening(template.beginning, said))
+        first = tuple(template.added(template.beginning, said))
         if pinned != self.cache.pinned or first != fed:
             raise CacheError(
                 f"{path} was to be loaded with this tokenizer; it writes the first message in other tokens than were "

@@ -77,11 +77,14 @@ def serve(
 
 def _serve_here(load: "Load", settings: "ServeSettings", line: str, _: int) -> None:
     """Serve in this process until Ctrl-C or SIGTERM."""
+    from kvfold.serve import address
     from kvfold.serve.run import serve as run
 
-    model, tokenizer = load()
-    print(line, file=sys.stderr)
-    run(model, tokenizer, settings)
+    with address.bound(settings.host, settings.port) as sockets:
+        model, tokenizer = load()
+        address.listen(settings.host, settings.port, sockets)
+        print(line, file=sys.stderr)
+        run(model, tokenizer, settings, sockets)
 
 
 def _serve_on_ray(load: "Load", settings: "ServeSettings", line: str, replicas: int) -> None:

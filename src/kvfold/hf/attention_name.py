@@ -1,4 +1,8 @@
-"""The name of our attention in a model's configuration, and which attention it may stand in front of."""
+"""The name of our attention in a model's configuration, and which attention it may stand in front of.
+
+While a folded cache is alive its model's attention goes by this name: ours, then the name of before. What is pickled
+keeps the name of before. It computes nothing; `attention.py` does.
+"""
 
 from typing import Any
 

@@ -134,6 +134,11 @@ def _mask(memory: Memory) -> Int[Tensor, "B columns"]:
     return torch.cat([(columns <= gone[:, None]).long(), raw, new], dim=1)
 
 
+def is_of(header: Header, model: Model) -> bool:
+    """Tell whether what lies behind a header was saved with this model, in this dtype."""
+    return (header["fingerprint"], header["dtype"]) == (fingerprint(model), _dtype(model))
+
+
 def _refuse_other_model(path: Path, header: Header, model: Model) -> None:
     given = fingerprint(model)
     if given != header["fingerprint"]:

@@ -25,7 +25,8 @@ def read_tokens(path: Path) -> tuple[str, ...]:
         lines = path.expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"tokens were to be read from {path}; {error}; give a file with one token a line") from error
-    tokens = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    stripped = [line.strip() for line in lines]
+    tokens = tuple(line for line in stripped if line and not line.startswith("#"))
     if not tokens or min(map(len, tokens)) < _SHORTEST or not all(token.isascii() for token in tokens):
         raise DataError(
             f"tokens were to be read from {path}; it has {len(tokens)}, and each needs {_SHORTEST} characters of "

@@ -16,7 +16,7 @@ _NOT_BUILT = (
     *("tools", "functions", "logit_bias", "suffix", "audio", "prediction", "web_search_options", "modalities"),
     *("frequency_penalty", "presence_penalty", "best_of", "echo"),
 )
-_HARMLESS: tuple[Any, ...] = (None, False, 0, 1, {}, [], ["text"])  # values that change nothing; 1 is of best_of
+_HARMLESS: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}  # that change nothing, beside what is empty or 0
 _Body = TypeVar("_Body", bound="CompletionBody | ChatBody")
 
 
@@ -32,6 +32,17 @@ class Said(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def text_alone(cls, content: Any) -> Any:
+        """Parts of other kinds, such as images, are refused in words of our own."""
+        parts = content if isinstance(content, list) else []
+        kinds = [part.get("type", "text") for part in parts if isinstance(part, dict)]
+        other = next((kind for kind in kinds if kind != "text"), None)
+        if other is not None:
+            raise ValueError(f"a part of type {str(other)!r:.40} was given; only text is read; give parts of text")
+        return content
 
     def message(self) -> Message:
         """Give the message as chat templates take it."""
@@ -61,11 +72,11 @@ class _Shared(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: str | list[str] | None = None
-    n: Literal[1] | None = 1
+    n: Annotated[int, Field(strict=True, ge=1, le=1)] | None = 1
 
     @field_validator("stop")
     @classmethod
@@ -143,7 +154,7 @@ def read(raw: bytes, kind: type[_Body]) -> _Body:
         _refuse_invalid(error)
     extra = body.model_extra or {}
     for name in _NOT_BUILT:
-        if extra.get(name) not in _HARMLESS:
+        if _changes_answer(name, extra.get(name)):
             truth = "this server answers with text alone, and samples by temperature and top_p"
             raise Refusal(400, f"{name} was asked for; {truth}; leave it away", code="unsupported", param=name)
     form = extra.get("response_format") or {"type": "text"}
@@ -152,8 +163,15 @@ def read(raw: bytes, kind: type[_Body]) -> _Body:
     return body
 
 
+def _changes_answer(name: str, value: Any) -> bool:
+    """Tell whether a field that is not built asks for something. True is no 1 here, though Python holds them equal."""
+    harmless = _HARMLESS.get(name)
+    return bool(value) and (type(value) is not type(harmless) or value != harmless)
+
+
 def _refuse_invalid(error: ValidationError) -> NoReturn:
     """Refuse by the first thing that is wrong."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(step) for step in first["loc"] if not str(step).startswith(("list[", "constrained")))
-    raise Refusal(400, f"{where or 'the body'}: {first['msg']}", code="invalid_value", param=where or None)
+    said = first["msg"].removeprefix("Value error, ")
+    raise Refusal(400, f"{where or 'the body'}: {said}", code="invalid_value", param=where or None)

@@ -13,11 +13,9 @@ import json
 import logging
 import os
 import signal
-import tempfile
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,6 +31,7 @@ from kvfold.serve.access import Access
 from kvfold.serve.answers import event
 from kvfold.serve.app import SESSION, bare_app, health, page
 from kvfold.serve.arrival import Arrival
+from kvfold.serve.folder import private_folder
 from kvfold.serve.metrics import CONTENT_TYPE, summed
 from kvfold.serve.refusal import Refusal
 from kvfold.serve.run import GRACE_SECONDS, server
@@ -253,7 +252,7 @@ def on_ray(load: Load, settings: ServeSettings, *, replicas: int, gpus: int) -> 
     with contextlib.ExitStack() as stack:
         folder = settings.store
         if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvfold-serve-")))
+            folder = stack.enter_context(private_folder())
         settings = dataclasses.replace(settings, store=folder.expanduser().absolute())
         stack.enter_context(_ray(replicas))
         over = threading.Event()

@@ -1,14 +1,16 @@
 """One server process: model, shelf and scheduler put together, and served by uvicorn until SIGTERM or Ctrl-C.
 
-On SIGTERM no more requests are taken, and running replies go on to their end for a while. With a store, every finished
-turn is on disk already. Without one, what memory has no room for lies in a private folder that goes with the process.
+On SIGTERM no more requests are taken, and running replies go on to their end for a while; the process ends with code
+143. With a store, every finished turn is on disk already. Without one, what memory has no room for lies in a private
+folder that goes with the process.
 """
 
 import contextlib
-import tempfile
-from collections.abc import Iterator
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,6 +18,7 @@ from fastapi import FastAPI
 from kvfold.hf.generation import Model, Tokenizer
 from kvfold.serve.app import make_app
 from kvfold.serve.connection import BoundedHttp
+from kvfold.serve.folder import private_folder
 from kvfold.serve.holdings import Holdings
 from kvfold.serve.metrics import Metrics
 from kvfold.serve.scheduler import Scheduler
@@ -26,6 +29,7 @@ from kvfold.serve.shelf import Shelf
 from kvfold.serve.store import Store
 
 GRACE_SECONDS = 30  # for running replies after SIGTERM
+_TERMINATED = 143  # what shells expect of a program ended by SIGTERM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +49,7 @@ def server(model: Model, tokenizer: Tokenizer, settings: ServeSettings) -> Itera
     with contextlib.ExitStack() as stack:
         folder = settings.store
         if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvfold-serve-")))
+            folder = stack.enter_context(private_folder())
         store = Store(folder, served)
         shelf = Shelf(
             store,
@@ -61,15 +65,24 @@ def server(model: Model, tokenizer: Tokenizer, settings: ServeSettings) -> Itera
         metrics = Metrics()
         scheduler = Scheduler(served, shelf, settings, metrics)
         app = make_app(served, scheduler, sessions, settings, metrics)
-        yield Server(app=app, shelf=shelf, scheduler=scheduler, metrics=metrics)
-        scheduler.stop()
-        shelf.remove_outdated()
+        try:
+            yield Server(app=app, shelf=shelf, scheduler=scheduler, metrics=metrics)
+        finally:
+            scheduler.stop()
+            shelf.remove_outdated()
 
 
-def serve(model: Model, tokenizer: Tokenizer, settings: ServeSettings) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+def serve(model: Model, tokenizer: Tokenizer, settings: ServeSettings, sockets: Sequence[socket.socket]) -> None:
+    """Serve at these sockets until SIGTERM or Ctrl-C."""
+    # uvicorn raises the signal anew once it is done: by the default the process would end before its folder is gone.
+    signal.signal(signal.SIGTERM, _end)
     with server(model, tokenizer, settings) as made:
-        uvicorn.Server(http_settings(made.app, settings)).run()
+        uvicorn.Server(http_settings(made.app, settings)).run(list(sockets))
+
+
+def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what is open closes now
+    sys.exit(_TERMINATED)
 
 
 def http_settings(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:

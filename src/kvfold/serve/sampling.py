@@ -1,7 +1,8 @@
 """Sampling of one token of one reply, and its log-probabilities.
 
-Temperature 0 takes the likeliest token. Else tokens are drawn from the softmax at that temperature, cut to the fewest
-whose chances add up to top_p, by a generator of the reply's own: a seed gives the same reply beside any other chats.
+Temperature 0, or a top_p of 0, takes the likeliest token. Else tokens are drawn from the softmax at that temperature,
+cut to the fewest whose chances add up to top_p, by a generator of the reply's own: a seed gives the same reply beside
+any other chats.
 """
 
 from dataclasses import dataclass
@@ -53,9 +54,11 @@ class Sampler:
         return token, Chance(token=token, logprob=float(logs[token]), likeliest=likeliest)
 
     def _token(self, scores: Float[Tensor, " vocabulary"]) -> int:
-        if self._sampling.temperature == 0:
+        coldest = torch.finfo(scores.dtype).tiny  # what is colder may be 0 in this type
+        if self._sampling.temperature < coldest or self._sampling.top_p == 0:
             return int(scores.argmax())
-        chances = (scores / self._sampling.temperature).softmax(dim=-1)
+        below = scores - scores.max()  # never above 0: divided by very little, scores would overflow
+        chances = (below / self._sampling.temperature).softmax(dim=-1)
         if self._sampling.top_p < 1:
             ordered = chances.sort(descending=True)
             above = ordered.values.cumsum(dim=-1) - ordered.values  # of the tokens before each

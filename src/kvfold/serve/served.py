@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from kvfold.chat.template import Template
 from kvfold.data import Message
+from kvfold.errors import ModelError
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import Model, Settings, Tokenizer, settings_for
@@ -33,7 +34,7 @@ class ServedModel:
         self.text_limit = binding.text_limit
         per_layer = 2 * binding.kv_heads * binding.head_size * model.dtype.itemsize
         self.token_bytes = len(binding.folding_layers) * per_layer  # a token, held in full
-        self.cache(SINKS)  # a plan that cannot be opened says so before the first request
+        _refuse_recurrent(name, self.cache(SINKS))  # a plan that cannot be opened says so here too
 
     def template(self, messages: Sequence[Message]) -> Template:
         """Give the template of a conversation. Raises ModelError where it has no place for the system prompt."""
@@ -61,3 +62,12 @@ class ServedModel:
 
     def _new_template(self, system: str | None) -> Template:
         return Template(self.tokenizer, system=system)
+
+
+def _refuse_recurrent(name: str, cache: FoldedCache) -> None:
+    """Raise ModelError for a model whose replies cannot decode side by side."""
+    if cache.stock.has_recurrent:
+        raise ModelError(
+            f"{name} was to be served; it has recurrent layers, and replies of such a model do not decode side by "
+            "side; chat with it by `kvfold chat` or kvfold.Chat, or serve a model of attention layers alone"
+        )

@@ -44,7 +44,7 @@ class Shelf:
         return self._entries.find(owner, messages, session)
 
     def open(self, entry: Entry) -> Held | None:
-        """Give a conversation for a turn to go on from; None where its file turned out to be damaged.
+        """Give a conversation for a turn to go on from; None where its file cannot be read: it is found no more then.
 
         The caller has made room for it. It stays in memory until `close`.
         """
@@ -52,7 +52,7 @@ class Shelf:
             assert entry.place is not None, "an entry is in memory or on disk"
             held = self._store.read(entry.place)
             if held is None:
-                self._forget((entry.place.owner, entry.place.key))
+                self._entries.pop((entry.place.owner, entry.place.key))  # what lies on disk may be another model's
                 return None
             self._hold(entry, held)
         assert entry.held is not None
@@ -77,8 +77,10 @@ class Shelf:
         key = (held.owner, held.key)
         earlier = None if before is None or before.held is None else (before.held.owner, before.held.key)
         old = self._entries.get(key)
-        if old is not None:
-            self._release(old)  # the same text again: the newer one stays
+        if old is not None:  # the same text again: the newer one stays
+            self._release(old)
+            if old.place is not None and (place is None or place.path != old.place.path):
+                self._store.remove(old.place)
         entry = Entry(place=place, before=earlier, session=held.session)
         self._entries.put(key, entry)
         self._hold(entry, held)

@@ -18,7 +18,7 @@ from kvfold.chat.file import read_header
 from kvfold.chat.saved import SavedChat
 from kvfold.errors import CacheError, FileError, in_one_line
 from kvfold.hf import snapshot
-from kvfold.hf.saved import SavedCache, refuse_unusable
+from kvfold.hf.saved import SavedCache, is_of, refuse_unusable
 from kvfold.plan import Plan
 from kvfold.serve.held import Held
 from kvfold.serve.served import ServedModel
@@ -47,6 +47,7 @@ class Store:
         self.folder = folder.expanduser()
         self._served = served
         self._unlooked_bytes: float = math.inf  # written since the whole folder was looked at
+        self._foreign: set[Place] = set()  # files of another model, which are not looked for again
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -67,14 +68,18 @@ class Store:
         )
         saved.write(path, model=self._served.model, ledger=held.cache.ledger())
         place = _place(path)
+        self._foreign.discard(place)
         self._unlooked_bytes += place.size_bytes
         return place
 
     def read(self, place: Place) -> Held | None:
-        """Read a conversation; None where that cannot be. A file that is there is set aside then."""
+        """Read a conversation; None where that cannot be. A damaged file is set aside then, another model's stays."""
         if not place.path.exists():
             return None
         try:
+            if not is_of(read_header(place.path), self._served.model):
+                self._pass_over(place)
+                return None
             saved = SavedChat.read(place.path, self._served.model)
             # A plan that names files acts by the server's own words: those of the file may be another's.
             given = self._served.plan if Plan.parse(saved.cache.plan).reaches else None
@@ -111,7 +116,7 @@ class Store:
 
     def written(self, owner: str) -> dict[str, Place]:
         """List what is there of an owner by the keys of the messages, whoever has written it."""
-        return {place.key: place for place in self._listed(owner)}
+        return {place.key: place for place in self._listed(owner) if place not in self._foreign}
 
     def owners_of_sessions(self) -> dict[str, str]:
         """List the names of conversations, as hashes, with their owners; who wrote first comes first."""
@@ -130,6 +135,12 @@ class Store:
                 return
             self.remove(place)
             taken -= place.size_bytes
+
+    def _pass_over(self, place: Place) -> None:
+        """Leave a sound file to the model that it belongs to, and say so in one line."""
+        self._foreign.add(place)
+        truth = "it was saved with another model or dtype"
+        print(f"kvfold: passed over {place.path.name}: {truth}; its text is read anew", file=sys.stderr)
 
     def _listed(self, owner: str) -> list[Place]:
         """List the files of an owner, or of all, by when they were written."""

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvfold.chat.reply import Reply
-from kvfold.chat.turns import Past, follow
-from kvfold.data import Message
+from kvfold.chat.turns import Past
 from kvfold.hf.cache import FoldedCache
 from kvfold.hf.generation import feed
 from kvfold.serve.held import Held, keys_of
@@ -124,12 +123,7 @@ class RunningTurn:
         self._after_prompt = None  # what it keeps alive would lie beside what folding makes
         self.cache.fold()
         before = self.start.past
-        said = Message(role="assistant", content=self._text.text)
-        past = Past(
-            messages=(*before.messages, said),
-            ids=whole,
-            turns=follow(before.turns, reply=len(self._ids), stop=len(whole)),
-        )
+        past = before.followed_by((), self._text.text, ids=whole, reply_start=len(self._ids))
         asked = self.ticket.asked
         self._whole = whole if asked.wants_kept else ()
         return Held(
