@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import kvfold
 from driving import feed
@@ -217,3 +218,28 @@ def test_an_adapter_of_values_alone_is_for_models_whose_rotations_cannot_be_undo
     longrope = fresh("phi3")
     longrope.config.rope_parameters = {"rope_type": "longrope"}
     assert not Adapter.for_model(longrope, rows=4, rank=2).scorer.features.keys
+
+
+def test_an_adapter_is_read_once_a_model_until_its_file_changes(tmp_path):
+    model = fresh("llama")
+    folder = adapter_for("llama", tmp_path)
+    plan = f"sonic(keep=0.5, adapter={str(folder)!r})"
+    one, other = (kvfold.cache(model, plan).adapter for _ in range(2))
+    assert one is not None
+    assert one is other
+    save_adapter(one, folder, kind="sonic", model=model, about={"again": True})
+    assert kvfold.cache(model, plan).adapter is not one
+    model.bfloat16()
+    assert kvfold.cache(model, plan).adapter.gates.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("pairs", ["halves", "neighbours"])
+def test_keys_are_read_only_where_they_turn_back_to_what_they_were(pairs):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    config, made = {"halves": (LlamaConfig, LlamaForCausalLM), "neighbours": (GlmConfig, GlmForCausalLM)}[pairs]
+    model = made(config(**sizes, **heads)).eval()
+    adapter = Adapter.for_model(model, rank=2)
+    assert adapter.scorer.features.keys == (pairs == "halves")
+    places = torch.arange(3)[None]
+    assert (adapter.moved(torch.randn(1, 4, 3, 8), places, places + 5) is None) == (pairs == "neighbours")

@@ -1,5 +1,6 @@
 """The compiled decode step against attention with everything written out, for every way that a number is stored."""
 
+import copy
 import shutil
 from itertools import accumulate, pairwise
 
@@ -16,6 +17,7 @@ from kvfold.encode.dense import Dense
 from kvfold.encode.int4 import Int4
 from kvfold.encode.int8 import Int8
 from kvfold.memory import layer
+from kvfold.memory.dense import DensePart
 
 HEADS, GROUP = 2, 3
 CODECS = {
@@ -193,3 +195,19 @@ def test_a_token_of_another_kind_is_left_to_torch():
     with torch.enable_grad():
         assert not append(tail, 2, token, token, at, into=into)
     assert not into.any()
+
+
+@pytest.mark.parametrize("counts", [(30, 30), (20, 40)])
+def test_the_slots_of_all_heads_say_whether_threads_share_them_out(counts):
+    keys, values = numbers(sum(counts), 32), numbers(sum(counts), 32, seed=1)
+    part = DensePart(
+        codec=Dense(),
+        counts=(counts,),
+        payload={"keys": keys, "values": values},
+        positions=torch.arange(60, dtype=torch.int32),
+        dtype=keys.dtype,
+    )
+    assert part.stored is not None
+    assert part.stored.slots == 60
+    assert copy.deepcopy(part.stored).slots == 60
+    assert StoredSlots(part.stored.given[0], stride=30).slots == 0, "a tail's slots are given when it is read"

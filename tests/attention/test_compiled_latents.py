@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -187,3 +189,38 @@ def test_a_model_says_the_same_with_and_without_the_kernel(plan, monkeypatch):
     finally:
         compiled._kernel.cache_clear()
     torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)
+
+
+_AT_THE_END = """
+import ctypes, mmap, sys, torch
+from kvfold.attention.basis import Bases, Basis, LatentBlock
+from kvfold.attention.kernels.compiled import decode
+from kvfold.attention.kernels.latents import StoredLatents
+
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+
+def at_end(numbers):  # a tensor behind which lies a page that nobody may read
+    page, own = mmap.PAGESIZE, -(-numbers.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    start = libc.mmap(None, ctypes.c_size_t(own + page), 3, 0x22, -1, ctypes.c_long(0))
+    assert libc.mprotect(ctypes.c_void_p(start + own), ctypes.c_size_t(page), 0) == 0
+    there = (ctypes.c_char * numbers.nbytes).from_address(start + own - numbers.nbytes)
+    tensor = torch.frombuffer(there, dtype=numbers.dtype).view(numbers.shape)
+    return tensor.copy_(numbers)
+
+size, slots = 32, 33
+whole = Basis(encode=torch.eye(size)[None], decode=torch.eye(size)[None].contiguous(), mean=torch.zeros(size))
+torch.set_grad_enabled(False)
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for width in (1, 2, 7, 16, 17):
+        keys, values = (at_end(torch.randn(slots, width).to(dtype)) for _ in range(2))
+        block = LatentBlock(keys=keys, values=values, positions=torch.arange(slots).int())
+        stored = StoredLatents.of([[block]], Bases(keys=whole, values=whole))
+        assert decode(torch.randn(1, 1, 1, size), [stored], heads=1, scale=0.1)[0].isfinite().all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are guarded by Linux's numbers")
+def test_nothing_behind_the_last_slot_is_read():
+    ran = subprocess.run([sys.executable, "-c", _AT_THE_END], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

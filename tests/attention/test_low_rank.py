@@ -154,3 +154,20 @@ def test_cards_of_today_take_the_kernel(parts, int8, capability, monkeypatch, tm
 def test_the_kernel_is_not_for_other_devices_types_and_bases():
     own = form(HEADS, SIZE)
     assert not fits(torch.randn(1, 2, 1, SIZE).half(), own.bases, 1.0)
+
+
+@pytest.mark.parametrize("parts", [1, HEADS])
+def test_many_slots_of_float16_overflow_no_sum(parts):
+    own = form(HEADS, SIZE, parts=parts)
+    slots = 20000
+    keys, values = own.levels[-1]
+    block = LatentBlock(
+        keys=torch.zeros(slots, keys).half(),
+        values=torch.full((slots, values), 4.0).half(),
+        positions=torch.arange(slots, dtype=torch.int32),
+    )
+    found = attend_latents(torch.zeros(4, 2, SIZE).half(), [LatentView.of(block, own.bases)], own.bases, scale=SCALE)
+    one = own.bases.read_values(block.tile(0, 1))[0].float()  # H D; all slots are alike
+    torch.testing.assert_close(
+        found.output[0].float(), one.repeat_interleave(2, dim=0)[:, None].expand(4, 2, SIZE), rtol=1e-2, atol=1e-2
+    )

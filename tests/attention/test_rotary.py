@@ -72,3 +72,13 @@ def test_no_positions_have_no_angles_and_positions_may_have_any_shape():
     assert rotary.table_bytes == 0
     assert rotary.at(torch.zeros(0, dtype=torch.int32))[0].shape == (0, 4)
     assert rotary.at(torch.tensor([[1, 2, 3]], dtype=torch.int32))[1].shape == (1, 3, 4)
+
+
+def test_a_table_that_another_thread_puts_there_meanwhile_is_not_given():
+    class Raced(Rotary):
+        def __setattr__(self, name, value):
+            short = value if name != "table" or value is None else tuple(side[:64] for side in value)
+            super().__setattr__(name, short)
+
+    cosines, sines = Raced(angles=quarter_turns([])).at(torch.tensor([100]))
+    assert cosines.shape == sines.shape == (1, 4)

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 from kvfold.attention.rotary import Rotary
+from kvfold.encode.dense import Dense
 from kvfold.errors import CacheError
 from kvfold.memory.compaction import gathered
 from kvfold.memory.dense import DensePart
 from kvfold.memory.forward import Boundaries
+from kvfold.memory.kv import KV
 from kvfold.memory.memory import Memory
 from kvfold.memory.part import Part
 from kvfold.memory.recent_queries import RecentQueries
+from kvfold.memory.transcript import Transcript
 from kvfold.plan import Plan
 from memories import HEADS, LAYERS, PINNED, SCALE, SIZE, new_tokens, observed, tail_of
 from plans import Uneven
@@ -128,3 +131,16 @@ def test_latents_that_must_move_are_refused():
     Latents.__abstractmethods__ = frozenset()  # nothing of it is asked
     with pytest.raises(CacheError, match="a Latents cannot write single slots again"):
         gathered(Latents(), [5], turning())  # pyright: ignore[reportAbstractUsage]
+
+
+def test_rows_that_stand_among_older_slots_keep_their_place_in_the_text():
+    def part_at(*positions):
+        shape = (1, 1, len(positions))
+        kv = KV(torch.randn(*shape, SIZE), torch.randn(*shape, SIZE), torch.tensor(positions).view(shape))
+        return DensePart.of(kv, Dense())
+
+    part = part_at(10, 50, 90).extend(part_at(30, 70), Transcript())
+    moved = gathered(part, [25], turning())
+    assert moved.without_room().positions.tolist() == [20, 22, 24, 21, 23]
+    keys = turning().turn(part.without_room().payload["keys"], part.without_room().positions, moved.positions)
+    torch.testing.assert_close(moved.without_room().payload["keys"], keys)

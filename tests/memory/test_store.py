@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from kvfold.errors import FileError
 from kvfold.memory.store import TensorBuffer, TierStore
 from kvfold.place.tiers.device import DeviceTier
 from kvfold.place.tiers.disk import DiskTier
@@ -133,3 +134,29 @@ def test_a_buffer_of_several_tensors_numbers_them():
 
     store = store_in(HalvesTier()).append((0,), payload(1, 2), [2])
     assert [name for name, _ in store.tensors()] == ["keys_0", "keys_1", "positions_0", "positions_1"]
+
+
+@pytest.mark.parametrize("second", [[4], [1]])
+def test_the_first_of_two_copies_that_grow_from_a_store_carries_its_lineage_on(tier, second):
+    base = store_in(tier).append((0,), payload(*range(9)), [9]).append((9,), payload(9), [1])
+    twin = copy.deepcopy(base)
+    one = base.append((10,), payload(10, 11, 12, 13), [4])
+    other = base.append((10,), payload(*range(90, 90 + second[0])), second)
+    assert one.lineage is base.lineage
+    assert other is not base, "it would be read by the lineage of the first"
+    assert other.lineage is not base.lineage
+    assert held(base, (10,)) == held(other, (10,)) == held(one, (10,)) == [[*range(10)]]
+    assert twin.append((10,), payload(10, 11, 12, 13), [4]).lineage is twin.lineage
+
+
+def test_a_copy_that_fails_leaves_the_store_the_newest(monkeypatch):
+    base = store_in(HostTier()).append((0,), payload(*range(9)), [9]).append((9,), payload(9), [1])
+
+    def full(*given):
+        raise FileError("there is no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostTier, "buffer", full)
+        with pytest.raises(FileError):
+            base.append((10,), payload(10, 11, 12, 13), [4])
+    assert base.append((10,), payload(10), [1]) is base

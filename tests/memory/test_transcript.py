@@ -116,3 +116,13 @@ def test_each_row_says_whether_a_sentence_ended_just_before():
 def test_no_sentence_ends_before_the_first_token():
     text = Transcript().with_classes(positions([0, 1]), bytes_of([STRONG, APART]), None)
     assert text.sentence_ended(torch.tensor([0])).tolist() == [False]
+
+
+def test_copies_are_written_in_the_other_mode_without_gradients():
+    with torch.inference_mode():
+        held = Transcript().with_classes(positions([0, 1, 2]), bytes_of([1, 2, 3]), None)
+        copies = held.with_fresh_buffers(), held.take_rows([0])
+    for copied in copies:
+        assert copied.with_classes(positions([1]), bytes_of([7]), None).classes_at(0, torch.arange(3)) == bytes(
+            [1, 7, 3]
+        )

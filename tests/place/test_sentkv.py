@@ -178,3 +178,45 @@ def test_the_ledger_says_what_lies_where():
     assert by_name["folded"].slots == ledger.slots - by_name["sinks"].slots - by_name["tail"].slots
     assert ledger.resident_bytes == ledger.stored_bytes - by_name["folded"].stored_bytes
     assert "selections kept" in str(ledger)
+
+
+def test_a_second_turn_from_the_same_moment_reads_its_own_slots():
+    model, plan = model_of("llama"), f"full + sentkv(budget=24, {SMALL}, every=1)"
+    first, one, other, last = (text(1, count, seed=seed) for seed, count in enumerate((90, 40, 40, 3)))
+
+    def said(cache, turn):
+        feed(model, turn, cache)
+        cache.fold()
+        return feed(model, last, cache, sizes=(1, 1, 1))
+
+    caches = [kvfold.cache(model, plan, prompt_tokens=0) for _ in range(2)]
+    for cache in caches:
+        feed(model, first, cache)
+        cache.fold()
+    mark = caches[0].mark()
+    said(caches[0], one)
+    caches[0].restore(mark)
+    assert close(said(caches[0], other), said(caches[1], other))
+
+
+@pytest.mark.parametrize("way", ["decoded", "forked", "rows", "restored"])
+def test_a_cache_goes_on_in_the_other_mode_without_gradients(way):
+    model, ids = model_of("llama"), text(1, 100)
+    cache = kvfold.cache(model, f"full + sentkv(budget=24, {SMALL}, every=1)", prompt_tokens=0)
+    with torch.inference_mode():
+        model(ids[:, :90], past_key_values=cache)
+        cache.fold()
+        model(ids[:, 90:91], past_key_values=cache)
+        if way == "forked":
+            cache = cache.fork()
+        elif way == "rows":
+            cache.reorder_cache(torch.tensor([0]))
+        elif way == "restored":
+            mark = cache.mark()
+            model(ids[:, 91:93], past_key_values=cache)
+            cache.mark()
+            cache.restore(mark)
+    with torch.no_grad():
+        for at in range(91, 100):
+            logits = model(ids[:, at : at + 1], past_key_values=cache).logits
+    assert bool(logits.isfinite().all())

@@ -1,13 +1,19 @@
 """Sketches rank pages nearly as exact products do, take a sixteenth of a slot, and grow with the text."""
 
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
 
 from kvfold.attention.kernels.compiled import lanes_of, sketch_products
-from kvfold.place import sketch
+from kvfold.encode.dense import Dense
+from kvfold.memory.dense import DensePart
+from kvfold.memory.kv import KV
+from kvfold.memory.transcript import Transcript
+from kvfold.place import page_index, sketch
 from kvfold.place.page_index import PageIndex, minmax, sketched
+from kvfold.place.sentkv import SentKV
 
 SIZE, PAGES, LENGTH = 64, 60, 12
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
@@ -128,3 +134,79 @@ def test_the_compiled_kernel_leaves_gradients_and_gaps_to_torch():
     assert sketch_products(torch.randn(1, 2, 32), codes, 64) is None, "gradients are on"
     with torch.no_grad():
         assert sketch_products(torch.randn(1, 2, 32), torch.zeros(1, 4, 32, dtype=torch.uint8)[..., ::2], 64) is None
+
+
+def placed(kv, *stops, part=None):
+    """Slots that came in turns which end at these numbers of tokens, in pages of 8."""
+    opened = SentKV(budget=60, length=8, window=0, recent=2).open(pinned=0)
+    begin = 0 if part is None else part.counts[0][0]
+    for first, stop in pairwise((begin, *stops)):
+        turn = slice(first, stop)
+        fresh = DensePart.of(KV(kv.keys[:, :, turn], kv.values[:, :, turn], kv.positions[:, :, turn]), Dense())
+        part = opened.place(fresh, Transcript()) if part is None else part.extend(fresh, Transcript())
+    return part
+
+
+def some_slots(heads, tokens, *, seed=0):
+    """Keys whose first 40 lie in other dimensions than the rest."""
+    keys = some_keys(heads, tokens, seed=seed)
+    keys[:, :40] = keys[:, :40].flip(2)
+    return KV(keys[None], keys[None], torch.arange(tokens).expand(1, heads, -1))
+
+
+def as_written(index, keys):
+    """Whether the sketches of every head are those of its keys [N, S, D] by its reference."""
+    wanted = [sketch.write(of_head, own) for of_head, own in zip(keys, index.reference, strict=True)]
+    return torch.equal(index.sketches["codes"], torch.stack(wanted))
+
+
+@pytest.mark.parametrize("stops", [(20, 720), (20, 120, 300, 720), (*range(24, 720, 24), 720)])
+def test_a_short_first_turn_costs_no_recall(stops):
+    kv, lengths = some_slots(2, 720), [8] * 90
+    queries = 0.6 * some_keys(2, 6, seed=1)
+    true = exactly(kv.keys[0], queries, lengths).topk(20, dim=1).indices
+
+    def hits(part):
+        best = part.table.index.rank(queries, None, scale=1 / 8).topk(20, dim=1).indices
+        return sum(len({*one.tolist()} & {*other.tolist()}) for one, other in zip(true, best, strict=True))
+
+    assert hits(placed(kv, *stops)) >= hits(placed(kv, 720)) - 2
+
+
+def test_a_fork_reads_its_own_sketches_when_its_twin_is_measured_anew():
+    kv, other = some_slots(2, 200), some_slots(2, 200, seed=4)
+    base = placed(kv, 40)
+    before = {name: tensor.clone() for name, tensor in base.table.index.tensors()}
+    one, two = placed(kv, 104, 200, part=base), placed(other, 200, part=base)
+    for name, tensor in base.table.index.tensors():
+        assert torch.equal(tensor, before[name]), name
+    assert as_written(one.table.index, kv.keys[0])
+    assert as_written(two.table.index, torch.cat([kv.keys[0, :, :40], other.keys[0, :, 40:]], dim=1))
+
+
+def test_heads_that_get_slots_later_are_measured_then():
+    keys, lengths = some_keys(2, 80), [[8, 8], []]
+    index = indexed(keys, lengths)
+    assert index.unsettled([[8], [8]]) == {1}, "16 keys and 8 more have not doubled"
+    assert index.unsettled([[8, 8], []]) == {0}
+    grown = index.refitted({0: keys[0, :32], 1: keys[1, :16]})
+    grown = grown.extend([[8, 8]] * 2, sketched(torch.cat([keys[0, 16:32], keys[1, :16]]), torch.tensor([8] * 4)))
+    for head, count in enumerate((32, 16)):
+        assert torch.equal(grown.reference[head], sketch.fit(keys[head, :count]))
+        codes = grown.sketches["codes"][head][grown._are_slots()[head]]
+        assert torch.equal(codes, sketch.write(keys[head, :count], grown.reference[head]))
+
+
+def test_a_head_is_measured_few_times_and_no_more_once_there_is_enough(monkeypatch):
+    kv, fits = some_slots(1, sketch.ENOUGH + 200), []
+    monkeypatch.setattr(page_index, "fit", lambda keys: fits.append(len(keys)) or sketch.fit(keys))
+    placed(kv, *range(16, sketch.ENOUGH + 200, 8))
+    assert fits == [16, 32, 64, 128, 256, 512, 1024]
+
+
+def test_an_index_that_is_built_again_keeps_its_reference():
+    kv = some_slots(2, 200)
+    part = placed(kv, 40, 200)
+    again = part.take_rows([0])
+    assert torch.equal(again.table.index.reference, part.table.index.reference)
+    assert as_written(again.table.index, kv.keys[0])

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import kvfold
-from driving import feed
+from driving import close, feed
 from fakes import model_of, text
 from kvfold.errors import BudgetError, FileError, PlanError
 from kvfold.memory.accounting import account
@@ -325,4 +325,4 @@ def test_what_a_copy_of_a_cache_writes_is_not_seen_by_the_cache(tmp_path):
     twin = copy.deepcopy(cache)
     feed(model, text(1, 30, seed=2), twin, sizes=(1,) * 29)
     found, wanted = (feed(model, text(1, 30, seed=1), one, sizes=(1,) * 29) for one in (cache, alone))
-    assert torch.equal(found, wanted)
+    assert close(found, wanted)  # slots are fetched anew, into other places: sums are rounded otherwise

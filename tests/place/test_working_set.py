@@ -1,5 +1,6 @@
 """After any sequence of selections the slots hold exactly what was selected, and only misses were fetched."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,3 +100,29 @@ def test_a_store_is_written_behind_and_a_second_future_writes_into_a_copy():
     assert grown.flat((STORED + 2,) * HEADS)["keys"][STORED + 1, 0] == 7
     assert other.flat((STORED + 2,) * HEADS)["keys"][STORED + 1, 0] == 8
     assert torch.equal(other.flat((STORED,) * HEADS)["keys"], store.flat((STORED,) * HEADS)["keys"])
+
+
+@pytest.mark.parametrize("call", range(1, 4))
+def test_an_interrupt_leaves_no_slot_that_holds_another(call, monkeypatch):
+    working, store = WorkingSet(), stored(HostTier())
+    first = torch.tensor([[0, 1]] * HEADS, dtype=torch.int32)
+
+    def fetch(wanted):
+        working.fetch(wanted, fetching(store), stored=STORED, heads=2)
+
+    fetch(first)
+    calls, copied = [], torch.Tensor.index_copy_
+
+    def interrupted(tensor, *given):
+        calls.append(tensor)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return copied(tensor, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "index_copy_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(torch.tensor([[2, 3]] * HEADS, dtype=torch.int32))
+    fetch(first)
+    assert torch.equal(working.keys[..., 0], (working.slots + STORED * torch.arange(HEADS)[:, None]).float())
+    assert working.slots.sort(dim=1).values.tolist() == [[0, 1]] * HEADS

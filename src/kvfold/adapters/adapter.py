@@ -21,7 +21,7 @@ from kvfold.attention.rotary import Rotary, rotate, unrotate
 from kvfold.errors import ModelError
 from kvfold.hf.binding import ModelBinding
 from kvfold.hf.decoder import decoder_of
-from kvfold.hf.rotary import rotary_of
+from kvfold.hf.movable import tried_rotary
 
 _SCORER, _SCORER_AS_SAVED = "scorer.", "salience."  # version 1 of the files has the second name
 
@@ -80,7 +80,7 @@ class Adapter(nn.Module):
 
     def attach(self, model: Any) -> "Adapter":
         """Let this adapter act on a model's layers. It does nothing until it is active."""
-        self._rotary = rotary_of(model) if self.scorer.features.keys else None
+        self._rotary = _rotary_for(model) if self.scorer.features.keys else None
         self._folding = tuple(sorted(ModelBinding.of(model).folding_layers))
         modules = dict(decoder_of(model).named_modules())
         self._updates.belong_to({modules[name]: number for number, name in enumerate(self.names)})
@@ -169,7 +169,7 @@ def features_of(model: Any) -> TokenFeatures:
     """Say which features of a model's tokens a scorer reads: keys only where their rotation can be undone."""
     binding = ModelBinding.of(model)
     try:
-        rotary_of(model)
+        _rotary_for(model)
     except ModelError:
         keys = False
     else:
@@ -177,6 +177,14 @@ def features_of(model: Any) -> TokenFeatures:
     layers = len(binding.folding_layers)
     features = TokenFeatures(layers=layers, heads=binding.kv_heads, size=binding.head_size, keys=keys)
     return replace(features, by_layer=features.width > MOST_AT_ONCE)
+
+
+def _rotary_for(model: Any) -> Rotary:
+    return tried_rotary(
+        model,
+        asked="an adapter that reads keys before their rotation was asked for",
+        remedy="train one anew, which reads values alone",
+    )
 
 
 def query_heads_of(model: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kvfold.adapters.adapter import Adapter, features_of, query_heads_of
-from kvfold.adapters.folder import folder_for, read_tensors, refuse_tensors, words_for, write_folder
+from kvfold.adapters.folder import folder_for, read_tensors, refuse_tensors, words_for, write_folder, written_at
 from kvfold.adapters.schema import UpdateWords
 from kvfold.adapters.scorer import DILATIONS, TokenFeatures
 from kvfold.hf.binding import ModelBinding
@@ -113,8 +113,13 @@ def find_adapter(model: Any, select: Select) -> Adapter | None:
     if source is None:
         return None
     kind = type(select).__module__.rpartition(".")[2]
-    registered = ModelBinding.of(model).registered_adapter(kind) if source == "shipped" else None
-    return load_adapter(source, model, kind=kind) if registered is None else registered
+    binding = ModelBinding.of(model)
+    registered = binding.registered_adapter(kind) if source == "shipped" else None
+    if registered is not None:
+        return registered
+    folder = folder_for(source, model, kind=kind)
+    key = (kind, folder, written_at(folder), model.device, model.dtype)
+    return binding.learned(key, lambda: load_adapter(folder, model, kind=kind))
 
 
 def register_adapter(model: Any, kind: str, make: Callable[[], Any]) -> None:

@@ -75,6 +75,12 @@ def folder_for(source: str | Path, model: Any, *, kind: str) -> Path:
     )
 
 
+def written_at(folder: Path) -> int:
+    """Say when an adapter was written, in nanoseconds; 0 for a folder without one."""
+    words = folder / WORDS
+    return words.stat().st_mtime_ns if words.is_file() else 0
+
+
 def words_for(folder: Path, model: Any, *, kind: str, schema: type[AdapterWords]) -> dict[str, Any]:
     """Read an adapter's JSON; refuse another kind, a newer version, another model, and what the schema does not take.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvfold.adapters import measured
-from kvfold.adapters.folder import WORDS, folder_for, read_tensors, refuse_tensors, words_for, write_folder
+from kvfold.adapters.folder import folder_for, read_tensors, refuse_tensors, words_for, write_folder, written_at
 from kvfold.adapters.schema import RankWords
 from kvfold.attention.basis import Bases, Basis, by_head
 from kvfold.attention.rotary import Rotary
@@ -40,9 +40,8 @@ def layout_for(model: Any, encode: Encode) -> Layout:
     if registered is not None:
         return encode.bound(registered)
     folder = folder_for(source, model, kind=KIND)
-    words = folder / WORDS
-    written = words.stat().st_mtime_ns if words.is_file() else 0
-    return encode.bound(binding.learned((KIND, folder, written), lambda: load_ranks(folder, model)))
+    key = (KIND, folder, written_at(folder), model.device)
+    return encode.bound(binding.learned(key, lambda: load_ranks(folder, model)))
 
 
 def save_ranks(ranks: Ranks, folder: Path, *, model: Any, about: Mapping[str, Any]) -> None:

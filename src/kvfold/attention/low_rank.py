@@ -219,8 +219,8 @@ def _weighted_latents(
     blocks: Sequence[LatentView],
     basis: Basis,
 ) -> Float[Tensor, "P part_rows part_rank"]:
-    """Latents of values, added up by weight; in bfloat16 and float16 the products are taken as they are stored."""
-    one_part = basis.parts == 1
+    """Latents of values, added up by weight; in bfloat16, and in float16 on CUDA, products are of them as stored."""
+    one_part, is_cuda = basis.parts == 1, weights.device.type == "cuda"
     if not one_part:
         weights = weights.unflatten(0, (basis.parts, -1))
     part_rank = basis.decode.shape[1]
@@ -233,13 +233,17 @@ def _weighted_latents(
             continue
         values = view.values
         leading = latent[..., : values.shape[-1]]  # a block adds to as many dimensions as it keeps
-        if view.block.scales is not None:
-            value_scales = view.block.scales[:, 1].to(weights.dtype)
-            scaled = block_weights * value_scales
-            step = _TILE if weights.device.type == "cpu" else _CUDA_TILE
+        scales = view.block.scales
+        # Weights that are not divided by their total yet may add up to more than float16 holds.
+        overflows = values.dtype == torch.float16 and not is_cuda
+        if scales is not None or overflows:
+            scaled = block_weights if scales is None else block_weights * scales[:, 1].to(weights.dtype)
+            step = _CUDA_TILE if is_cuda else _TILE
             tiles = values.split(step, dim=-2)
             for some, tile in zip(scaled.split(step, dim=-1), tiles, strict=True):
                 add_product(leading, some, tile.to(weights.dtype))
+        elif is_cuda and values.dtype != weights.dtype:
+            leading.add_(_wide_products(block_weights, values))
         elif values.dtype != weights.dtype:
             narrow = block_weights.to(values.dtype)
             leading.add_(narrow @ values)

@@ -44,12 +44,14 @@ class Rotary:
     def reaching(self, highest: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all positions from 0 to beyond `highest`, [positions, rotated]."""
         needed = highest + 1
-        if self.table is None or len(self.table[0]) < needed:
+        table = self.table  # another thread may put a shorter one in its place
+        if table is None or len(table[0]) < needed:
             with_room = needed + needed // 8  # an eighth more: a table that grows token by token is rarely remade
             rows = max(with_room, _SHORTEST_TABLE)
             every = torch.arange(rows, device=device)
-            self.table = self.angles(every)
-        return self.table
+            table = self.angles(every)
+            self.table = table
+        return table
 
     def turn(
         self,

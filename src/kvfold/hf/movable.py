@@ -5,7 +5,7 @@ No list of names could keep up, so a few tokens are read at two places in the te
 the second place, must be those of the second reading, in every folding layer.
 """
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,22 +18,38 @@ from kvfold.hf.binding import ModelBinding
 from kvfold.hf.decoder import decoder_of
 from kvfold.hf.rotary import rotary_of
 
-_ASKED = 'positions="compact" was asked for'
-_REMEDY = 'leave positions="kept"'
 _TOKENS, _FURTHER = 4, 7  # read, and how far from one another the two places are
 
 
 def movable_rotary(model: PreTrainedModel) -> Rotary:
     """Give the rotations of a model whose keys can be moved. Raises ModelError for another one."""
-    return ModelBinding.of(model).learned("movable rotary", lambda: _tried(model))
-
-
-def _tried(model: PreTrainedModel) -> Rotary:
+    asked, remedy = 'positions="compact" was asked for', 'leave positions="kept"'
     binding = ModelBinding.of(model)
     if any(getattr(layer, "is_sliding", False) for layer in binding.stock_layers()):
-        _refuse(binding, "keys in its sliding windows stay where they were")
-    rotary = rotary_of(model, asked=_ASKED, remedy=_REMEDY)
-    here, there = _keys(model, 0), _keys(model, _FURTHER)
+        raise ModelError(f"{asked} with {binding.name}; keys in its sliding windows stay where they were; {remedy}")
+    return tried_rotary(model, asked=asked, remedy=remedy)
+
+
+def tried_rotary(model: PreTrainedModel, *, asked: str, remedy: str) -> Rotary:
+    """Give the rotations by which keys of every folding layer turn. Raises ModelError where they turn otherwise."""
+    binding = ModelBinding.of(model)
+
+    def tried() -> Rotary:
+        rotary = rotary_of(model, asked=asked, remedy=remedy)
+        fault = _fault(model, rotary)
+        if fault is not None:
+            raise ModelError(f"{asked} with {binding.name}; {fault}; {remedy}")
+        return rotary
+
+    return binding.learned("tried rotary", tried)
+
+
+def _fault(model: PreTrainedModel, rotary: Rotary) -> str | None:
+    """Say what keeps keys from turning by these rotations; None where they do."""
+    try:
+        here, there = _keys(model, 0), _keys(model, _FURTHER)
+    except Exception:  # a decoder without such positions
+        return "its decoder takes no positions of one number a token"
     places = torch.arange(_TOKENS, device=model.device)
     tolerance = torch.finfo(model.dtype).eps ** 0.5  # half of the digits: other pairings miss by the keys' whole size
     for layer, keys in here.items():
@@ -41,8 +57,8 @@ def _tried(model: PreTrainedModel) -> Rotary:
         moved = rotary.turn(keys, before, before + _FURTHER).float()
         wanted = there[layer].float()
         if moved.shape != wanted.shape or not float((moved - wanted).norm()) <= tolerance * float(wanted.norm()):
-            _refuse(binding, f"keys of layer {layer} do not turn with their position as its rotations say")
-    return rotary
+            return f"keys of layer {layer} do not turn with their position as its rotations say"
+    return None
 
 
 def _keys(model: PreTrainedModel, first: int) -> dict[int, Tensor]:
@@ -51,14 +67,7 @@ def _keys(model: PreTrainedModel, first: int) -> dict[int, Tensor]:
     cache = DynamicCache(config=binding.text_config)
     ids = torch.arange(1, _TOKENS + 1, device=model.device)[None]
     positions = torch.arange(first, first + _TOKENS, device=model.device)[None]
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            decoder(input_ids=ids, position_ids=positions, use_cache=True, **given(decoder, cache))
-    except Exception:  # a decoder without such positions
-        _refuse(binding, "its decoder takes no positions of one number a token")
+    with torch.inference_mode(False), torch.no_grad():
+        decoder(input_ids=ids, position_ids=positions, use_cache=True, **given(decoder, cache))
     layers: Any = cache.layers
     return {index: layers[index].keys for index in binding.folding_layers}
-
-
-def _refuse(binding: ModelBinding, truth: str) -> NoReturn:
-    raise ModelError(f"{_ASKED} with {binding.name}; {truth}; {_REMEDY}")

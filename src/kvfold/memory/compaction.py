@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from kvfold.attention.rotary import Rotary
 from kvfold.errors import CacheError
 from kvfold.memory.dense import DensePart
 from kvfold.memory.kv import positions_of_rows
 from kvfold.memory.part import Part
+from kvfold.memory.ragged import flat
 from kvfold.memory.state import LayerState
 from kvfold.memory.tail import PAD
 
@@ -35,11 +38,7 @@ def gathered(
             "take a plan that stores slots as they came"
         )
     whole = part.without_room()
-    # Flat order: row by row, head by head, oldest first.
-    runs = []
-    for end, of_heads in zip(ends, whole.counts, strict=True):
-        runs += [torch.arange(end - count, end) for count in of_heads]
-    wanted = torch.cat(runs).to(whole.positions)
+    wanted = _wanted(whole, ends)
     moves = whole.positions != wanted
     if not bool(moves.any()):
         return part
@@ -51,6 +50,18 @@ def gathered(
         tensors[name] = whole.payload[name].clone()
         tensors[name][moves] = written
     return whole.made_of(tensors, whole.counts)
+
+
+def _wanted(part: DensePart, ends: Sequence[int]) -> Int[Tensor, " slots"]:
+    """Give the positions right before the row's end to the slots of each head, in the order of their old ones."""
+    lasts = [end for end, of_heads in zip(ends, part.counts, strict=True) for _ in of_heads]
+    counts = list(flat(part.counts))
+    runs = []
+    # Flat order: row by row, head by head. Slots lie as they came, and rows that were made stand among older ones.
+    for end, positions in zip(lasts, part.positions.split(counts), strict=True):
+        ranks = positions.argsort(stable=True).argsort()
+        runs.append(ranks + (end - len(positions)))
+    return torch.cat(runs).to(part.positions)
 
 
 def slots_end(states: Sequence[LayerState]) -> list[int]:

@@ -321,7 +321,8 @@ def _pointer_to(part: DensePart) -> StoredSlots | None:
     if form is None or not form.is_readable:
         return None
     if ragged.uniform(part.counts) and ragged.uniform(part.places):
-        return StoredSlots(form, stride=part.places[0][0], count=part.counts[0][0])
+        heads = len(ragged.flat(part.counts))
+        return StoredSlots(form, stride=part.places[0][0], count=part.counts[0][0], heads=heads)
     return StoredSlots(form, spans=_spans(part))
 
 

@@ -97,7 +97,7 @@ def _beside(context: FoldContext, layer: int, queries: Float[Tensor, "B G W D"])
     state = context.states[layer]
     dtype = context.tail_of(layer).keys.dtype
     step = AttentionStep(queries=queries.to(dtype), scale=context.scales[layer])
-    held = [part for part in (state.sinks, state.folded) if part is not None]
+    held = [part for part in (state.sinks, state.folded) if part is not None and part.slots]
     if not held:
         return nothing(queries)
     return merge([part.attend(step)[0] for part in held])

@@ -162,8 +162,8 @@ class Memory:
     def take_rows(self, rows: Sequence[int]) -> None:
         """Pick these rows, in this order, repeats allowed."""
         self._settle()
-        self.transcript = self.transcript.take_rows(rows)
         with torch.inference_mode(False):  # buffers are written by later forwards, in any mode
+            self.transcript = self.transcript.take_rows(rows)
             for layer in self.layers.values():
                 if layer.state.seen:
                     layer.state = layer.state.take_rows(rows)

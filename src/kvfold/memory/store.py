@@ -120,6 +120,7 @@ class TierStore:
         self.capacity = 0
         self.filled: tuple[int, ...] = ()  # slots of each head that are written, by any part of this store
         self.lineage = object()  # the same for stores whose common slots are the same
+        self.outgrown = False  # whether a longer copy carries the lineage on
         self._lock = threading.Lock()
 
     def append(
@@ -135,15 +136,22 @@ class TierStore:
         stops = [held + more for held, more in zip(counts, sizes, strict=True)]  # slots of each head afterwards
         # Forks share a store: two of them must not both find that they are the newest.
         with self._lock:
-            newest = counts == self.filled or not any(self.filled)  # no other part has written behind these
+            # No other part has written behind these slots, here or in a copy.
+            newest = not self.outgrown and (counts == self.filled or not any(self.filled))
             if newest and self.buffers and max(stops) <= self.capacity:
                 self._put(counts, payload, sizes)
                 self.filled = tuple(stops)
                 return self
+            self.outgrown |= newest
         most = max(*stops, 1)  # of any head: buffers are rectangles
-        # A store that is written for the first time fits exactly: many never grow.
-        grown = self._copy(counts, payload, most + most // 8 if any(counts) else most)
-        grown._put(counts, payload, sizes)
+        try:
+            # A store that is written for the first time fits exactly: many never grow.
+            grown = self._copy(counts, payload, most + most // 8 if any(counts) else most)
+            grown._put(counts, payload, sizes)
+        except BaseException:
+            if newest:
+                self.outgrown = False  # there is no copy, so the next fold may write here
+            raise
         grown.filled = tuple(stops)
         # A copy of all that was written continues the history; one that branches off begins another.
         if newest:
@@ -184,6 +192,7 @@ class TierStore:
         like = {name: buffer.window(0, 0) for name, buffer in self.buffers.items()}
         twin = self._copy(self.filled, like, self.capacity)
         twin.filled, twin.lineage = self.filled, copy.deepcopy(self.lineage, memo)
+        twin.outgrown = self.outgrown  # the copy that carries the lineage on may be copied too
         return twin
 
     def _copy(

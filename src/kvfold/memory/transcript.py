@@ -82,17 +82,19 @@ class Transcript:
 
     def with_fresh_buffers(self) -> "Transcript":
         """Copy the classes, so that what others read in the old buffer is not written over."""
-        return self if self.classes is None else replace(self, classes=self.classes.clone())
+        if self.classes is None:
+            return self
+        with torch.inference_mode(False):  # as in _with_room
+            classes = self.classes.clone()
+        return replace(self, classes=classes)
 
     def take_rows(self, rows: Sequence[int]) -> "Transcript":
         """Pick these rows, in this order, repeats allowed, into fresh buffers."""
         picked = list(rows)
-        return replace(
-            self,
-            ids=None if self.ids is None else self.ids[picked],
-            classes=None if self.classes is None else self.classes[picked],
-            digest=self.digest.take_rows(picked),
-        )
+        with torch.inference_mode(False):  # as in _with_room
+            ids = None if self.ids is None else self.ids[picked]
+            classes = None if self.classes is None else self.classes[picked]
+        return replace(self, ids=ids, classes=classes, digest=self.digest.take_rows(picked))
 
     def classes_at(self, row: int, positions: Int[Tensor, " S"]) -> bytes:
         """Read the classes of one row at some positions; zeros where nothing is known."""

@@ -146,11 +146,11 @@ class OffloadedPart(Part):
 
     def _fetch(self, selected: Tensor) -> None:
         """Fetch the selected slots that are not in the working set."""
-        working, stored = self.working, self.table.stored
-        if not self.table.policy.reuse and not working.is_current(selected):
+        working, table, stored = self.working, self.table, self.table.stored
+        if not table.policy.reuse and not working.is_current(selected):
             working.forget()
-        most = max(self.table.held)
-        working.fetch(selected, stored.fetch, stored=most, heads=self.table.heads, lineage=stored.lineage)
+        with torch.inference_mode(False), torch.no_grad():  # later steps write into its buffers, in any mode
+            working.fetch(selected, stored.fetch, stored=max(table.held), heads=table.heads, lineage=stored.lineage)
 
     def extend(self, other: Part, transcript: Transcript, most: int = 0) -> "OffloadedPart":
         """Offload slots behind the others, cut them into pages, and digest these."""

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvfold.memory.room import Columns
-from kvfold.place.sketch import fit, products, write
+from kvfold.place.sketch import ENOUGH, fit, products, write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,30 @@ class PageIndex:
             ragged=self.ragged or there is not None,
             uneven=self.uneven or len({sum(of_head) for of_head in lengths}) > 1,
         )
+
+    def unsettled(self, lengths: Sequence[Sequence[int]]) -> set[int]:
+        """Find the heads to measure anew with these pages: those with few keys whose number doubles.
+
+        A reference that was given is not judged before the first pages: it may be of keys that are no more.
+        """
+        if not any(self.closed):
+            return set()
+        after = [closed + sum(of_head) for closed, of_head in zip(self.closed, lengths, strict=True)]
+        pairs = enumerate(zip(self.closed, after, strict=True))
+        # By powers of two: however short the turns are, a head is measured few times.
+        return {head for head, (old, new) in pairs if old < ENOUGH and new.bit_length() > old.bit_length()}
+
+    def refitted(self, keys: Mapping[int, Float[Tensor, "S D"]]) -> "PageIndex":
+        """Measure some heads anew by all their keys, those of pages to come included, and write their sketches again.
+
+        It writes into fresh buffers: forks read the old ones.
+        """
+        assert self.reference is not None, "sketches have a reference"
+        reference, codes, are_slots = self.reference.clone(), self.sketches["codes"].clone(), self._are_slots()
+        for head, of_head in keys.items():
+            reference[head] = fit(of_head)
+            codes[head, are_slots[head]] = write(of_head[: self.closed[head]], reference[head])
+        return replace(self, reference=reference, sketches=Columns().append({"codes": codes}))
 
     def _digested(self, digest: Digest, there: Tensor | None, sizes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Write digests as offsets from the reference, which the first pages make."""

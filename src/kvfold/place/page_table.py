@@ -197,14 +197,23 @@ class PageTable:
             lengths.append(self.policy.cut(classes))
         if not any(lengths):
             return self
-        keys = []
-        for head, (first, of_head) in enumerate(zip(self.index.closed, lengths, strict=True)):
+        index = self.index
+        # The first turn may be short: until there are enough keys, folds measure all of them again.
+        unsettled = index.unsettled(lengths) if self.policy.sketches else set()
+        keys, whole = [], {}
+        for head, (first, of_head) in enumerate(zip(index.closed, lengths, strict=True)):
             if of_head:
-                keys.append(self.stored.keys(head, first, first + sum(of_head)))
+                begin = 0 if head in unsettled else first
+                read = self.stored.keys(head, begin, first + sum(of_head))
+                keys.append(read[first - begin :])
+                if head in unsettled:
+                    whole[head] = read
         joined = torch.cat(keys)
         flat = torch.tensor([length for of_head in lengths for length in of_head], device=joined.device)
         digest = self.policy.digest(joined, flat)
-        return replace(self, index=self.index.extend(lengths, digest))
+        if whole:
+            index = index.refitted(whole)
+        return replace(self, index=index.extend(lengths, digest))
 
     def query_scores(
         self,

@@ -71,11 +71,16 @@ class PagePolicy:
         factor = (usual / lengths.clamp(min=2).float().log()).sqrt()[:, None, None]
         return Digest(centres=digest.centres, spreads=digest.spreads * factor)
 
+    @property
+    def sketches(self) -> bool:
+        """Tell whether the index holds sketches of keys."""
+        return self.digest_form is sketched
+
     def own_reference(self, saved: Float[Tensor, "N rows D"] | None) -> Float[Tensor, "N rows D"] | None:
         """Give a saved reference; None where the index that it is of had digests of another form."""
         if saved is None:
             return None
-        rows = 1 + dimensions(saved.shape[2]) if self.digest_form is sketched else 2
+        rows = 1 + dimensions(saved.shape[2]) if self.sketches else 2
         return saved if saved.shape[1] == rows else None
 
     def period(self, stored: int) -> int:

@@ -1,7 +1,8 @@
 """sentkv: hold every slot in host memory or on disk, and read the few sentences that an index chooses.
 
 SentKVCompress, https://openreview.net/forum?id=T0ii3nAxk4, with the splitter and the summaries of DynSplit-KV,
-https://arxiv.org/abs/2602.03184; pages of a fixed size (`window=0`) make it Quest, https://arxiv.org/abs/2406.10774
+https://arxiv.org/abs/2602.03184; pages of a fixed size by their extremes (`window=0, summary="minmax"`) make it Quest,
+https://arxiv.org/abs/2406.10774
 Ours differs: a slot table per head instead of cutting all heads to the least reuse; the newest queries choose
 together, each by its shares; the slots really lie elsewhere; forwards of several tokens read everything.
 """

@@ -1,9 +1,9 @@
 """Sketches: the keys of offloaded slots in half of their dimensions, 4 bits each. A page scores as its best slot.
 
 The dimensions are the principal ones of a head's first keys (Loki, https://arxiv.org/abs/2406.02542, ranks tokens by
-them). Ours differs: numbers have 4 bits, so that a sketch takes a sixteenth of a slot in 16 bits, and whole sentences
-are read. A reference [1 + R, D] says how a head's keys are written: their mean, then a row for each dimension, as long
-as its cells are wide.
+them), measured anew while these are few. Ours differs: numbers have 4 bits, so that a sketch takes a sixteenth of a
+slot in 16 bits, and whole sentences are read. A reference [1 + R, D] says how a head's keys are written: their mean,
+then a row for each dimension, as long as its cells are wide.
 """
 
 import torch
@@ -15,6 +15,7 @@ from kvfold.attention.kernels.compiled import sketch_products
 CELL = 0.45  # width of a cell in standard deviations: 16 cells reach 3.6 of them to either side
 _HALF = 8  # of the cells
 _LEAST = 2  # keys of which dimensions can be measured
+ENOUGH = 1024  # keys of which they are measured once and for all
 
 
 def dimensions(size: int) -> int:

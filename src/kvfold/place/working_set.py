@@ -74,11 +74,12 @@ class WorkingSet:
         if self._current is wanted:  # the same tensor, so no comparison of numbers
             return
         began = perf_counter()
+        is_first, self._current = self._current is None, None  # an interrupt leaves no selection that is half fetched
         self._make_room(wanted)
         assert self.slots is not None
         there, stays = _overlap(self.slots, wanted, stored)
         missing = (wanted >= 0) & ~there  # N budget
-        self._count(wanted, missing, heads)
+        self._count(wanted, missing, heads, is_first=is_first)
         places = _first(~stays, missing.sum(dim=1, keepdim=True))  # N budget: as many as are missing
         of_heads, columns = missing.nonzero(as_tuple=True)  # head by head, as places are
         slots = wanted[of_heads, columns]
@@ -110,8 +111,8 @@ class WorkingSet:
             form = Form.plain(self.keys, self.values)
             if form is None or not form.is_readable:
                 return None
-            budget = self.keys.shape[1]
-            self._stored = StoredSlots(form, stride=budget, count=budget)
+            heads, budget = self.keys.shape[:2]
+            self._stored = StoredSlots(form, stride=budget, count=budget, heads=heads)
         return self._stored
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -139,9 +140,11 @@ class WorkingSet:
             self.values = values.new_zeros(*room, values.shape[-1])
             self._stored = None
         flat = places.flatten().nonzero().flatten()  # numbers among N x budget
+        held = self.slots.view(-1)
+        held[flat] = -1  # what is written over is gone, also where an interrupt comes before the new slots are noted
         self.keys.flatten(0, 1).index_copy_(0, flat, keys)
         self.values.flatten(0, 1).index_copy_(0, flat, values)
-        self.slots.flatten().index_copy_(0, flat, slots)
+        held.index_copy_(0, flat, slots)
 
     def _make_room(self, wanted: Tensor) -> None:
         """Make buffers for as many slots; fetched slots stay when buffers grow, and go when they shrink."""
@@ -150,19 +153,19 @@ class WorkingSet:
         self._stored = None
         more = -1 if self.slots is None else wanted.shape[1] - self.slots.shape[1]
         if self.slots is None or more < 0 or self.slots.shape[0] != wanted.shape[0]:
-            self.keys = self.values = None
-            self.slots = torch.full_like(wanted, -1)
+            self.slots, self.keys, self.values = torch.full_like(wanted, -1), None, None
             return
-        self.slots = torch.nn.functional.pad(self.slots, (0, more), value=-1)
-        if self.keys is not None and self.values is not None:
-            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, more))
-            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, more))
+        slots, keys, values = torch.nn.functional.pad(self.slots, (0, more), value=-1), self.keys, self.values
+        if keys is not None and values is not None:
+            keys = torch.nn.functional.pad(keys, (0, 0, 0, more))
+            values = torch.nn.functional.pad(values, (0, 0, 0, more))
+        self.slots, self.keys, self.values = slots, keys, values  # together: an interrupt leaves them of one size
 
-    def _count(self, wanted: Tensor, missing: Tensor, heads: int) -> None:
+    def _count(self, wanted: Tensor, missing: Tensor, heads: int, *, is_first: bool) -> None:
         lost = missing.sum(dim=1)  # N
         fetched = int(lost.sum())
         self.stats.fetched += fetched
-        if self._current is not None:
+        if not is_first:
             asked = (wanted >= 0).sum(dim=1)
             self.stats.selections += 1
             self.stats.wanted += int(asked.sum())

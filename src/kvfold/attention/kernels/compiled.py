@@ -124,10 +124,15 @@ class StoredSlots:
 
     __slots__ = ("given", "part", "slots", "spans")
 
-    def __init__(self, form: Form, *, stride: int = 0, count: int = 0, spans: Spans | None = None) -> None:
-        """Each head's slots lie in its span, or there are `count` of each head, `stride` slots apart."""
-        self.given = (form, stride, count, spans)
-        self.slots = count if spans is None else sum([stop - start for start, stop in spans])
+    def __init__(
+        self, form: Form, *, stride: int = 0, count: int = 0, heads: int = 0, spans: Spans | None = None
+    ) -> None:
+        """Each head's slots lie in its span, or there are `count` of each of so many `heads`, `stride` slots apart.
+
+        A tail says neither count nor heads: they are given when it is read.
+        """
+        self.given = (form, stride, count, heads, spans)
+        self.slots = count * heads if spans is None else sum([stop - start for start, stop in spans])
         self.spans = None
         if spans is not None:
             self.spans = (ctypes.c_int64 * (2 * len(spans)))(*chain.from_iterable(spans))
@@ -147,8 +152,8 @@ class StoredSlots:
         return _stored, self.given
 
 
-def _stored(form: Form, stride: int, count: int, spans: Spans | None) -> StoredSlots:
-    return StoredSlots(form, stride=stride, count=count, spans=spans)
+def _stored(form: Form, stride: int, count: int, heads: int, spans: Spans | None) -> StoredSlots:
+    return StoredSlots(form, stride=stride, count=count, heads=heads, spans=spans)
 
 
 def decode(

@@ -359,6 +359,8 @@ static void attend_block(const latents *from, const block *one, int64_t head, co
             if (scales != NULL)
                 for (int slot = 0; slot < count; slot++) scores[slot] *= of_values[slot];
         }
+        /* Values are read by whole vectors, which reach beyond a tile: so far that they may end with the next slots. */
+        is_last |= (first + TILE) * value_dims + LANES > one->count * value_dims;
         tile = widened(from->kind, one->values, first, count, one->value_width, &from->values.codes, is_last, own->tile);
         add_values(tile, count, value_dims, own);
     }
