@@ -1,6 +1,7 @@
 """The loop: batches carry the right weights, steps lower the loss, and a resumed run is the same run."""
 
 import random
+import signal
 from itertools import cycle
 
 import pytest
@@ -12,6 +13,7 @@ from kvfold.hf.load import new_llama
 from kvfold.train.base.batches import Batch, Samples, make_batch
 from kvfold.train.base.loss import TextLoss
 from kvfold.train.base.warmstart import look_back
+from kvfold.train.interrupt import noted_interrupt
 from kvfold.train.loop import LoopSettings, Trainer
 from kvfold.train.losses import TokenLoss
 from kvfold.train.optimisers import ParameterGroup
@@ -171,3 +173,14 @@ def test_the_warm_start_looks_one_and_two_tokens_back():
         first = model(input_ids=torch.randint(0, 300, (1, 40)), output_attentions=True).attentions[0][0]
     assert float(first[0].diagonal(-1)[1:].mean()) > 0.8
     assert float(first[1].diagonal(-2)[1:].mean()) > 0.8
+
+
+def test_ctrl_c_is_noted_once_and_then_ends_as_it_always_does():
+    with noted_interrupt() as came:
+        assert not came()
+        signal.raise_signal(signal.SIGINT)
+        assert came()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

@@ -180,11 +180,12 @@ def features_of(model: Any) -> TokenFeatures:
 
 
 def _rotary_for(model: Any) -> Rotary:
-    return tried_rotary(
+    tried = tried_rotary(
         model,
         asked="an adapter that reads keys before their rotation was asked for",
         remedy="train one anew, which reads values alone",
     )
+    return replace(tried, table=None)  # tables of others are no part of an adapter
 
 
 def query_heads_of(model: Any) -> int:

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kvfold.errors import DataError
+
 app = typer.Typer(help="Train a model or an adapter: base, sonic, dynakv.", no_args_is_help=True)
 Data = Annotated[Path | None, typer.Option("--data", help="A folder of real text (*.jsonl.xz) to mix in.")]
 Minutes = Annotated[float | None, typer.Option("--minutes", help="How many minutes the whole run takes.")]
@@ -167,6 +169,8 @@ def dynakv(
     """
     given = {name: value for name, value in (("rows", rows), ("length", length)) if value is not None}
     if steps or minutes:
+        if split != "loss":
+            raise DataError(f"--split {split} was given; ranks are trained here; leave it away, or give --steps 0")
         _train_ranks(
             model=model, out=out, data=data, steps=steps or None, minutes=minutes, basis=basis, seed=seed,
             resume=resume, start=start, update=update, without=without, **given,
@@ -201,7 +205,6 @@ def _line_to_stderr(line: str) -> None:
 
 def _refuse_training_only(given: Mapping[str, object]) -> None:
     """Refuse what only a training can do where nothing is trained."""
-    from kvfold.errors import DataError
 
     asked = [name for name, value in given.items() if value]
     if asked:
@@ -213,8 +216,6 @@ def _refuse_training_only(given: Mapping[str, object]) -> None:
 def _weights(text: str, kind: type) -> dict[str, float]:
     """Named numbers of an option, "choice=1,salience=0.1"."""
     from dataclasses import fields
-
-    from kvfold.errors import DataError
 
     known, found = [field.name for field in fields(kind)], {}
     for pair in filter(None, text.split(",")):
@@ -232,7 +233,6 @@ def _weights(text: str, kind: type) -> dict[str, float]:
 
 
 def _refuse_no_length(minutes: float | None, tokens: int | None) -> None:
-    from kvfold.errors import DataError
 
     if (minutes is None) == (tokens is None):
         raise DataError("a run was asked with no length, or with two; it needs one; give --minutes or --tokens")

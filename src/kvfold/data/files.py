@@ -41,8 +41,13 @@ def read_rows(path: Path, *, fields: Sequence[str] = ()) -> list[dict]:
 def prose(row: dict) -> str:
     """The text of a row: its `text`, or its messages in order, each after its speaker where one is named."""
     if "text" in row:
+        if not isinstance(row["text"], str):
+            raise DataError(f"a row with the text {row['text']!r} was given; a text is a string; leave such rows out")
         return row["text"]
-    said = [(message.get("speaker"), message["content"].strip()) for message in row["messages"]]
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(isinstance(one, dict) and "content" in one for one in messages):
+        raise DataError("a row of messages was given; each is an object with a content; convert the file")
+    said = [(message.get("speaker"), str(message["content"]).strip()) for message in messages]
     return "\n".join(f"{speaker}: {content}" if speaker else content for speaker, content in said)
 
 
@@ -52,7 +57,7 @@ def _text(path: Path) -> str:
         return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
     except OSError as error:
         raise DataError(f"{path} was given; it cannot be read ({error.strerror}); give a file") from None
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path} was given; it is broken ({error}); get a sound copy") from None
 
 

@@ -4,14 +4,13 @@ Reads the sets by the fields they hold (messages, text, question and answer). Kn
 trained on (`SHIPPED`), and which no adapter learns from (`SHARE_ALIKE`); files are never copied into the package.
 """
 
-import json
-import lzma
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from kvfold.data.files import read_rows
 from kvfold.data.words import Borrowed, may_train
 from kvfold.errors import DataError
 
@@ -49,9 +48,8 @@ def rows(folder: Path, names: Sequence[str] | None = None) -> Iterator[tuple[str
         path = folder / f"{name}.jsonl.xz"
         if not path.is_file():
             raise DataError(f"the set {name} was asked; {folder} has no {path.name}; name another folder with --data")
-        with lzma.open(path, "rt", encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                yield name, json.loads(line)
+        for row in read_rows(path):
+            yield name, row
 
 
 def borrow(texts: Sequence[str], *, sentences: int = 40_000, words: int = 12_000) -> Borrowed:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvfold.train.interrupt import noted_interrupt
 from kvfold.train.loop import Trainer, refuse_missing
 
 RECORD_EVERY = 25  # steps
@@ -40,6 +41,7 @@ class Run(abc.ABC):
     def __init__(self, settings: RunSettings, *, rank: int = 0) -> None:
         """`rank` counts the processes of the run. Raises FileError where there is no checkpoint to resume from."""
         self.settings, self.rank = settings, rank
+        self._has_reported = False
         if settings.resume:
             refuse_missing(self.checkpoint)
 
@@ -74,18 +76,26 @@ class Run(abc.ABC):
 
     def train(self, report: Callable[[dict], None]) -> None:
         """Train to the end; `report` gets a record every 25 steps, and the same line goes to record.jsonl."""
+        with noted_interrupt() as is_interrupted:
+            self._loop(report, is_interrupted)
+        if self.rank == 0:
+            self.save()
+        self._report(report)
+
+    def _loop(self, report: Callable[[dict], None], is_interrupted: Callable[[], bool]) -> None:
+        """Step by step to the end. Raises KeyboardInterrupt after a checkpoint where Ctrl-C was pressed."""
         batches = self.batches()
         saved = time.monotonic()
         while self.trainer.share < 1:
             self.trainer.step(batches, self.learned)
             if self.trainer.share < 1 and self.trainer.progress.step % RECORD_EVERY == 0:
                 self._report(report)
-            if self.rank == 0 and time.monotonic() - saved > self.settings.save_every_seconds:
+            is_late = time.monotonic() - saved > self.settings.save_every_seconds
+            if self.rank == 0 and (is_late or is_interrupted()):
                 self.save()
                 saved = time.monotonic()
-        if self.rank == 0:
-            self.save()
-        self._report(report)
+            if is_interrupted():
+                raise KeyboardInterrupt
 
     def record(self) -> dict[str, Any]:
         """Where the run stands, as one JSON line."""
@@ -114,6 +124,8 @@ class Run(abc.ABC):
         if self.rank == 0:
             path = self.settings.out / "record.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as lines:
+            goes_on = self._has_reported or self.settings.resume
+            with path.open("a" if goes_on else "w", encoding="utf-8") as lines:  # no lines of another run
                 lines.write(json.dumps(record) + "\n")
+            self._has_reported = True
         report(record)

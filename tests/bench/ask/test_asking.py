@@ -6,6 +6,7 @@ import torch
 from strangers import stranger
 
 from kvfold.bench.ask.asking import ask_each, group_by_length, has_sliding_layers, read_once, stop_tokens
+from kvfold.bench.ask.audit import AuditedRows
 from kvfold.bench.ask.prompts import Prompt
 from kvfold.bench.suites import find
 
@@ -105,3 +106,12 @@ def test_samples_and_suites_can_be_sent_to_another_process(name):
     suite = find(name)
     samples = suite.samples(n=4, seed=0)
     assert pickle.loads(pickle.dumps((suite, samples))) == (suite, samples)
+
+
+def test_a_row_that_reads_nothing_may_lie_beside_one_that_does():
+    subject = stranger()
+    rows = AuditedRows(subject.model, "snapkv(keep=0.5)", rows=2)
+    rows.feed([list(range(20, 60)), list(range(30, 70))])
+    rows.fold()
+    logits = rows.trial([[5, 6, 7], []])
+    assert [len(of_row) for of_row in logits] == [3, 0]

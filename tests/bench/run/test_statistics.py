@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvfold.bench.run.statistics import difference, interval, intervals
+from kvfold.bench.run.statistics import difference, interval, intervals, retained
 
 OUTCOMES = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=60)
 
@@ -76,3 +76,11 @@ def test_the_interval_of_a_mean_is_the_interval_of_its_outcomes_and_a_ratio_of_s
 def test_a_number_that_some_resamples_lack_has_an_interval_over_the_others():
     found = intervals([1.0, 2.0], lambda some: {"rare": 2.0} if 2.0 in some else {})
     assert found == {"rare": (2.0, 2.0)}
+
+
+def test_what_is_retained_has_bounds_where_some_draws_gain_nothing():
+    full, none = [1.0] * 5 + [0.0] * 15, [0.0] * 20
+    found = retained([1.0] * 4 + [0.0] * 16, full, none)
+    assert found is not None
+    share, (low, high) = found
+    assert 0 <= low <= share <= high <= 1

@@ -31,9 +31,9 @@ class AuditedRows(Rows):
     def trial(self, chunks: Sequence[Sequence[int]], *, singly: int = 0) -> list[Float[Tensor, "_ vocabulary"]]:
         """Give the logits of `read`, the last `singly` tokens read one by one, and put the rows back."""
         assert self.folded is not None, "a stock cache has no way back"
-        assert all(len(chunk) > singly for chunk in chunks), "a chunk begins with tokens that are read together"
-        mask, fed, mark = self.mask, self.fed_tokens, self.folded.mark()
         together = [chunk[: len(chunk) - singly] for chunk in chunks]
+        assert not singly or all(together), "a chunk begins with tokens that are read together"
+        mask, fed, mark = self.mask, self.fed_tokens, self.folded.mark()
         steps = [together]
         for left in range(singly, 0, -1):  # tokens that are still to be read, counted from each chunk's end
             steps.append([chunk[len(chunk) - left :][:1] for chunk in chunks])

@@ -203,6 +203,9 @@ MEASURES = (
     "exact",
     "log_likelihood",
     "reuse",
+    "speedup_over_stock",
+    "fold_over_prefill",
+    "attention_speedup",
 )  # metrics with a column
 
 
@@ -289,6 +292,9 @@ def notes(shown: Table, *, is_alone: bool = True) -> list[str]:
             failures.setdefault(row.record.failure, []).append(row.label)
     for failure, labels in failures.items():
         lines.append(f"{', '.join(labels)} failed: {failure}")
+    revisions = {row.record.git for row in shown.rows if row.record.git is not None}
+    if len(revisions) > 1:
+        lines.append(f"these rows were made by {len(revisions)} revisions of the code; every record names its own")
     for warning in shown.warnings:
         lines.append(f"warning: {warning}")
     return lines

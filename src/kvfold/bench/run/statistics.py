@@ -75,7 +75,9 @@ def retained(
         return None
     kept, all_of_it = np.subtract(scores, none), np.subtract(full, none)
     share = float(kept.mean() / all_of_it.mean())
-    return share, _bounds(_means(kept) / _means(all_of_it))
+    gains = _means(all_of_it)
+    real = gains > 0  # a draw in which the full cache gains nothing has no share
+    return share, _bounds(_means(kept)[real] / gains[real])
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:

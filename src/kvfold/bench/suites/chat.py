@@ -77,7 +77,7 @@ def _answers(subject: Subject, rows: Reader, scripts: Sequence[Script]) -> list[
         rows.feed(_turns(scripts, turn))
         rows.fold()
     questions = [Prompt(context=(), question=one.question, reply_tokens=ANSWER_TOKENS) for one in scripts]
-    return ask_rows(subject, rows, questions, stop={subject.tokenizer.eos_token_id})
+    return ask_rows(subject, rows, questions)
 
 
 def _turns(scripts: Sequence[Script], turn: int) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ spent on cutting, summarising and moving. Random weights do: time and bytes do n
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +35,7 @@ class FarSuite(Suite):
     version: ClassVar[int] = 1
     rows: ClassVar[int] = 1_000_000  # all turns in one chunk: they share the caches
     is_timed: ClassVar[bool] = True
+    has_floor: ClassVar[bool] = False  # a time has none
 
     tokens: int = 32768
     stage: Literal["decode", "prefill"] = "decode"
@@ -73,7 +74,8 @@ class FarSuite(Suite):
         ledger = watches[0].past.ledger()
         metrics = _speedups(watches[0], watches[-1], turns=len(samples)) | _difference(_counters(ledger), first)
         outcome = self._outcome(ledger, metrics["attention_speedup"], metrics, step=metrics["step_seconds"])
-        return [outcome] * len(samples)
+        pairs = zip(watches[0].turns, watches[-1].turns, strict=True)
+        return [replace(outcome, score=of_full / of_plan) for of_plan, of_full in pairs]
 
     def _prefill(self, subject: Subject, plan: str, samples: Sequence[int]) -> list[Outcome]:
         outcomes = []
@@ -112,7 +114,7 @@ class FarSuite(Suite):
 
 
 class _Stopwatch:
-    """Adds up what one cache spends in a model's steps, and of that in its attention. It changes with every step."""
+    """Notes what one cache spends in a model's steps, and of that in its attention. It changes with every step."""
 
     def __init__(self, past: Any, model: Any) -> None:
         self.past, self.model = past, model
@@ -120,12 +122,19 @@ class _Stopwatch:
 
     def reset(self) -> None:
         """Start from zero."""
-        self.attention = self.whole = 0.0
+        self.whole = 0.0
+        self.turns: list[float] = []  # seconds of attention in each step
+
+    @property
+    def attention(self) -> float:
+        """Seconds of attention in all steps."""
+        return sum(self.turns)
 
     def step(self, number: int) -> None:
         """Feed one token."""
         device = self.model.device
         token = torch.tensor([[number % self.model.config.vocab_size]], device=device)
+        self.turns.append(0.0)
         with observed(self.past, self._timer):
             began = perf_counter()
             self.model(token, **given(self.model, self.past))
@@ -142,7 +151,7 @@ class _Stopwatch:
         began = perf_counter()
         yield
         synchronise(self.model.device)
-        self.attention += perf_counter() - began
+        self.turns[-1] += perf_counter() - began
 
 
 def _speedups(plan: _Stopwatch, full: _Stopwatch, *, turns: int) -> dict[str, float]:

@@ -68,6 +68,7 @@ class LmEval(Suite):
     def ask(self, subject: Subject, plan: str, samples: Sequence[Document]) -> list[Outcome]:
         """Each task's documents together."""
         from kvfold.bench.harness.model import FoldedLM
+        from kvfold.bench.harness.scoring import Costs
         from kvfold.bench.harness.tasks import chosen_metric, results
 
         model = FoldedLM(subject, plan, stride=self.stride, batch_size=self.rows)
@@ -76,6 +77,7 @@ class LmEval(Suite):
             task = self._tasks()[name]
             metric = chosen_metric(task, self.metric)
             indices = [sample.index for sample in samples if sample.task == name]
+            model.scorer.costs = Costs()  # of this task alone
             every = results(task, indices, model, chat=self.chat)
             cost = model.scorer.costs.mean()
             for index, values in every.items():

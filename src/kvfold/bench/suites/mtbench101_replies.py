@@ -33,7 +33,7 @@ class MTBench101Replies(ValuesSuite):
     def samples(self, *, n: int, seed: int) -> Sequence[History]:
         """Draw dialogues, the tasks in turn."""
         dialogues = MTBench101(data=self.data, words=self.words).samples(n=n, seed=seed)
-        return [_history(dialogue) for dialogue in dialogues]
+        return [_history(dialogue) for dialogue in dialogues if any(turn.reply for turn in dialogue.turns[1:])]
 
 
 def _history(dialogue: JudgedDialogue) -> History:

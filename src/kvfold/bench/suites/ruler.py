@@ -168,10 +168,12 @@ def _ready(path: Path) -> tuple[Task, ...]:
     if "prompt" not in rows[0]:
         return ()
     for number, row in enumerate(read_rows(path, fields=READY), 1):
-        if row["task"] not in TASKS or not row["outputs"]:
+        outputs = row["outputs"]
+        sound = isinstance(outputs, list) and outputs and all(isinstance(one, str) for one in outputs)
+        if row["task"] not in TASKS or not sound:
             raise DataError(
-                f"{path} was given; its row {number} is of task {row['task']!r} with {len(row['outputs'])} outputs; "
-                f"give rows of {', '.join(TASKS)} with one or more"
+                f"{path} was given; its row {number} is of task {row['task']!r} with the outputs {outputs!r}; "
+                f"give rows of {', '.join(TASKS)} with a list of texts, one or more"
             )
     return tuple(
         Task(

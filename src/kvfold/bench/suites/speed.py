@@ -103,14 +103,15 @@ class Speed(Suite):
             stages = [] if is_rival(plan) or self.captured else [made.stages(number) for number in range(_STAGED)]
         sizes = size_fields(made.ledger, rows=1)
         shared = {
-            "peak_memory_bytes": peak,
+            **({} if is_rival(plan) else {"peak_memory_bytes": peak}),  # a rival's memory is that of another process
             "moved_bytes": made.moved_bytes,
             "predicted_seconds": made.moved_bytes / read_bandwidth(subject.model.device.type),
         }
         if stages:
             shared |= {name: _median([one.metrics[name] for one in stages]) for name in stages[0].metrics}
         if isinstance(made, _Talk | _Fold):
-            shared["fold_over_prefill"] = _median(made.fold_shares[_WARM_UP:])
+            timed = slice(_WARM_UP, _WARM_UP + len(samples))  # those after it were watched stage by stage
+            shared["fold_over_prefill"] = _median(made.fold_shares[timed])
         return [
             Outcome(
                 family=f"{self.stage} at {self.tokens}",
@@ -258,11 +259,14 @@ class _Talk(_Decode):
         return _staged(self.model, self.plan, partial(self._talk, self.plan, number))
 
     def _talk(self, past: Any, number: int) -> None:
+        synchronise(self.model.device)
         start = perf_counter()
         _feed(self.model, past, _READ_TOKENS, number)
+        synchronise(self.model.device)
         read = perf_counter() - start
         for token in range(_WRITTEN_TOKENS):
             _step(self.model, past, number + token)
+        synchronise(self.model.device)
         if past is not self.stock:
             start = perf_counter()
             past.fold()
