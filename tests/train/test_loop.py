@@ -175,6 +175,15 @@ def test_the_warm_start_looks_one_and_two_tokens_back():
     assert float(first[1].diagonal(-2)[1:].mean()) > 0.8
 
 
+@pytest.fixture
+def usual_ctrl_c():
+    """The handler that a program in a terminal has; test runners may ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_ctrl_c_is_noted_once_and_then_ends_as_it_always_does():
     with noted_interrupt() as came:
         assert not came()
