@@ -120,6 +120,12 @@ def source_of(name: str) -> str:
         file = packaged_file(PACKAGED[name])
         return PACKAGED[name].hub if file is None else str(unpacked(file, name))
     folder = SHIPPED / name if is_shipped(name) else Path(name).expanduser()
+    try:
+        folder.stat()
+    except PermissionError as error:
+        refuse(name, "it cannot be looked at: permission denied", "give a folder that you may read", cause=error)
+    except OSError:
+        pass  # no folder of that name: perhaps one on the Hub
     if name.strip() and folder.is_dir():
         _refuse_incomplete(folder, name)
         return str(folder.absolute())  # a saved chat names its model, and is resumed from any folder

@@ -27,7 +27,7 @@ def test_a_line_read_back_is_the_same_record():
 def test_the_name_of_the_work_is_known_before_the_work_is_done():
     one = made.record()
     asked = {"suite": "chat", "suite_version": 1, "settings": {"turns": [16, 24]}, "fingerprint": "abc123"}
-    samples = record.samples_name(**asked, dtype="float32", seed=0, n=4)
+    samples = record.samples_name(**asked, dtype="float32", seed=0, n=4, device="cpu", threads=1)
     assert record.work_name(samples, "snapkv(keep=0.5)") == one.work
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfold.bench.judging.notebook import Notebook, key_of
+from kvfold.bench.run.provenance import git_revision, versions
 from kvfold.bench.run.setting import Setting
 from kvfold.bench.suite import Outcome
 from kvfold.errors import FileError
@@ -23,6 +24,7 @@ class KeptSamples:
         self._book = Notebook(folder / FILE_NAME)
         self._setting = setting
         self._seconds: dict[str, float] = {}
+        self._made_by = [git_revision(), versions()]  # a record says one revision: samples of another do not join it
 
     def find(self, plan: str) -> dict[int, Outcome]:
         """Find all that were finished under a plan."""
@@ -54,7 +56,7 @@ class KeptSamples:
             self._book.path.unlink(missing_ok=True)
 
     def _work(self, plan: str) -> str:
-        return key_of(self._setting.work(plan))
+        return key_of(self._setting.work(plan), *self._made_by)
 
 
 def _read(entry: Mapping[str, Any], path: Path) -> Outcome:

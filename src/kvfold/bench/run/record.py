@@ -70,7 +70,8 @@ class Record:
     @property
     def samples(self) -> str:
         """Name the samples: records with the same name were asked the same questions of the same model."""
-        return samples_name(**{name: getattr(self, name) for name in SAMPLE_KEYS})
+        fields = {name: getattr(self, name) for name in SAMPLE_KEYS}
+        return samples_name(device=self.device, threads=self.threads, **fields)
 
     @property
     def work(self) -> str:
@@ -87,6 +88,7 @@ class Record:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
+TIMED = ("speed", "far")  # suites whose numbers depend on the device and its threads
 SAMPLE_KEYS = ("suite", "suite_version", "settings", "fingerprint", "dtype", "seed", "n")
 _APART = ("metrics", "metric_intervals", "shared_prefill")  # not in every line: lines of older versions lack the last
 KEYS = tuple(field.name for field in dataclasses.fields(Record) if field.name not in _APART)
@@ -106,10 +108,11 @@ UNMEASURED: dict[str, Any] = {
 _FIELDS = TypeAdapter(Record)
 
 
-def samples_name(**fields: Any) -> str:
-    """Name samples before any record of them exists; the keywords are those of SAMPLE_KEYS."""
+def samples_name(*, device: str, threads: int, **fields: Any) -> str:
+    """Name samples before any record of them exists; the other keywords are those of SAMPLE_KEYS."""
     assert set(fields) == set(SAMPLE_KEYS)
-    return json.dumps([fields[name] for name in SAMPLE_KEYS], sort_keys=True)
+    where = [device, threads] if fields["suite"] in TIMED else []
+    return json.dumps([*(fields[name] for name in SAMPLE_KEYS), *where], sort_keys=True)
 
 
 def work_name(samples: str, plan: str) -> str:

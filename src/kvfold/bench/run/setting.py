@@ -49,7 +49,8 @@ class Setting:
 
     def work(self, plan: str) -> str:
         """Name the record that a plan will have."""
-        return work_name(samples_name(**self.sample_fields), plan)
+        samples = samples_name(device=self.subject.device, threads=self.threads, **self.sample_fields)
+        return work_name(samples, plan)
 
     @property
     def batches(self) -> list[range]:
