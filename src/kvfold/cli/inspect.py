@@ -55,8 +55,8 @@ def _saved(path: Path) -> dict[str, Any]:
 
 def _model(folder: Path) -> dict[str, Any]:
     try:
-        config = dict(words.loads((folder / "config.json").read_text(encoding="utf-8")))
-        text = dict(config.get("text_config") or config)
+        config: dict[str, Any] = dict(words.loads((folder / "config.json").read_text(encoding="utf-8")))
+        text: dict[str, Any] = dict(config.get("text_config") or config)
     except (OSError, ValueError, TypeError) as error:
         raise FileError(
             f"{folder} was to be inspected; it has no config.json that can be read; give a saved chat or cache, or the "
