@@ -65,7 +65,7 @@ def _model(folder: Path) -> dict[str, Any]:
     layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
     kv_heads = text.get("num_key_value_heads") or heads
     size = text.get("head_dim") or (text["hidden_size"] // heads if heads and "hidden_size" in text else None)
-    known = None not in (layers, kv_heads, size)
+    numbers = None if layers is None or kv_heads is None or size is None else layers * 2 * kv_heads * size
     return {
         "kind": "model",
         "model_type": config.get("model_type"),
@@ -77,7 +77,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "vocabulary": text.get("vocab_size"),
         "positions": text.get("max_position_embeddings"),
         "dtype": config.get("dtype") or config.get("torch_dtype"),
-        "cached_numbers_per_token": layers * 2 * kv_heads * size if known else None,
+        "cached_numbers_per_token": numbers,
         "weights_bytes": sum(
             path.stat().st_size for ending in ("*.safetensors", "*.bin") for path in folder.glob(ending)
         ),
