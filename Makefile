@@ -157,6 +157,7 @@ dynakv-needle_ASKS := needle --n 60 --set tokens=4096 --set question=seen
 dynakv-longqa_ASKS = longqa --n 96 --set score=likelihood --set question=seen --data "$(DATA)"
 sentkv-needle_ASKS := needle --n 60 --set tokens=4096
 sentkv-ruler_ASKS := ruler --model smollm2 --n 11 --seed 1 --set tokens=4096
+sentkv-ruler-0_ASKS := ruler --model smollm2 --n 11 --set tokens=4096
 sentkv-longqa_ASKS = longqa --n 48 --set score=likelihood --set answer=singly --data "$(DATA)"
 # SmolLM2, in bfloat16, in which processors with AVX512_BF16 or AMX are quick; elsewhere give DTYPE=float32. A folder goes on
 # at the next sample when the same word is given again; two at a time they take at most five hours.
@@ -204,7 +205,7 @@ PUBLISHED := published-safety $(if $(DATA),published-mtbench101 published-dialog
 OF_SONIC := sonic-chat sonic-low $(if $(DATA),sonic-dialogue)
 OF_DYNAKV := dynakv-fidelity $(if $(DATA),dynakv-novels)
 OF_SMALL := dynakv-needle $(if $(DATA),dynakv-longqa)
-OF_SENTKV := sentkv-needle sentkv-ruler $(if $(DATA),sentkv-longqa)
+OF_SENTKV := sentkv-needle sentkv-ruler sentkv-ruler-0 $(if $(DATA),sentkv-longqa)
 $(ON_TINY:%=$(RECORDS)/%): ASKS = --plans "$(PLANS)" --keep $(KEEPS) --peers "$(RIVALS)"
 $(ON_SMOLLM2:%=$(RECORDS)/%): ASKS = --model smollm2 --plans "$(ON_SMOLLM2_PLANS)" --keep $(ON_SMOLLM2_KEEPS)
 $(RECORDS)/ruler-smollm2: ASKS = --model smollm2 --plans "$(EIGHT_PLANS)" --keep 0.5,0.2
@@ -221,7 +222,7 @@ $(RECORDS)/sonic-low: ASKS = --plans "sonic; kvzip" --keep 0.1,0.05
 $(OF_DYNAKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_DYNAKV)"
 $(OF_SMALL:%=$(RECORDS)/%): ASKS = --plans "$(AT_SIX_PERCENT)"
 $(OF_SENTKV:%=$(RECORDS)/%): ASKS = --plans "$(AGAINST_SENTKV)"
-$(RECORDS)/sentkv-ruler: ASKS = --plans "sentkv(budget=0.1)"
+$(RECORDS)/sentkv-ruler $(RECORDS)/sentkv-ruler-0: ASKS = --plans "sentkv(budget=0.1)"
 
 records: setup peers  ## the records that the tables are made from; real text needs DATA=folder
 	$(if $(DATA),,@echo "suites of real text are left out: give DATA=FOLDER that holds fairytaleqa.val.jsonl.xz and others")
