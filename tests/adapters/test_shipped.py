@@ -40,3 +40,11 @@ def test_a_plan_that_needs_an_adapter_runs_on_the_real_model_at_once(smollm2, pl
         wanted = model(input_ids=ids[:, -1:], past_key_values=stock.past_key_values).logits[0, -1]
     assert found.argmax() == wanted.argmax()
     assert not torch.equal(found, wanted), "nothing was folded"
+
+
+@needs_weights
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_rotation_of_the_real_model_is_known_in_every_precision(dtype):
+    model, _ = kvfold.load("smollm2", dtype=dtype)
+    assert kvfold.cache(model, "sonic(keep=0.3)").adapter is not None
+    assert kvfold.cache(model, "snapkv(tokens=64)", positions="compact").positions == "compact"
