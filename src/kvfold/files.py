@@ -41,14 +41,23 @@ def draft_of(path: Path) -> Iterator[Path]:
     name = path.name.encode(errors="ignore")[:_LONGEST_NAME].decode(errors="ignore")
     prefix = f".{name}.kvfold-{os.getpid()}-"
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=".part"))
+    try:
+        with locked(folder, _MARK):
+            yield folder / _DRAFT
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, mark: str) -> Iterator[None]:
+    """Hold a lock on a folder of ours, and put a mark into it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a folder on a network may know no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        (folder / _MARK).touch()
-        yield folder / _DRAFT
+        (folder / mark).touch()
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
 
 
@@ -123,19 +132,25 @@ def refuse_special(path: Path, what: str) -> None:
         raise FileError(f"{path} was to be read; it is a pipe or a device, no regular file; give the path of {what}")
 
 
-def _is_left(path: Path) -> bool:
-    """Tell whether a draft's folder is this user's, locked by nobody, and holds nothing but what we put there."""
+def names_of_unlocked(path: Path) -> set[str] | None:
+    """List what lies in a folder of this user that nobody has locked; None for any other."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        names = set(os.listdir(handle))
-        owner = os.fstat(handle).st_uid
+        return set(os.listdir(handle)) if os.fstat(handle).st_uid == os.geteuid() else None
     except OSError:
-        return False
+        return None
     finally:
         os.close(handle)
+
+
+def _is_left(path: Path) -> bool:
+    """Tell whether a draft's folder is this user's, locked by nobody, and holds nothing but what we put there."""
+    names = names_of_unlocked(path)
+    if names is None:
+        return False
     others = {name for name in names - {_MARK, _DRAFT} if not name.startswith(_TEMPORARY)}
-    return owner == os.geteuid() and not others and (not names or _MARK in names)
+    return not others and (not names or _MARK in names)

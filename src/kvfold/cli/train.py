@@ -205,7 +205,6 @@ def _line_to_stderr(line: str) -> None:
 
 def _refuse_training_only(given: Mapping[str, object]) -> None:
     """Refuse what only a training can do where nothing is trained."""
-
     asked = [name for name, value in given.items() if value]
     if asked:
         raise DataError(
@@ -233,7 +232,6 @@ def _weights(text: str, kind: type) -> dict[str, float]:
 
 
 def _refuse_no_length(minutes: float | None, tokens: int | None) -> None:
-
     if (minutes is None) == (tokens is None):
         raise DataError("a run was asked with no length, or with two; it needs one; give --minutes or --tokens")
 

@@ -102,8 +102,9 @@ class SpreadWindow(QueryWindow):
                 left = [left[i] for i in _spaced([positions[at] for at in left], every)]
                 due = [column for column in due if (start + column) % every == 0]
             distances.append(every)
-            stay.append([at in left for at in range(len(positions))])
-            taken.append([column in due for column in range(new)])
+            staying, taking = set(left), set(due)
+            stay.append([at in staying for at in range(len(positions))])
+            taken.append([column in taking for column in range(new)])
         thinned = self._where(torch.tensor(stay, dtype=torch.bool, device=self.positions.device))
         assert isinstance(thinned, SpreadWindow)
         valid = torch.tensor(taken, dtype=torch.bool, device=self.positions.device)

@@ -5,7 +5,6 @@ one; a folder that is locked, another user's, or without the mark is never touch
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvfold.files import is_running
+from kvfold.files import is_running, locked, names_of_unlocked
 
 _PREFIX = "kvfold-serve-"
 _NAMES = re.compile(rf"{_PREFIX}(\d{{1,9}})-[a-z0-9_]{{8}}")
@@ -26,14 +25,8 @@ def private_folder() -> Iterator[Path]:
     remove_left_behind()
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as name:
         folder = Path(name)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # a folder on a network may know no locks
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (folder / _MARK).touch()
+        with locked(folder, _MARK):
             yield folder
-        finally:
-            os.close(handle)
 
 
 def remove_left_behind() -> None:
@@ -41,20 +34,5 @@ def remove_left_behind() -> None:
     with contextlib.suppress(OSError):  # another's folder of temporary files: making ours says what is wrong
         for path in list(Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")):
             found = _NAMES.fullmatch(path.name)
-            if found and not is_running(int(found[1])) and _is_left(path):
+            if found and not is_running(int(found[1])) and _MARK in (names_of_unlocked(path) or ()):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_left(path: Path) -> bool:
-    """Tell whether a folder is this user's, has our mark, and is locked by nobody."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(handle).st_uid == os.geteuid() and _MARK in os.listdir(handle)
-    except OSError:
-        return False
-    finally:
-        os.close(handle)

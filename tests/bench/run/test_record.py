@@ -4,6 +4,7 @@ import json
 import made
 import pytest
 
+from kvfold.bench import suites
 from kvfold.bench.run import record
 from kvfold.errors import FileError
 
@@ -88,3 +89,7 @@ def test_a_metric_is_a_key_of_its_own_and_comes_back():
 def test_a_metric_does_not_hide_a_key():
     with pytest.raises(AssertionError):
         made.record(metrics={"score": 0.25}).line()
+
+
+def test_the_suites_whose_records_are_apart_by_device_are_those_that_measure_time():
+    assert {name for name in suites.names() if suites.find(name).is_timed} == set(record.TIMED)
